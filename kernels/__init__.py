@@ -1,0 +1,1 @@
+"""GPU block packing. Imported as ``lmkv_ray.kernels``; the kernels themselves are still to come."""

@@ -1,0 +1,178 @@
+"""What engines, shards and the directory say to each other.
+
+Messages are msgspec structs, sent as msgpack bytes (never pickled). One engine talks to one shard,
+the one of its node; shards talk to the directory and to each other. Times on one node are
+``time.monotonic()`` seconds (one clock for all processes of a host, untouched by clock jumps); times
+that cross nodes are durations.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import TypeVar
+
+import msgspec
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """Base of all messages."""
+
+
+class MissReason(enum.StrEnum):
+    """Why tokens of a prompt were computed and not loaded. Every missed token has one."""
+
+    NEVER_STORED = "never_stored"
+    """No shard that was asked has ever held the chunk (as far as it remembers)."""
+    EVICTED = "evicted"
+    """The chunk was stored on this node and made room for others."""
+    CLEARED = "cleared"
+    """The chunk was removed by a user's clear or reset."""
+    SAVE_DROPPED = "save_dropped"
+    """This engine computed the chunk before, but could not save it (no free slot or time)."""
+    STAGE_TIMEOUT = "stage_timeout"
+    """Another node may hold the chunk, but it did not arrive before the deadline."""
+    FETCH_FAILED = "fetch_failed"
+    """Another node was said to hold the chunk, but could not deliver it intact."""
+    LOAD_FAILED = "load_failed"
+    """The chunk was replaced while it was copied, or the copy failed."""
+    DETACHED = "detached"
+    """The engine is not attached to a shard (starting, or the shard is down)."""
+    TAIL = "tail"
+    """The prompt's end, shorter than one chunk: never stored by design."""
+
+
+class Owner(Message):
+    """The process that may write into reserved slots. Reservations end with it."""
+
+    pid: int
+    start: int
+    """Start time of the process in clock ticks since boot, so that a reused pid is another owner."""
+
+
+class Grant(Message):
+    """Free slots an engine may fill until ``deadline``."""
+
+    slots: list[int]
+    deadline: float
+    """``time.monotonic()`` seconds; after it the engine must not begin to write."""
+
+
+class Hello(Message):
+    """Engine to shard: attach. Sent again, with the same engine_id, whenever the shard restarted."""
+
+    engine_id: str
+    owner: Owner
+    space: int
+    """The first 8 bytes of the namespace digest (little endian)."""
+    model: str
+    """What people call the model; for status pages only."""
+    slot_bytes: int
+    """Bytes of one chunk."""
+    held: list[int]
+    """Slots granted by the shard's predecessor that this engine still holds."""
+
+
+class Welcome(Message):
+    """Shard to engine: the answer to ``Hello``."""
+
+    arena_path: str
+    arena_id: int
+    """Changes when the arena is a new one (its predecessor's bytes are gone)."""
+    node_id: str
+    grant: Grant
+    """New slots, and those of ``held`` that the shard still recognises."""
+    peers: int
+    """How many other nodes hold chunks: zero means that staging is pointless."""
+
+
+class Commit(Message):
+    """A filled slot, to be made visible under ``key``."""
+
+    slot: int
+    key: bytes
+    nbytes: int
+
+
+class Exchange(Message):
+    """Engine to shard, a few times a second and when slots run low: everything that piled up."""
+
+    engine_id: str
+    commits: list[Commit] = []
+    released: list[int] = []
+    """Granted slots given back unwritten (or written too late)."""
+    touched: bytes = b""
+    """Keys that were hit, deepest chunk of a prompt first, 16 bytes each."""
+    want: int = 0
+    """Free slots the engine would like to be granted now."""
+
+
+class ExchangeReply(Message):
+    """Shard to engine: the answer to ``Exchange``."""
+
+    known: bool = True
+    """False: the shard restarted or gave the engine up; say ``Hello`` again."""
+    grant: Grant | None = None
+    refused: list[int] = []
+    """Committed slots that were not accepted (grant expired); they belong to the shard again."""
+    peers: int = 0
+
+
+class Stage(Message):
+    """Engine to shard: bring these chunks into the arena from wherever they are."""
+
+    engine_id: str
+    keys: bytes
+    """A run of chunks of one prompt, first chunk first."""
+    slot_bytes: int
+    within: float
+    """Seconds after which the engine will not care any more."""
+
+
+class StageReply(Message):
+    """Shard to engine, when a ``Stage`` is over: how far the run now reaches, and why no further."""
+
+    ready: int
+    """Leading keys of the request that are now in the arena."""
+    reason: MissReason | None
+    """Why the first key that is not ready is not; None if all are."""
+
+
+class Delta(Message):
+    """Shard to directory: what changed in a shard since the last delta.
+
+    Deltas of one (node, epoch) are numbered without gaps; on a gap or a new epoch the directory
+    answers ``resync`` and the shard sends its whole content as a delta with ``snapshot`` set.
+    """
+
+    node_id: str
+    epoch: int
+    """One per life of the shard process; larger for a later life."""
+    seq: int
+    added: bytes
+    removed: bytes
+    snapshot: bool = False
+
+
+class DeltaReply(Message):
+    """Directory to shard."""
+
+    resync: bool
+    peers: int
+    """Other nodes that hold at least one chunk."""
+
+
+M = TypeVar("M", bound=Message)
+
+
+def encode(message: Message) -> bytes:
+    """The message as msgpack bytes."""
+    return msgspec.msgpack.encode(message)
+
+
+def decode(data: bytes, kind: type[M]) -> M:
+    """A message from its bytes.
+
+    Raises:
+        msgspec.ValidationError: the bytes are not a ``kind``.
+    """
+    return msgspec.msgpack.decode(data, type=kind)
