@@ -1,0 +1,162 @@
+"""Settings: one typed field each, with a default, a unit and a sentence.
+
+Sources, weakest first: the defaults below, a YAML file named by ``LMKV_CONFIG_FILE``, environment
+variables ``LMKV_<FIELD>``, and what is passed in code (the connector passes vLLM's
+``kv_connector_extra_config``). Nothing needs to be set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import ByteSize, Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from lmkv_ray.errors import ConfigError
+
+CONFIG_FILE_VARIABLE = "LMKV_CONFIG_FILE"
+
+
+class Settings(BaseSettings):
+    """Everything that can be configured. Construct with :func:`load_settings`."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="LMKV_", extra="forbid", frozen=True, validate_default=True
+    )
+
+    capacity: ByteSize | None = Field(
+        None,
+        ge=4 << 20,
+        description="Memory of one node's arena, for instance 64GiB. "
+        "Default: a fifth of the machine's memory, at most half of what arena_dir has free.",
+    )
+    arena_dir: Path = Field(
+        Path("/dev/shm"),
+        description="A directory on a memory file system (tmpfs or hugetlbfs) for the arena.",
+    )
+    chunk_tokens: int | None = Field(
+        None,
+        gt=0,
+        description="Tokens in one chunk; rounded up to whole engine blocks. Default: 256 on "
+        "accelerators; one block on CPUs, where recomputing a tail costs more than moving it.",
+    )
+    salt: str = Field(
+        "", description="Engines with different salts never share a chunk (tenant isolation)."
+    )
+    save_generated: bool = Field(
+        True, description="Save the KV of generated tokens too: the next turn contains them."
+    )
+    copy_threads: int = Field(
+        1, ge=1, le=16, description="Threads with which one worker copies chunks on a CPU."
+    )
+    max_inflight_saves: int = Field(
+        256,
+        ge=1,
+        description="Chunks one engine may be saving at a time; past it, saves are dropped.",
+    )
+    grant_slots: int = Field(
+        256,
+        ge=1,
+        description="Free slots an engine asks for ahead of need; bounded by its share of the arena.",
+    )
+    grant_seconds: float = Field(
+        30.0, gt=0, description="Seconds in which a granted slot must be filled."
+    )
+    stage_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="Seconds a request waits at most for chunks from other nodes; 0 never waits.",
+    )
+    stage_min_tokens: int = Field(
+        512,
+        ge=0,
+        description="Missing tokens below which other nodes are not asked: computing is quicker.",
+    )
+    exchange_seconds: float = Field(
+        0.1, gt=0, description="Seconds between an engine's batched messages to its shard."
+    )
+    eviction_policy: Literal["lru"] = Field(
+        "lru", description="Which chunks make room when the arena is full."
+    )
+    transport: Literal["auto", "shared_memory", "object_store"] = Field(
+        "auto", description="How chunks move between nodes; auto takes the fastest that works."
+    )
+    directory_capacity: int = Field(
+        1 << 20, ge=1024, description="Chunks the directory remembers; the oldest make room."
+    )
+    reconcile_seconds: float = Field(
+        2.0, gt=0, description="Seconds between checks that every live node has a shard."
+    )
+    ray_address: str | None = Field(
+        None,
+        description="The Ray cluster to use. Default: the initialised one, else RAY_ADDRESS, "
+        "else a running local cluster, else a new local one.",
+    )
+    ray_namespace: str = Field(
+        "lmkv", min_length=1, description="Ray namespace of the actors; one cache per namespace."
+    )
+    connect_seconds: float = Field(
+        60.0, gt=0, description="Seconds to wait for the cache's actors to start."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Order the sources, strongest first."""
+        path = os.environ.get(CONFIG_FILE_VARIABLE)
+        files = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
+        return init_settings, env_settings, *files
+
+
+def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings of this process, with ``overrides`` on top.
+
+    Raises:
+        ConfigError: a value is wrong, a name in ``overrides``, the file or the environment is not
+            a setting, or the file cannot be read; the message lists every problem at once.
+    """
+    path = os.environ.get(CONFIG_FILE_VARIABLE)
+    if path and not Path(path).is_file():
+        raise ConfigError(
+            f"{CONFIG_FILE_VARIABLE} names {path}, which is not a file.",
+            next_step="Correct the path or unset the variable.",
+        )
+    _refuse_unknown_variables()
+    try:
+        return Settings(**(overrides or {}))
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})"
+            for e in error.errors()
+        )
+        raise ConfigError(
+            f"Wrong settings: {problems}.", next_step="Run 'lmkv config' for all settings."
+        ) from error
+    except ValueError as error:  # unreadable YAML
+        raise ConfigError(
+            f"Wrong settings: {error}.", next_step="Run 'lmkv config' for all settings."
+        ) from error
+
+
+def _refuse_unknown_variables() -> None:
+    known = {f"LMKV_{name.upper()}" for name in Settings.model_fields} | {CONFIG_FILE_VARIABLE}
+    unknown = sorted(n for n in os.environ if n.startswith("LMKV_") and n not in known)
+    if unknown:
+        raise ConfigError(
+            f"Unknown environment variables: {', '.join(unknown)}.",
+            next_step="Run 'lmkv config' for all settings.",
+        )
