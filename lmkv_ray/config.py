@@ -65,7 +65,7 @@ class Settings(BaseSettings):
     grant_slots: int = Field(
         256,
         ge=1,
-        description="Free slots an engine asks for ahead of need; bounded by its share of the arena.",
+        description="Free slots an engine asks for ahead of need, within its share of the arena.",
     )
     grant_seconds: float = Field(
         30.0, gt=0, description="Seconds in which a granted slot must be filled."

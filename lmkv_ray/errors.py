@@ -30,7 +30,7 @@ class ConfigError(LmkvError):
 
 
 class UnsupportedError(LmkvError):
-    """This model, KV-cache layout, vLLM version or machine is not supported."""
+    """A model, KV-cache layout, vLLM version or machine that is not supported."""
 
 
 class ArenaError(LmkvError):

@@ -2,9 +2,9 @@
 
 vLLM gives a connector one strided view per layer, dimension 0 being blocks. Whatever the
 KVCacheLayout (LBHNC, LBNHC, LHBNC, BLHNC, ...), the bytes of one block are some number of
-contiguous *runs*, each repeated at a fixed stride from block to block. ``derive_layout`` finds these
-runs from shapes and strides alone and merges neighbours, so a layout with all layers of a block side
-by side ends up as one run, and one with a page per layer as one run per layer.
+contiguous *runs*, each repeated at a fixed stride from block to block. ``derive_layout`` finds
+these runs from shapes and strides alone and merges neighbours, so a layout with all layers of a
+block side by side ends up as one run, and one with a page per layer as one run per layer.
 
 A chunk is *run-major*: for each run, the bytes of the chunk's blocks one after the other. Copying a
 chunk is then one strided two-dimensional copy per run, whatever the engine.
@@ -116,41 +116,27 @@ def _runs_of(view: PageView, num_blocks: int) -> list[Run]:
     if num_blocks <= 0 or rows % num_blocks or not inner or 0 in view.shape:
         raise _unknown(view, f"its first dimension is no multiple of {num_blocks} blocks")
     split = rows // num_blocks  # the attention kernel's blocks in one of the engine's
-    sizes = [split, *inner]
-    strides = list(view.strides)
-    block_stride = strides[0] * split
-    # Innermost first, grow one contiguous piece as far as the strides allow.
-    order = sorted(range(len(sizes)), key=lambda d: (strides[d], sizes[d]))
-    contiguous, outer = view.itemsize, []
-    for d in order:
-        if sizes[d] == 1:
+    block_stride = view.strides[0] * split
+    dims = [(stride, size) for stride, size in zip(view.strides[1:], inner, strict=True)]
+    dims = [(stride, size) for stride, size in [(view.strides[0], split), *dims] if size > 1]
+    # From the innermost dimension outwards: grow one contiguous piece as far as the strides allow.
+    contiguous = span = view.itemsize
+    outer: list[tuple[int, int]] = []
+    for stride, size in sorted([*dims, (block_stride, num_blocks)]):
+        if stride < span and size > 1:
+            raise _unknown(view, "its blocks overlap")
+        span += stride * (size - 1)
+        if (stride, size) == (block_stride, num_blocks):
             continue
-        if strides[d] == contiguous and not outer:
-            contiguous *= sizes[d]
+        if stride == contiguous and not outer:
+            contiguous *= size
         else:
-            outer.append(d)
-    span = contiguous + sum((sizes[d] - 1) * strides[d] for d in outer)
-    covered = block_stride * (num_blocks - 1)
-    if any(strides[d] < contiguous for d in outer) or (
-        num_blocks > 1 and span > block_stride and not _interleaved(sizes, strides, outer, covered)
-    ):
-        raise _unknown(view, "its blocks overlap")
-    outer.sort(key=lambda d: -strides[d])
-    return [
-        Run(
-            view.offset + sum(i * strides[d] for i, d in zip(index, outer, strict=True)),
-            block_stride,
-            contiguous,
-        )
-        for index in product(*(range(sizes[d]) for d in outer))
-    ]
-
-
-def _interleaved(
-    sizes: Sequence[int], strides: Sequence[int], outer: Sequence[int], covered: int
-) -> bool:
-    """Whether blocks lie inside the outer dimensions (a head-major layout: LHBNC)."""
-    return all(strides[d] > covered or sizes[d] == 1 for d in outer)
+            outer.insert(0, (stride, size))
+    starts = (
+        sum(i * stride for i, (stride, _) in zip(index, outer, strict=True))
+        for index in product(*(range(size) for _, size in outer))
+    )
+    return [Run(view.offset + start, block_stride, contiguous) for start in starts]
 
 
 def _unknown(view: PageView, why: str) -> UnsupportedError:

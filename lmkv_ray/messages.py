@@ -2,8 +2,8 @@
 
 Messages are msgspec structs, sent as msgpack bytes (never pickled). One engine talks to one shard,
 the one of its node; shards talk to the directory and to each other. Times on one node are
-``time.monotonic()`` seconds (one clock for all processes of a host, untouched by clock jumps); times
-that cross nodes are durations.
+``time.monotonic()`` seconds (one clock for all processes of a host, untouched by clock jumps);
+times that cross nodes are durations.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ class MissReason(enum.StrEnum):
     """The prompt's end, shorter than one chunk: never stored by design."""
 
 
-class Owner(Message):
+class Owner(Message, frozen=True, kw_only=True, array_like=True):
     """The process that may write into reserved slots. Reservations end with it."""
 
     pid: int
     start: int
-    """Start time of the process in clock ticks since boot, so that a reused pid is another owner."""
+    """Start time in clock ticks since boot, so that a reused pid is another owner."""
 
 
-class Grant(Message):
+class Grant(Message, frozen=True, kw_only=True, array_like=True):
     """Free slots an engine may fill until ``deadline``."""
 
     slots: list[int]
@@ -57,8 +57,8 @@ class Grant(Message):
     """``time.monotonic()`` seconds; after it the engine must not begin to write."""
 
 
-class Hello(Message):
-    """Engine to shard: attach. Sent again, with the same engine_id, whenever the shard restarted."""
+class Hello(Message, frozen=True, kw_only=True, array_like=True):
+    """Engine to shard: attach. Sent again, with the same id, whenever the shard restarted."""
 
     engine_id: str
     owner: Owner
@@ -72,7 +72,7 @@ class Hello(Message):
     """Slots granted by the shard's predecessor that this engine still holds."""
 
 
-class Welcome(Message):
+class Welcome(Message, frozen=True, kw_only=True, array_like=True):
     """Shard to engine: the answer to ``Hello``."""
 
     arena_path: str
@@ -85,7 +85,7 @@ class Welcome(Message):
     """How many other nodes hold chunks: zero means that staging is pointless."""
 
 
-class Commit(Message):
+class Commit(Message, frozen=True, kw_only=True, array_like=True):
     """A filled slot, to be made visible under ``key``."""
 
     slot: int
@@ -93,7 +93,7 @@ class Commit(Message):
     nbytes: int
 
 
-class Exchange(Message):
+class Exchange(Message, frozen=True, kw_only=True, array_like=True):
     """Engine to shard, a few times a second and when slots run low: everything that piled up."""
 
     engine_id: str
@@ -106,7 +106,7 @@ class Exchange(Message):
     """Free slots the engine would like to be granted now."""
 
 
-class ExchangeReply(Message):
+class ExchangeReply(Message, frozen=True, kw_only=True, array_like=True):
     """Shard to engine: the answer to ``Exchange``."""
 
     known: bool = True
@@ -117,7 +117,7 @@ class ExchangeReply(Message):
     peers: int = 0
 
 
-class Stage(Message):
+class Stage(Message, frozen=True, kw_only=True, array_like=True):
     """Engine to shard: bring these chunks into the arena from wherever they are."""
 
     engine_id: str
@@ -128,8 +128,8 @@ class Stage(Message):
     """Seconds after which the engine will not care any more."""
 
 
-class StageReply(Message):
-    """Shard to engine, when a ``Stage`` is over: how far the run now reaches, and why no further."""
+class StageReply(Message, frozen=True, kw_only=True, array_like=True):
+    """Shard to engine, when a ``Stage`` is over: how far it came, and why no further."""
 
     ready: int
     """Leading keys of the request that are now in the arena."""
@@ -137,7 +137,7 @@ class StageReply(Message):
     """Why the first key that is not ready is not; None if all are."""
 
 
-class Delta(Message):
+class Delta(Message, frozen=True, kw_only=True, array_like=True):
     """Shard to directory: what changed in a shard since the last delta.
 
     Deltas of one (node, epoch) are numbered without gaps; on a gap or a new epoch the directory
@@ -153,7 +153,7 @@ class Delta(Message):
     snapshot: bool = False
 
 
-class DeltaReply(Message):
+class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):
     """Directory to shard."""
 
     resync: bool
