@@ -1,0 +1,227 @@
+"""The arena as engines and peers see it: lock-free lookups and validated copies.
+
+A reader looks keys up, copies bytes out, and then asks ``unchanged``. The shard makes a slot's
+generation odd *before* anybody may overwrite the slot, so a copy whose generation is still the one
+of the lookup is intact; any other copy is thrown away. There is nothing to lock, or to leak.
+
+On x86 loads are not reordered with loads, nor stores with stores, so the order in the program is
+the order that others see. On ARM it is the message that grants a slot to its next owner, between
+the generation and the overwrite, that orders the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables
+from lmkv_ray.arena.segment import Segment, populate
+from lmkv_ray.errors import ArenaError
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.messages import MissReason
+
+_POPULATE_STEP = 64 << 20
+
+
+@dataclass(frozen=True)
+class Hits:
+    """What a lookup found, one element a key.
+
+    The bytes of hit ``i`` are ``reader.data[offsets[i] : offsets[i] + nbytes[i]]``. They may be
+    touched for ever, and are worth something if ``unchanged(slots, generations)`` after the copy.
+    """
+
+    slots: npt.NDArray[np.int64]
+    """-1 where the key is missing; the other fields are 0 there."""
+    generations: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.int64]
+    nbytes: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.slots)
+
+    @property
+    def found(self) -> npt.NDArray[np.bool_]:
+        """bool[n]: which keys were found."""
+        return self.slots >= 0
+
+    @property
+    def run(self) -> int:
+        """How many of the first keys were found without a gap."""
+        missing = np.flatnonzero(self.slots < 0)
+        return int(missing[0]) if len(missing) else len(self.slots)
+
+
+class ArenaReader:
+    """An attached arena. Metadata is mapped read-only, so that no bug of a reader can damage it.
+
+    Attributes:
+        header: identity and geometry.
+        data: uint8, the data area, writable: engines fill the slots they were granted.
+    """
+
+    def __init__(self, segment: Segment, header: Header) -> None:
+        self.header = header
+        geometry = self.geometry = header.geometry
+        self._segment = segment
+        metadata = segment.map(writable=False, nbytes=geometry.data_offset)
+        self.data = segment.map(writable=True, offset=geometry.data_offset)
+        self._tables = tables = Tables(metadata, geometry)
+        self._slot_bytes = tables.slot_bytes
+        # Columns as strided views: gathering from them is faster than from whole rows.
+        self._keys = tables.slots["key"]
+        self._generations = tables.slots["generation"]
+        self._nbytes = tables.slots["nbytes"]
+        self._checksums = tables.slots["checksum"]
+
+    @classmethod
+    def attach(cls, path: str, arena_id: int | None = None) -> ArenaReader:
+        """Map the arena at ``path`` (what ``Welcome.arena_path`` or ``ArenaWriter.path`` says).
+
+        Args:
+            path: ``/proc/<pid>/fd/<n>`` of a process that holds it.
+            arena_id: the arena that is expected; None: any.
+
+        Raises:
+            ArenaError: it cannot be opened, is not sound, or is another arena.
+        """
+        segment = Segment.open(path)
+        try:
+            header = read_header(segment)
+            if arena_id not in (None, header.arena_id):
+                raise ArenaError(
+                    f"{path} is another arena than the one expected.",
+                    next_step="ask the shard for its arena again; it was restarted.",
+                )
+            return cls(segment, header)
+        except BaseException:
+            segment.close()
+            raise
+
+    def lookup(self, keys: KeyArray) -> Hits:
+        """Find keys (n, 2): no RPC, no lock, no system call."""
+        geometry = self.geometry
+        slots = self._tables.index.lookup(keys)
+        known = (slots >= 0) & (slots < geometry.slots)
+        rows = slots * known
+        extents = rows // geometry.slots_per_extent
+        places = rows - extents * geometry.slots_per_extent
+        size = self._slot_bytes[extents]
+        # A slot that its extent does not have (not assigned, or cut anew) has no row that may be
+        # touched; row 0 always may.
+        known &= (size > 0) & ((places + 1) * size <= geometry.extent_bytes)
+        rows *= known
+        # The generation before all that it vouches for.
+        generations = self._generations[rows]
+        known &= is_readable(generations)
+        same = self._keys[rows] == keys
+        known &= same[:, 0] & same[:, 1]
+        nbytes = self._nbytes[rows]
+        known &= nbytes <= size
+        return Hits(
+            slots=np.where(known, slots, -1),
+            generations=generations * known,
+            offsets=(extents * geometry.extent_bytes + places * size) * known,
+            nbytes=nbytes * known,
+        )
+
+    def unchanged(
+        self, slots: npt.NDArray[np.int64], generations: npt.NDArray[np.uint64]
+    ) -> npt.NDArray[np.bool_]:
+        """bool[n]: what was copied from these slots since their lookup is intact.
+
+        Only for slots that were found; ask when the copy is complete (for a GPU: its event).
+        """
+        same: npt.NDArray[np.bool_] = self._generations[slots] == generations
+        return same
+
+    def offsets(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Where the bytes of slots begin in ``data``, int64[n]: for slots that were granted.
+
+        Raises:
+            ArenaError: there is no such slot.
+        """
+        slots = np.asarray(slots, np.int64)
+        if len(slots) and not (slots.min() >= 0 and slots.max() < self.geometry.slots):
+            raise _no_such_slot(slots)
+        extents, places = np.divmod(slots, self.geometry.slots_per_extent)
+        size = self._slot_bytes[extents]
+        if not ((size > 0) & ((places + 1) * size <= self.geometry.extent_bytes)).all():
+            raise _no_such_slot(slots)
+        offsets: npt.NDArray[np.int64] = extents * self.geometry.extent_bytes + places * size
+        return offsets
+
+    def payload(self, slot: int, nbytes: int) -> npt.NDArray[np.uint8]:
+        """Writable view of the first bytes of a slot."""
+        offset = int(self.offsets(np.array([slot]))[0])
+        return self.data[offset : offset + nbytes]
+
+    def checksums(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
+        """xxh3_64 of slots that were found, 0 where it was not computed; uint64[n]."""
+        checksums: npt.NDArray[np.uint64] = self._checksums[slots]
+        return checksums
+
+    def reasons(self, keys: KeyArray) -> list[MissReason]:
+        """Why missed keys are not here: ``EVICTED``, ``CLEARED`` or ``NEVER_STORED``."""
+        return self._tables.ghosts.reasons(keys)
+
+    def assigned(self) -> list[tuple[int, int]]:
+        """Parts (offset, nbytes) of ``data`` that have memory; neighbours are joined."""
+        return join_extents(self._slot_bytes, self.geometry.extent_bytes)
+
+    def populate(self) -> Iterator[int]:
+        """Fault in all assigned memory, 64 MiB a step, so that the first copies need not.
+
+        Best run in a thread, beside other work (the GIL is released).
+
+        Yields:
+            bytes done by a step.
+        """
+        for offset, nbytes in self.assigned():
+            for start in range(offset, offset + nbytes, _POPULATE_STEP):
+                part = self.data[start : min(start + _POPULATE_STEP, offset + nbytes)]
+                populate(part, writable=True)
+                yield part.nbytes
+
+    def close(self) -> None:
+        """Detach. Views of ``data`` stay valid; the memory goes with the last of them."""
+        self._segment.close()
+
+
+def is_readable(generations: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which generations allow reading: even, and used at all."""
+    readable: npt.NDArray[np.bool_] = (generations > 0) & (generations & np.uint64(1) == 0)
+    return readable
+
+
+def read_header(segment: Segment) -> Header:
+    """The header of a segment.
+
+    Raises:
+        ArenaError: it is not a sound arena of this version.
+    """
+    if segment.nbytes < HEADER_BYTES:
+        raise ArenaError(
+            f"{segment.path} is too small to be an arena.",
+            next_step="ask the shard for its arena again; it was restarted.",
+        )
+    return Header.read(
+        segment.map(writable=False, nbytes=HEADER_BYTES), segment.path, segment.nbytes
+    )
+
+
+def join_extents(slot_bytes: npt.NDArray[np.int64], extent_bytes: int) -> list[tuple[int, int]]:
+    """Ranges (offset, nbytes) of the extents that are assigned; neighbours are one range."""
+    assigned = np.concatenate([[0], slot_bytes > 0, [0]])
+    edges = np.flatnonzero(np.diff(assigned)).reshape(-1, 2)
+    return [(int(a) * extent_bytes, int(b - a) * extent_bytes) for a, b in edges]
+
+
+def _no_such_slot(slots: npt.NDArray[np.int64]) -> ArenaError:
+    return ArenaError(
+        f"The arena has not all of the slots {slots.tolist()[:8]} ...",
+        next_step="report this: a slot was used that the shard never granted.",
+    )

@@ -1,0 +1,350 @@
+"""The arena as its shard sees it: the only writer of everything but payloads.
+
+A slot goes round: free -> reserved (an owner may write its bytes) -> ready (every process may read
+them) -> free. Each step stores in an order that is safe to be watched, and to be killed at:
+
+    reserve    generation odd; owner; state reserved
+    publish    key, bytes, space; state ready; generation even; index
+    retire     index; generation odd; ghost; state free
+
+The slot table is the truth and the index follows from it, so a successor (``adopt``) rebuilds the
+index and takes a slot for ready only if both its state and its generation say so.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.arena.format import HEADER_BYTES, PAGE, SLOT, Geometry, Header, SlotState, Tables
+from lmkv_ray.arena.owners import this_process
+from lmkv_ray.arena.reader import is_readable, read_header
+from lmkv_ray.arena.segment import DEFAULT_DIRECTORY, Segment
+from lmkv_ray.errors import ArenaError
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.messages import MissReason, Owner
+
+SlotArray = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a shard finds in the arena of its predecessor."""
+
+    slot_bytes: npt.NDArray[np.int64]
+    """int64[extents]; 0: not assigned."""
+    ready: SlotArray
+    """Slots that hold chunks, each key once."""
+    keys: KeyArray
+    nbytes: npt.NDArray[np.int64]
+    spaces: npt.NDArray[np.uint64]
+    reserved: dict[int, Owner]
+    """Slots that a process may still be writing into."""
+
+
+class ArenaWriter:
+    """A shard's own arena. Made by ``create``, ``adopt`` or ``find_and_adopt``.
+
+    Attributes:
+        header: identity and geometry.
+        epoch: 1 for the creator, one more for each process that adopted the arena.
+    """
+
+    def __init__(self, segment: Segment, header: Header) -> None:
+        self.header = header
+        self.geometry = header.geometry
+        self._segment = segment
+        metadata = segment.map(writable=True, nbytes=self.geometry.data_offset)
+        self._tables = Tables(metadata, self.geometry)
+        self._slots = self._tables.slots
+        self._data = segment.map(writable=True, offset=self.geometry.data_offset)
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        capacity: int,
+        *,
+        directory: Path = DEFAULT_DIRECTORY,
+        extent_bytes: int | None = None,
+    ) -> ArenaWriter:
+        """A new, empty arena that a successor will find by ``name`` (a node's id).
+
+        Raises:
+            ArenaError: the directory is unusable or too small, or the sizes make no arena.
+        """
+        geometry = Geometry.of(capacity, extent_bytes)
+        segment = Segment.create(directory, name, geometry.nbytes)
+        try:
+            _lock(segment)
+            segment.allocate(0, geometry.slots_offset + PAGE)
+            header = Header(secrets.randbits(63), time.time_ns(), geometry)
+            header.write(segment.map(writable=True, nbytes=HEADER_BYTES))
+            writer = cls(segment, header)
+            writer._sign()
+        except BaseException:
+            segment.close()
+            raise
+        return writer
+
+    @classmethod
+    def adopt(cls, path: str) -> ArenaWriter:
+        """Become the writer of an arena whose writer has died; its ready chunks are kept.
+
+        Raises:
+            ArenaError: it is not sound, of another version, or its writer lives.
+        """
+        segment = Segment.open(path)
+        try:
+            _lock(segment)
+            writer = cls(segment, read_header(segment))
+            writer._sign()
+            writer._repair()
+        except BaseException:
+            segment.close()
+            raise
+        return writer
+
+    @classmethod
+    def find_and_adopt(
+        cls, name: str, capacity: int | None = None, *, directory: Path = DEFAULT_DIRECTORY
+    ) -> ArenaWriter | None:
+        """Adopt the newest sound arena of this name that any process still maps.
+
+        Args:
+            name: as given to ``create``.
+            capacity: adopt only an arena of this capacity (the setting may have been changed).
+            directory: as given to ``create``.
+        """
+        candidates = []
+        for path in Segment.find(name, directory):
+            try:
+                segment = Segment.open(path)
+            except ArenaError:
+                continue
+            try:
+                header = read_header(segment)
+                if capacity in (None, header.geometry.capacity):
+                    candidates.append((header.created_ns, path))
+            except ArenaError:
+                pass
+            finally:
+                segment.close()
+        for _, path in sorted(candidates, reverse=True):
+            try:
+                return cls.adopt(path)
+            except ArenaError:
+                continue
+        return None
+
+    @property
+    def path(self) -> str:
+        """What others attach to, while this process lives."""
+        return self._segment.path
+
+    @property
+    def arena_id(self) -> int:
+        """Random number of this arena; the same after an adoption."""
+        return self.header.arena_id
+
+    @property
+    def epoch(self) -> int:
+        """1 for the creator, one more for each adoption."""
+        return int(self._tables.header["writer_epoch"][0])
+
+    def assign_extent(self, extent: int, slot_bytes: int) -> SlotArray:
+        """Cut an extent into slots of ``slot_bytes`` (see ``Geometry.slot_size``), all free.
+
+        The first time this allocates its memory, which takes some 60 ms for 256 MiB (without the
+        GIL: a thread may do it). Later it may be cut anew whenever all its slots are free.
+
+        Returns:
+            the extent's slots.
+
+        Raises:
+            ArenaError: /dev/shm is full (nothing has changed then), or a slot is in use.
+        """
+        geometry = self.geometry
+        if slot_bytes != geometry.slot_size(slot_bytes):
+            raise _bug(f"{slot_bytes} is not a slot size")
+        old = int(self._tables.slot_bytes[extent])
+        if old and self._slots["state"][geometry.slots_of(extent, old)].any():
+            raise _bug(f"extent {extent} is in use")
+        slots = geometry.slots_of(extent, slot_bytes)
+        rows = geometry.slots_offset + int(slots[0]) * SLOT.itemsize
+        self._segment.allocate(rows, len(slots) * SLOT.itemsize)
+        if not old:
+            start = geometry.data_offset + extent * geometry.extent_bytes
+            self._segment.allocate(start, geometry.extent_bytes)
+        self._tables.slot_bytes[extent] = slot_bytes
+        return slots
+
+    def reserve(self, slots: SlotArray, owner: Owner) -> None:
+        """Let a process write into free slots."""
+        slots = self._expect(slots, SlotState.FREE)
+        rows = self._slots
+        rows["generation"][slots] |= np.uint64(1)
+        rows["owner_pid"][slots] = owner.pid
+        rows["owner_start"][slots] = owner.start
+        rows["state"][slots] = SlotState.RESERVED
+
+    def publish(
+        self,
+        slots: SlotArray,
+        keys: KeyArray,
+        nbytes: npt.ArrayLike,
+        space: npt.ArrayLike,
+        checksums: npt.ArrayLike = 0,
+    ) -> None:
+        """Make reserved slots readable under their keys.
+
+        The keys should not be in the arena yet; of two slots with one key the later is found.
+
+        Args:
+            slots: int64[n].
+            keys: uint64[n, 2].
+            nbytes: size of each payload; one number or [n].
+            space: the first 8 bytes of the namespace; one number or [n].
+            checksums: ``format.checksum`` of each payload, where it is known already.
+        """
+        slots = self._expect(slots, SlotState.RESERVED)
+        rows = self._slots
+        rows["key"][slots] = keys
+        rows["nbytes"][slots] = nbytes
+        rows["space"][slots] = np.asarray(space, np.uint64)
+        rows["checksum"][slots] = np.asarray(checksums, np.uint64)
+        rows["owner_pid"][slots] = 0
+        rows["state"][slots] = SlotState.READY
+        rows["generation"][slots] += np.uint64(1)
+        self._tables.index.insert(keys, slots)
+
+    def retire(self, slots: SlotArray, reason: MissReason) -> None:
+        """Take ready slots from all readers; they are free then. Readers learn the reason."""
+        slots = self._expect(slots, SlotState.READY)
+        rows = self._slots
+        keys = rows["key"][slots]
+        mine = self._tables.index.lookup(keys) == slots
+        self._tables.index.remove(keys[mine])
+        rows["generation"][slots] += np.uint64(1)
+        self._tables.ghosts.remember(keys, reason)
+        rows["state"][slots] = SlotState.FREE
+
+    def free(self, slots: SlotArray) -> None:
+        """Take back reserved slots; their owner has given them up or is dead."""
+        slots = self._expect(slots, SlotState.RESERVED)
+        self._slots["owner_pid"][slots] = 0
+        self._slots["state"][slots] = SlotState.FREE
+
+    def set_checksum(self, slot: int, generation: int, checksum: int) -> None:
+        """Note the ``format.checksum`` of a payload, unless the slot has changed meanwhile."""
+        if self._slots["generation"][slot] == generation:
+            self._slots["checksum"][slot] = checksum
+
+    def payload(self, slot: int) -> npt.NDArray[np.uint8]:
+        """Writable view of all bytes of a slot."""
+        extent, place = divmod(slot, self.geometry.slots_per_extent)
+        size = int(self._tables.slot_bytes[extent])
+        start = extent * self.geometry.extent_bytes + place * size
+        return self._data[start : start + size]
+
+    def scan(self) -> Content:
+        """All that is in the arena; for a shard that has just adopted it."""
+        slots = self._existing()
+        states = self._slots["state"][slots]
+        ready = slots[states == SlotState.READY]
+        reserved = slots[states == SlotState.RESERVED]
+        rows = self._slots[ready]
+        pids, starts = self._slots["owner_pid"][reserved], self._slots["owner_start"][reserved]
+        owners = map(_owner, pids.tolist(), starts.tolist())
+        return Content(
+            slot_bytes=self._tables.slot_bytes.copy(),
+            ready=ready,
+            keys=np.ascontiguousarray(rows["key"]),
+            nbytes=rows["nbytes"].copy(),
+            spaces=rows["space"].copy(),
+            reserved=dict(zip(reserved.tolist(), owners, strict=True)),
+        )
+
+    def close(self) -> None:
+        """Stop being the writer. The memory goes with the last process that maps it."""
+        if self._segment.fd >= 0:
+            fcntl.flock(self._segment.fd, fcntl.LOCK_UN)
+            self._segment.close()
+
+    def _sign(self) -> None:
+        me = this_process()
+        self._tables.header["writer_pid"] = me.pid
+        self._tables.header["writer_start"] = me.start
+        self._tables.header["writer_epoch"] += np.uint64(1)
+
+    def _existing(self) -> SlotArray:
+        """Slots of all assigned extents."""
+        size = self._tables.slot_bytes
+        parts = [self.geometry.slots_of(int(e), int(size[e])) for e in np.flatnonzero(size)]
+        return np.concatenate([np.empty(0, np.int64), *parts])
+
+    def _repair(self) -> None:
+        """Finish or undo what the predecessor was doing when it died, and rebuild the index."""
+        slots = self._existing()
+        rows = self._slots[slots]
+        extents = slots // self.geometry.slots_per_extent
+        sound = (rows["state"] == SlotState.READY) & is_readable(rows["generation"])
+        sound &= rows["nbytes"] <= self._tables.slot_bytes[extents]
+        self._slots["generation"][slots[~sound]] |= np.uint64(1)
+        # A chunk that was being committed or retired is dropped: nobody writes into it any more.
+        free = slots[~sound & (rows["state"] != SlotState.RESERVED)]
+        self._slots["state"][free] = SlotState.FREE
+        index, ready = self._tables.index, slots[sound]
+        keys = np.ascontiguousarray(rows["key"][sound])
+        index.clear()
+        index.insert(keys, ready)
+        # Of two slots with one key the index knows one; nobody would ever evict the other.
+        twice = ready[index.lookup(keys) != ready]
+        self._slots["generation"][twice] += np.uint64(1)
+        self._slots["state"][twice] = SlotState.FREE
+
+    def _expect(self, slots: SlotArray, state: SlotState) -> SlotArray:
+        """The slots as an array.
+
+        Raises:
+            ArenaError: one of them is in another state, or none that the arena has.
+        """
+        slots = np.asarray(slots, np.int64)
+        if not len(slots):
+            return slots
+        if slots.min() < 0 or slots.max() >= self.geometry.slots:
+            raise _bug(f"slots {slots.tolist()[:8]} are not all in the arena")
+        extents, places = np.divmod(slots, self.geometry.slots_per_extent)
+        size = self._tables.slot_bytes[extents]
+        if not ((size > 0) & ((places + 1) * size <= self.geometry.extent_bytes)).all():
+            raise _bug(f"slots {slots.tolist()[:8]} are not all in assigned extents")
+        if (self._slots["state"][slots] != state).any():
+            raise _bug(f"slots {slots.tolist()[:8]} are not all {state.name.lower()}")
+        return slots
+
+
+def _owner(pid: int, start: int) -> Owner:
+    return Owner(pid=pid, start=start)
+
+
+def _bug(what: str) -> ArenaError:
+    return ArenaError(
+        f"The arena was used wrongly: {what}.", next_step="report this with the shard's log."
+    )
+
+
+def _lock(segment: Segment) -> None:
+    """Let the kernel see to it that there is one writer: the lock goes with its process."""
+    try:
+        fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ArenaError(
+            f"The arena {segment.path} has a living writer.",
+            next_step="wait until the shard that owns it has ended.",
+        ) from error
