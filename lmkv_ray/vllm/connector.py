@@ -1,0 +1,301 @@
+"""The class vLLM loads: it only distributes calls to the two halves.
+
+Interface: vLLM 0.29 to 0.33, ``KVConnectorBase_V1``. Loads are asynchronous, between steps; no
+per-layer hook does anything, so CUDA graphs stay whole.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Iterable
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+import torch
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorHandshakeMetadata,
+    KVConnectorMetadata,
+    KVConnectorRole,
+    KVConnectorWorkerMetadata,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
+
+from lmkv_ray.actors import connect
+from lmkv_ray.arena import this_process
+from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.errors import ConfigError
+from lmkv_ray.messages import Hello
+from lmkv_ray.vllm.link import ShardClient, ShardLink
+from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
+from lmkv_ray.vllm.namespace import chunk_blocks, derive_namespace
+from lmkv_ray.vllm.scheduler import ChunkShape, SchedulerHalf
+from lmkv_ray.vllm.stats import LmkvPromMetrics, LmkvStats
+from lmkv_ray.vllm.support import check_engine
+from lmkv_ray.vllm.worker import WorkerHalf
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.core.block_pool import BlockPool
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
+
+
+class LmkvConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """lmkv_ray as vLLM's KV connector.
+
+    Raises:
+        ConfigError: a wrong setting in ``kv_connector_extra_config`` or the environment.
+        UnsupportedError: this model, device or parallel shape is not supported.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config, role, kv_cache_config)
+        check_engine(vllm_config, kv_cache_config)
+        transfer = vllm_config.kv_transfer_config
+        if transfer.kv_role != "kv_both":
+            raise ConfigError(
+                f"kv_role is {transfer.kv_role}.", next_step="Set kv_role to kv_both: a cache."
+            )
+        # vLLM's default turns a failed load into a failed request; a cache must never do that.
+        transfer.kv_load_failure_policy = "recompute"
+        self._settings = load_settings(transfer.kv_connector_extra_config)
+        self._blocks = chunk_blocks(vllm_config, self._settings)
+        self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
+        self._scheduler: SchedulerHalf | None = None
+        self._link: ShardLink | None = None
+        self._pool: BlockPool | None = None
+        self._worker: WorkerHalf | None = None
+        if role is KVConnectorRole.WORKER:
+            self._worker = WorkerHalf(
+                vllm_config,
+                num_blocks=kv_cache_config.num_blocks,
+                blocks=self._blocks,
+                copy_threads=self._settings.copy_threads,
+            )
+
+    # -- both -----------------------------------------------------------------------------------
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """A cache: an output is good whether or not its KV was saved."""
+        return False
+
+    @classmethod
+    def requires_piecewise_for_cudagraph(cls, extra_config: dict[str, Any]) -> bool:
+        """No layer hook does anything."""
+        return False
+
+    def shutdown(self) -> None:
+        """End threads and mappings."""
+        if self._link is not None:
+            self._link.stop()
+        if self._worker is not None:
+            self._worker.shutdown()
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        """Counts of this half since the last call."""
+        half = self._scheduler if self._scheduler is not None else self._worker
+        if isinstance(half, SchedulerHalf):
+            return half.take_stats()
+        return half.stats() if half is not None else None
+
+    @classmethod
+    def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
+        """Counts from their wire form."""
+        return LmkvStats(data=data or {})
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> KVConnectorPromMetrics:
+        """Our counters on vLLM's Prometheus endpoint."""
+        return LmkvPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    # -- worker ---------------------------------------------------------------------------------
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """Learn the pages' layout and test it."""
+        self._the_worker.register(kv_caches)
+
+    def get_handshake_metadata(self) -> KVConnectorHandshakeMetadata | None:
+        """Tell the scheduler half the pages' layout."""
+        return self._worker.layout_report() if self._worker is not None else None
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        """Begin this step's loads."""
+        self._the_worker.begin_loads(self._step)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Nothing: loads end before their request runs."""
+
+    def save_kv_layer(
+        self, layer_name: str, kv_layer: torch.Tensor, attn_metadata: Any, **kwargs: Any
+    ) -> None:
+        """Nothing: chunks are saved after the step."""
+
+    def wait_for_save(self) -> None:
+        """Begin this step's saves."""
+        self._the_worker.begin_saves(self._step)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        """Requests whose load ended; saves are never reported here (see ``WorkerReport``)."""
+        return None, self._the_worker.finished_loads() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        """Blocks that must be recomputed."""
+        return self._the_worker.invalid_blocks()
+
+    def build_connector_worker_meta(self) -> KVConnectorWorkerMetadata | None:
+        """What ended in this step."""
+        return self._the_worker.report()
+
+    # -- scheduler ------------------------------------------------------------------------------
+
+    def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
+        """Keep vLLM's block pool, for pins."""
+        self._pool = gpu_block_pool
+
+    def set_xfer_handshake_metadata(
+        self, metadata: dict[int, KVConnectorHandshakeMetadata]
+    ) -> None:
+        """With the workers' layouts known, the namespace is: start."""
+        reports = [r for r in metadata.values() if isinstance(r, LayoutReport)]
+        assert reports, "workers report their layout at start"
+        namespace = derive_namespace(
+            self._vllm_config,
+            self._settings,
+            layout=" ".join(sorted({report.digest() for report in reports})),
+        )
+        digest = namespace.digest()
+        block_tokens = self._vllm_config.cache_config.block_size
+        shape = ChunkShape(
+            blocks=self._blocks,
+            tokens=self._blocks * block_tokens,
+            nbytes=sum(report.layout.chunk_bytes for report in reports),
+        )
+        hello = Hello(
+            engine_id=self._engine_id,
+            owner=this_process(),
+            space=int.from_bytes(digest[:8], "little"),
+            model=self._vllm_config.model_config.model,
+            slot_bytes=shape.nbytes,
+            held=[],
+        )
+        # Two steps' worth of chunks, so that a burst of prefill finds room.
+        burst = 2 * self._vllm_config.scheduler_config.max_num_batched_tokens // shape.tokens
+        self._link = ShardLink(
+            lambda: RayShardClient(self._settings),
+            hello,
+            want_slots=max(16, min(self._settings.grant_slots, burst)),
+            period=self._settings.exchange_seconds,
+        )
+        self._scheduler = SchedulerHalf(
+            self._settings, digest, shape, self._link, workers=len(reports)
+        )
+        if self._pool is not None:
+            self._scheduler.bind(self._pool)
+        logger.info(
+            "lmkv_ray: chunks of %d tokens (%.2f MiB), namespace %s",
+            shape.tokens,
+            shape.nbytes / 2**20,
+            digest.hex(),
+        )
+
+    def on_new_request(self, request: Request) -> None:
+        """See ``SchedulerHalf``."""
+        self._the_scheduler.on_new_request(request)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        """See ``SchedulerHalf.match``."""
+        return self._the_scheduler.match(request, num_computed_tokens)
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        """See ``SchedulerHalf.admitted``."""
+        self._the_scheduler.admitted(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        """See ``SchedulerHalf.step``."""
+        return self._the_scheduler.step(scheduler_output)
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        """Take in what the workers report."""
+        report = connector_output.kv_connector_worker_meta
+        if isinstance(report, WorkerReport):
+            self._the_scheduler.on_report(report)
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """Never delays the freeing of blocks: those being saved are pinned."""
+        self._the_scheduler.on_finished(request, block_ids)
+        return False, None
+
+    def has_pending_push_work(self) -> bool:
+        """Keep the engine stepping until its saves are reported."""
+        return self._the_scheduler.saving
+
+    def has_pending_block_frees(self) -> bool:
+        """Pinned blocks come free soon: rather wait than preempt."""
+        return self._the_scheduler.saving
+
+    def take_events(self) -> Iterable[KVCacheEvent]:
+        """None of our own yet."""
+        return ()
+
+    def reset_cache(self) -> bool | None:
+        """Forget this namespace everywhere."""
+        self._the_scheduler.reset()
+        return True
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    @property
+    def _the_worker(self) -> WorkerHalf:
+        assert self._worker is not None, "not the worker's half"
+        return self._worker
+
+    @property
+    def _the_scheduler(self) -> SchedulerHalf:
+        assert self._scheduler is not None, "the workers' layouts are not known yet"
+        return self._scheduler
+
+    @property
+    def _step(self) -> StepMetadata:
+        metadata = self._get_connector_metadata()
+        assert isinstance(metadata, StepMetadata)
+        return metadata
+
+
+class RayShardClient(ShardClient):
+    """The shard actor of this node, found or started."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._shard = connect(settings=settings).shard
+
+    def call(self, method: str, payload: bytes) -> Future[bytes]:
+        """Call a method of the actor."""
+        future: Future[bytes] = getattr(self._shard, method).remote(payload).future()
+        return future

@@ -1,0 +1,142 @@
+"""Copying chunks between the arena and an engine's pages in host memory.
+
+Chunks are saved in order into slots granted in order, and vLLM hands out blocks in ascending or
+descending runs. ``plan_copies`` finds these runs, so that a whole prompt is a few strided copies
+per layer and not one copy per (block, layer); each is one NumPy assignment, made without the GIL.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.layout import ChunkLayout
+
+Ints = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRun:
+    """``count`` blocks in arithmetic progression.
+
+    The i-th block is block ``block + i * block_step`` of the engine and number
+    ``index + i * index_step`` of the chunk at ``chunk + i * chunk_step`` (bytes in the arena).
+    """
+
+    count: int
+    chunk: int
+    chunk_step: int
+    index: int
+    index_step: int
+    block: int
+    block_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class BlockPlaces:
+    """Which block of the engine is which block of which chunk; three arrays of equal length.
+
+    ``chunks``: byte offset of the chunk in the arena; ``indices``: the block's number inside the
+    chunk; ``blocks``: the engine's block id.
+    """
+
+    chunks: Ints
+    indices: Ints
+    blocks: Ints
+
+
+def place_blocks(chunk_offsets: Ints, blocks: Ints, *, skip: int, per_chunk: int) -> BlockPlaces:
+    """Lay ``blocks`` over chunks of ``per_chunk`` blocks, leaving out the first ``skip`` blocks."""
+    order = np.arange(skip, skip + len(blocks), dtype=np.int64)
+    return BlockPlaces(chunk_offsets[order // per_chunk], order % per_chunk, blocks)
+
+
+def plan_copies(places: BlockPlaces) -> list[CopyRun]:
+    """Cut the blocks into maximal arithmetic progressions, greedily from the left."""
+    rows = np.stack([places.chunks, places.indices, places.blocks], axis=1)
+    steps = np.diff(rows, axis=0)
+    changes = np.any(steps[1:] != steps[:-1], axis=1).tolist()
+    values, deltas = rows.tolist(), steps.tolist()
+    runs, start, n = [], 0, len(values)
+    while start < n:
+        end = start + 1
+        while end < n and (end == start + 1 or not changes[end - 2]):
+            end += 1
+        chunk, index, block = values[start]
+        chunk_step, index_step, block_step = deltas[start] if end > start + 1 else (0, 0, 0)
+        runs.append(CopyRun(end - start, chunk, chunk_step, index, index_step, block, block_step))
+        start = end
+    return runs
+
+
+class HostCopier:
+    """Copies blocks between an arena and an engine's cache, both in this process's memory.
+
+    Args:
+        layout: of the engine's chunks.
+        cache: the engine's allocation as uint8[n]; ``layout``'s offsets count from its start.
+        arena: the mapped arena as uint8[m].
+    """
+
+    def __init__(self, layout: ChunkLayout, cache: Bytes, arena: Bytes) -> None:
+        self._layout = layout
+        self._cache = cache
+        self._arena = arena
+        self._runs = list(zip(layout.runs, layout.run_offsets(), strict=True))
+
+    def load(self, places: BlockPlaces) -> None:
+        """Copy blocks from the arena into the engine's pages.
+
+        Raises:
+            IndexError: a block or a chunk lies outside its memory; nothing was copied.
+        """
+        self._copy(places, to_arena=False)
+
+    def save(self, places: BlockPlaces) -> None:
+        """Copy blocks from the engine's pages into the arena.
+
+        Raises:
+            IndexError: a block or a chunk lies outside its memory; nothing was copied.
+        """
+        self._copy(places, to_arena=True)
+
+    def _copy(self, places: BlockPlaces, *, to_arena: bool) -> None:
+        self._check(places)
+        arena, cache = self._arena, self._cache
+        arena_at, cache_at = arena.ctypes.data, cache.ctypes.data
+        plan = plan_copies(places)
+        for run, run_offset in self._runs:
+            for copy in plan:
+                a = copy.chunk + run_offset + copy.index * run.nbytes
+                a_step = copy.chunk_step + copy.index_step * run.nbytes
+                c = run.offset + copy.block * run.stride
+                c_step = copy.block_step * run.stride
+                if copy.count == 1 or a_step == c_step == run.nbytes:
+                    to, source = arena_at + a, cache_at + c
+                    if not to_arena:
+                        to, source = source, to
+                    ctypes.memmove(to, source, copy.count * run.nbytes)
+                    continue
+                shape = (copy.count, run.nbytes)
+                in_arena: Bytes = np.ndarray(shape, np.uint8, arena, a, (a_step, 1))
+                in_cache: Bytes = np.ndarray(shape, np.uint8, cache, c, (c_step, 1))
+                if to_arena:
+                    in_arena[...] = in_cache
+                else:
+                    in_cache[...] = in_arena
+
+    def _check(self, places: BlockPlaces) -> None:
+        if not len(places.blocks):
+            return
+        blocks, chunks, indices = places.blocks, places.chunks, places.indices
+        layout = self._layout
+        if blocks.min() < 0 or blocks.max() >= layout.num_blocks:
+            raise IndexError(f"block ids {blocks.min()}..{blocks.max()} of {layout.num_blocks}")
+        if chunks.min() < 0 or chunks.max() + layout.chunk_bytes > len(self._arena):
+            raise IndexError(f"chunk at {chunks.max()} of an arena of {len(self._arena)} bytes")
+        if indices.min() < 0 or indices.max() >= layout.blocks:
+            raise IndexError(f"block {indices.max()} of a chunk of {layout.blocks}")

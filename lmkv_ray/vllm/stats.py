@@ -1,0 +1,111 @@
+"""Counters of one engine, in vLLM's own statistics and on its Prometheus endpoint."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
+    KVConnectorPromMetrics,
+    KVConnectorStats,
+)
+
+from lmkv_ray.messages import MissReason
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+MISSED = "missed_tokens:"
+"""Prefix of the counters of missed tokens, one per ``MissReason``."""
+
+COUNTERS = {
+    "hit_tokens": "Prompt tokens whose KV was loaded from the cache.",
+    "load_bytes": "Bytes copied from the arena into the engine's pages.",
+    "load_seconds": "Seconds spent copying from the arena.",
+    "save_bytes": "Bytes copied from the engine's pages into the arena.",
+    "save_seconds": "Seconds spent copying into the arena.",
+    "saved_chunks": "Chunks committed to the arena.",
+    "dropped_chunks": "Chunks that could not be saved (no free slot in time).",
+    "failed_loads": "Loads that were thrown away and recomputed.",
+}
+
+
+@dataclass
+class LmkvStats(KVConnectorStats):
+    """Sums since the last report; ``data`` maps a counter's name to its value."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._lock = threading.Lock()  # copy threads add too
+
+    def add(self, name: str, value: float) -> None:
+        """Raise a counter."""
+        with self._lock:
+            self.data[name] = self.data.get(name, 0) + value
+
+    def add_missed(self, reason: MissReason, tokens: int) -> None:
+        """Count tokens that were not loaded."""
+        self.add(MISSED + reason.value, tokens)
+
+    def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
+        """Both sums as one."""
+        for name, value in other.data.items():
+            self.add(name, value)
+        return self
+
+    def reduce(self) -> dict[str, int | float]:
+        """For vLLM's log line: the counters, and rates in GB/s."""
+        line: dict[str, int | float] = dict(sorted(self.data.items()))
+        for kind in ("load", "save"):
+            seconds = line.pop(f"{kind}_seconds", 0)
+            if seconds:
+                line[f"{kind}_GB_per_s"] = round(line[f"{kind}_bytes"] / seconds / 1e9, 2)
+        return line
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        with self._lock:
+            self.data = {}
+
+    def is_empty(self) -> bool:
+        """Whether nothing was counted."""
+        return not self.data
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"data": self.data}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(**state)  # type: ignore[misc]
+
+
+class LmkvPromMetrics(KVConnectorPromMetrics):
+    """``lmkv:*`` counters beside vLLM's own, with the same labels."""
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        metric_types: dict[Any, Any],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> None:
+        super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+        self._counters = {
+            name: self._counter_cls(name=f"lmkv:{name}", documentation=text, labelnames=labelnames)
+            for name, text in COUNTERS.items()
+        }
+        self._missed = self._counter_cls(
+            name="lmkv:missed_tokens",
+            documentation="Prompt tokens that had to be computed, by reason.",
+            labelnames=[*labelnames, "reason"],
+        )
+
+    def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
+        """Add one report's sums."""
+        labels = self.per_engine_labelvalues[engine_idx]
+        for name, value in transfer_stats_data.items():
+            if name.startswith(MISSED):
+                self._missed.labels(*labels, name.removeprefix(MISSED)).inc(value)
+            else:
+                self._counters[name].labels(*labels).inc(value)
