@@ -14,7 +14,8 @@ intact = reader.unchanged(hits.slots, hits.generations)                         
 from lmkv_ray.arena.format import Geometry, Header, SlotState, checksum
 from lmkv_ray.arena.owners import is_alive, this_process
 from lmkv_ray.arena.reader import ArenaReader, Hits
-from lmkv_ray.arena.writer import ArenaWriter, Content
+from lmkv_ray.arena.recovery import Content
+from lmkv_ray.arena.writer import ArenaWriter
 
 __all__ = [
     "ArenaReader",

@@ -36,6 +36,9 @@ MAX_SLOTS = 1 << 20
 DATA_ALIGNMENT = 2 << 20
 
 
+SlotArray = npt.NDArray[np.int64]
+
+
 class SlotState(enum.IntEnum):
     """What a slot is to the shard; readers look at its generation only."""
 
@@ -251,12 +254,34 @@ class Tables:
 
     def __init__(self, buffer: Buffer, geometry: Geometry) -> None:
         whole = np.frombuffer(buffer, np.uint8)
-        g = geometry
+        self.geometry = g = geometry
         self.header = np.frombuffer(buffer, HEADER, 1)
         self.slot_bytes = np.frombuffer(buffer, EXTENT, g.extents, HEADER_BYTES)["slot_bytes"]
         self.slots = np.frombuffer(buffer, SLOT, g.slots, g.slots_offset)
         self.index = BucketIndex(whole[g.index_offset : g.slots_offset], g.slots)
         self.ghosts = GhostTable(whole[g.ghosts_offset : g.index_offset], g.ghosts)
+
+    def locate(
+        self, slots: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """For any numbers: whether it is a slot of an assigned extent, its offset in the data, its
+        size. Offset and size mean nothing where it is not.
+        """
+        geometry = self.geometry
+        exists = (slots >= 0) & (slots < geometry.slots)
+        rows = slots * exists
+        extents = rows // geometry.slots_per_extent
+        places = rows - extents * geometry.slots_per_extent
+        size = self.slot_bytes[extents]
+        ends = (places + 1) * size
+        exists &= (size > 0) & (ends <= geometry.extent_bytes)
+        return exists, extents * geometry.extent_bytes + ends - size, size
+
+
+def is_readable(generations: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
+    """Which generations allow reading: even, and used at all."""
+    readable: npt.NDArray[np.bool_] = (generations > 0) & (generations & np.uint64(1) == 0)
+    return readable
 
 
 def checksum(payload: npt.NDArray[np.uint8]) -> int:

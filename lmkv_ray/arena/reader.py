@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables
+from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables, is_readable
 from lmkv_ray.arena.segment import Segment, populate
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
@@ -70,7 +70,6 @@ class ArenaReader:
         metadata = segment.map(writable=False, nbytes=geometry.data_offset)
         self.data = segment.map(writable=True, offset=geometry.data_offset)
         self._tables = tables = Tables(metadata, geometry)
-        self._slot_bytes = tables.slot_bytes
         # Columns as strided views: gathering from them is faster than from whole rows.
         self._keys = tables.slots["key"]
         self._generations = tables.slots["generation"]
@@ -103,17 +102,10 @@ class ArenaReader:
 
     def lookup(self, keys: KeyArray) -> Hits:
         """Find keys (n, 2): no RPC, no lock, no system call."""
-        geometry = self.geometry
         slots = self._tables.index.lookup(keys)
-        known = (slots >= 0) & (slots < geometry.slots)
+        known, offsets, size = self._tables.locate(slots)
+        # Row 0 may always be touched; a row of an extent that is not assigned may not.
         rows = slots * known
-        extents = rows // geometry.slots_per_extent
-        places = rows - extents * geometry.slots_per_extent
-        size = self._slot_bytes[extents]
-        # A slot that its extent does not have (not assigned, or cut anew) has no row that may be
-        # touched; row 0 always may.
-        known &= (size > 0) & ((places + 1) * size <= geometry.extent_bytes)
-        rows *= known
         # The generation before all that it vouches for.
         generations = self._generations[rows]
         known &= is_readable(generations)
@@ -124,7 +116,7 @@ class ArenaReader:
         return Hits(
             slots=np.where(known, slots, -1),
             generations=generations * known,
-            offsets=(extents * geometry.extent_bytes + places * size) * known,
+            offsets=offsets * known,
             nbytes=nbytes * known,
         )
 
@@ -144,14 +136,12 @@ class ArenaReader:
         Raises:
             ArenaError: there is no such slot.
         """
-        slots = np.asarray(slots, np.int64)
-        if len(slots) and not (slots.min() >= 0 and slots.max() < self.geometry.slots):
-            raise _no_such_slot(slots)
-        extents, places = np.divmod(slots, self.geometry.slots_per_extent)
-        size = self._slot_bytes[extents]
-        if not ((size > 0) & ((places + 1) * size <= self.geometry.extent_bytes)).all():
-            raise _no_such_slot(slots)
-        offsets: npt.NDArray[np.int64] = extents * self.geometry.extent_bytes + places * size
+        exists, offsets, _ = self._tables.locate(np.asarray(slots, np.int64))
+        if not exists.all():
+            raise ArenaError(
+                f"The arena does not have all of the slots {slots.tolist()[:8]} ...",
+                next_step="report this: a slot was used that the shard never granted.",
+            )
         return offsets
 
     def payload(self, slot: int, nbytes: int) -> npt.NDArray[np.uint8]:
@@ -170,7 +160,7 @@ class ArenaReader:
 
     def assigned(self) -> list[tuple[int, int]]:
         """Parts (offset, nbytes) of ``data`` that have memory; neighbours are joined."""
-        return join_extents(self._slot_bytes, self.geometry.extent_bytes)
+        return join_extents(self._tables.slot_bytes, self.geometry.extent_bytes)
 
     def populate(self) -> Iterator[int]:
         """Fault in all assigned memory, 64 MiB a step, so that the first copies need not.
@@ -189,12 +179,6 @@ class ArenaReader:
     def close(self) -> None:
         """Detach. Views of ``data`` stay valid; the memory goes with the last of them."""
         self._segment.close()
-
-
-def is_readable(generations: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:
-    """Which generations allow reading: even, and used at all."""
-    readable: npt.NDArray[np.bool_] = (generations > 0) & (generations & np.uint64(1) == 0)
-    return readable
 
 
 def read_header(segment: Segment) -> Header:
@@ -218,10 +202,3 @@ def join_extents(slot_bytes: npt.NDArray[np.int64], extent_bytes: int) -> list[t
     assigned = np.concatenate([[0], slot_bytes > 0, [0]])
     edges = np.flatnonzero(np.diff(assigned)).reshape(-1, 2)
     return [(int(a) * extent_bytes, int(b - a) * extent_bytes) for a, b in edges]
-
-
-def _no_such_slot(slots: npt.NDArray[np.int64]) -> ArenaError:
-    return ArenaError(
-        f"The arena has not all of the slots {slots.tolist()[:8]} ...",
-        next_step="report this: a slot was used that the shard never granted.",
-    )

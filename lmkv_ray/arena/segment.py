@@ -118,18 +118,12 @@ class Segment:
         link = re.compile(rf"{prefix}{_RANDOM} \(deleted\)")
         seen = set()
         for process in Path("/proc").iterdir():
-            if not process.name.isdigit():
-                continue
-            try:
-                if process.stat().st_uid != os.getuid():
-                    continue
-                for entry in os.scandir(process / "fd"):
-                    target = str(Path(entry.path).readlink())
+            for descriptor in _descriptors(process) if process.name.isdigit() else ():
+                with contextlib.suppress(OSError):  # closed meanwhile
+                    target = str(descriptor.readlink())
                     if link.fullmatch(target) and target not in seen:
                         seen.add(target)
-                        yield entry.path
-            except OSError:
-                continue
+                        yield str(descriptor)
 
     @property
     def path(self) -> str:
@@ -186,6 +180,14 @@ def _libc() -> Any:
 
 
 _LIBC = _libc()
+
+
+def _descriptors(process: Path) -> list[Path]:
+    """Links of the open files of one of this user's processes; none if it has ended."""
+    with contextlib.suppress(OSError):
+        if process.stat().st_uid == os.getuid():
+            return list((process / "fd").iterdir())
+    return []
 
 
 def _sweep(directory: Path) -> None:

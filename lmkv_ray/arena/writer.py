@@ -7,8 +7,7 @@ them) -> free. Each step stores in an order that is safe to be watched, and to b
     publish    key, bytes, space; state ready; generation even; index
     retire     index; generation odd; ghost; state free
 
-The slot table is the truth and the index follows from it, so a successor (``adopt``) rebuilds the
-index and takes a slot for ready only if both its state and its generation say so.
+A successor (``adopt``) goes on from there; see ``recovery``.
 """
 
 from __future__ import annotations
@@ -16,36 +15,28 @@ from __future__ import annotations
 import fcntl
 import secrets
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.arena.format import HEADER_BYTES, PAGE, SLOT, Geometry, Header, SlotState, Tables
+from lmkv_ray.arena.format import (
+    HEADER_BYTES,
+    PAGE,
+    SLOT,
+    Geometry,
+    Header,
+    SlotArray,
+    SlotState,
+    Tables,
+)
 from lmkv_ray.arena.owners import this_process
-from lmkv_ray.arena.reader import is_readable, read_header
+from lmkv_ray.arena.reader import read_header
+from lmkv_ray.arena.recovery import Content, repair, scan
 from lmkv_ray.arena.segment import DEFAULT_DIRECTORY, Segment
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason, Owner
-
-SlotArray = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Content:
-    """What a shard finds in the arena of its predecessor."""
-
-    slot_bytes: npt.NDArray[np.int64]
-    """int64[extents]; 0: not assigned."""
-    ready: SlotArray
-    """Slots that hold chunks, each key once."""
-    keys: KeyArray
-    nbytes: npt.NDArray[np.int64]
-    spaces: npt.NDArray[np.uint64]
-    reserved: dict[int, Owner]
-    """Slots that a process may still be writing into."""
 
 
 class ArenaWriter:
@@ -105,7 +96,7 @@ class ArenaWriter:
             _lock(segment)
             writer = cls(segment, read_header(segment))
             writer._sign()
-            writer._repair()
+            repair(writer._tables)
         except BaseException:
             segment.close()
             raise
@@ -248,28 +239,14 @@ class ArenaWriter:
 
     def payload(self, slot: int) -> npt.NDArray[np.uint8]:
         """Writable view of all bytes of a slot."""
-        extent, place = divmod(slot, self.geometry.slots_per_extent)
-        size = int(self._tables.slot_bytes[extent])
-        start = extent * self.geometry.extent_bytes + place * size
-        return self._data[start : start + size]
+        exists, offsets, size = self._tables.locate(np.array([slot]))
+        if not exists[0]:
+            raise _bug(f"slot {slot} is not in an assigned extent")
+        return self._data[offsets[0] : offsets[0] + size[0]]
 
     def scan(self) -> Content:
         """All that is in the arena; for a shard that has just adopted it."""
-        slots = self._existing()
-        states = self._slots["state"][slots]
-        ready = slots[states == SlotState.READY]
-        reserved = slots[states == SlotState.RESERVED]
-        rows = self._slots[ready]
-        pids, starts = self._slots["owner_pid"][reserved], self._slots["owner_start"][reserved]
-        owners = map(_owner, pids.tolist(), starts.tolist())
-        return Content(
-            slot_bytes=self._tables.slot_bytes.copy(),
-            ready=ready,
-            keys=np.ascontiguousarray(rows["key"]),
-            nbytes=rows["nbytes"].copy(),
-            spaces=rows["space"].copy(),
-            reserved=dict(zip(reserved.tolist(), owners, strict=True)),
-        )
+        return scan(self._tables)
 
     def close(self) -> None:
         """Stop being the writer. The memory goes with the last process that maps it."""
@@ -283,32 +260,6 @@ class ArenaWriter:
         self._tables.header["writer_start"] = me.start
         self._tables.header["writer_epoch"] += np.uint64(1)
 
-    def _existing(self) -> SlotArray:
-        """Slots of all assigned extents."""
-        size = self._tables.slot_bytes
-        parts = [self.geometry.slots_of(int(e), int(size[e])) for e in np.flatnonzero(size)]
-        return np.concatenate([np.empty(0, np.int64), *parts])
-
-    def _repair(self) -> None:
-        """Finish or undo what the predecessor was doing when it died, and rebuild the index."""
-        slots = self._existing()
-        rows = self._slots[slots]
-        extents = slots // self.geometry.slots_per_extent
-        sound = (rows["state"] == SlotState.READY) & is_readable(rows["generation"])
-        sound &= rows["nbytes"] <= self._tables.slot_bytes[extents]
-        self._slots["generation"][slots[~sound]] |= np.uint64(1)
-        # A chunk that was being committed or retired is dropped: nobody writes into it any more.
-        free = slots[~sound & (rows["state"] != SlotState.RESERVED)]
-        self._slots["state"][free] = SlotState.FREE
-        index, ready = self._tables.index, slots[sound]
-        keys = np.ascontiguousarray(rows["key"][sound])
-        index.clear()
-        index.insert(keys, ready)
-        # Of two slots with one key the index knows one; nobody would ever evict the other.
-        twice = ready[index.lookup(keys) != ready]
-        self._slots["generation"][twice] += np.uint64(1)
-        self._slots["state"][twice] = SlotState.FREE
-
     def _expect(self, slots: SlotArray, state: SlotState) -> SlotArray:
         """The slots as an array.
 
@@ -316,21 +267,11 @@ class ArenaWriter:
             ArenaError: one of them is in another state, or none that the arena has.
         """
         slots = np.asarray(slots, np.int64)
-        if not len(slots):
-            return slots
-        if slots.min() < 0 or slots.max() >= self.geometry.slots:
-            raise _bug(f"slots {slots.tolist()[:8]} are not all in the arena")
-        extents, places = np.divmod(slots, self.geometry.slots_per_extent)
-        size = self._tables.slot_bytes[extents]
-        if not ((size > 0) & ((places + 1) * size <= self.geometry.extent_bytes)).all():
+        if not self._tables.locate(slots)[0].all():
             raise _bug(f"slots {slots.tolist()[:8]} are not all in assigned extents")
         if (self._slots["state"][slots] != state).any():
             raise _bug(f"slots {slots.tolist()[:8]} are not all {state.name.lower()}")
         return slots
-
-
-def _owner(pid: int, start: int) -> Owner:
-    return Owner(pid=pid, start=start)
 
 
 def _bug(what: str) -> ArenaError:

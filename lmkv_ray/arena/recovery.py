@@ -1,0 +1,81 @@
+"""What a shard finds in the arena of its predecessor, which may have been killed at any point.
+
+The slot table is the truth and the index follows from it. A slot counts as ready only if both its
+state and its generation say so; what was being committed or retired is dropped; reservations stay,
+as their owners may still be writing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.arena.format import SlotArray, SlotState, Tables, is_readable
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.messages import Owner
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a shard finds in the arena of its predecessor."""
+
+    slot_bytes: npt.NDArray[np.int64]
+    """int64[extents]; 0: not assigned."""
+    ready: SlotArray
+    """Slots that hold chunks, each key once."""
+    keys: KeyArray
+    nbytes: npt.NDArray[np.int64]
+    spaces: npt.NDArray[np.uint64]
+    reserved: dict[int, Owner]
+    """Slots that a process may still be writing into."""
+
+
+def scan(tables: Tables) -> Content:
+    """All that is in an arena."""
+    slots = _existing(tables)
+    states = tables.slots["state"][slots]
+    ready = slots[states == SlotState.READY]
+    reserved = slots[states == SlotState.RESERVED]
+    rows, owned = tables.slots[ready], tables.slots[reserved]
+    owners = zip(owned["owner_pid"].tolist(), owned["owner_start"].tolist(), strict=True)
+    return Content(
+        slot_bytes=tables.slot_bytes.copy(),
+        ready=ready,
+        keys=np.ascontiguousarray(rows["key"]),
+        nbytes=rows["nbytes"].copy(),
+        spaces=rows["space"].copy(),
+        reserved={
+            slot: Owner(pid=pid, start=start)
+            for slot, (pid, start) in zip(reserved.tolist(), owners, strict=True)
+        },
+    )
+
+
+def repair(tables: Tables) -> None:
+    """Undo what the predecessor was doing when it died, and rebuild the index."""
+    slots = _existing(tables)
+    rows = tables.slots[slots]
+    sound = (rows["state"] == SlotState.READY) & is_readable(rows["generation"])
+    sound &= rows["nbytes"] <= tables.locate(slots)[2]
+    # Readers first: they go by the generation.
+    tables.slots["generation"][slots[~sound]] |= np.uint64(1)
+    free = slots[~sound & (rows["state"] != SlotState.RESERVED)]
+    tables.slots["state"][free] = SlotState.FREE
+
+    ready = slots[sound]
+    keys = np.ascontiguousarray(rows["key"][sound])
+    tables.index.clear()
+    tables.index.insert(keys, ready)
+    # Of two slots with one key the index knows one; nobody would ever evict the other.
+    twice = ready[tables.index.lookup(keys) != ready]
+    tables.slots["generation"][twice] += np.uint64(1)
+    tables.slots["state"][twice] = SlotState.FREE
+
+
+def _existing(tables: Tables) -> SlotArray:
+    """Slots of all assigned extents."""
+    size = tables.slot_bytes
+    parts = [tables.geometry.slots_of(int(e), int(size[e])) for e in np.flatnonzero(size)]
+    return np.concatenate([np.empty(0, np.int64), *parts])
