@@ -1,8 +1,8 @@
 """How fast the arena answers and moves bytes.
 
     lookup     512 keys in an arena of 100,000 chunks; microseconds, at most 200
-    copy in    up to 32 chunks into their slots, against the same copies between ordinary buffers
-    copy out   up to 32 chunks out of their slots, with lookup and validation, against the same
+    copy in    up to 128 chunks into their slots, against the same copies between ordinary buffers
+    copy out   up to 128 chunks out of their slots, with lookup and validation, against the same
 
 Copies and their comparison are interleaved and summed up by medians, so that a noisy machine
 disturbs both alike. Run as ``python -m benchmarks.bench_arena``.
@@ -87,7 +87,7 @@ def copies(size: int) -> list[Row]:
     writer.reserve(slots, this_process())
 
     local, ordinary = np.ones((2, count, size), np.uint8)
-    batch = min(count // 4, 32)
+    batch = min(count // 4, 128)
 
     def copy_in(first: int) -> None:
         for i, at in enumerate(reader.offsets(slots[first : first + batch]).tolist(), first):
