@@ -1,0 +1,51 @@
+"""Moving chunks from the shard of another node into slots of our own arena.
+
+What a shard actor does with this package:
+
+    # As the peer that is read from: answer ``read`` calls.
+    chunks = ChunkReader(ArenaReader.attach(writer.path))
+    async def read(self, keys: bytes) -> Batch:
+        return await asyncio.to_thread(chunks.read, key_array(keys))
+
+    # As the one that fetches: know your peers, choose, fetch into reserved slots.
+    peer = PeerInfo(node_id, host, arena_path, arena_id, read=lambda keys: handle.read.remote(keys))
+    transports = Transports(settings.transport)
+    fetch = Fetch(keys, [writer.payload(slot) for slot in slots], within=seconds)
+    async with contextlib.aclosing(transports.choose(peer).fetch(peer, fetch)) as outcomes:
+        async for outcome in outcomes:
+            if outcome.ok:
+                ...  # publish slots[outcome.position] (outcome.nbytes, outcome.checksum) at once
+            else:
+                ...  # free the slot, count outcome.failure
+
+``host_id()`` is what a shard tells others as its ``host``. What a fetch promises: ``Transport``.
+"""
+
+from lmkv_ray.transports.base import (
+    Capabilities,
+    Failure,
+    Fetch,
+    Outcome,
+    PeerInfo,
+    Transport,
+    host_id,
+)
+from lmkv_ray.transports.chunk_reader import Batch, ChunkReader
+from lmkv_ray.transports.object_store import ObjectStoreTransport
+from lmkv_ray.transports.select import Transports
+from lmkv_ray.transports.shared_memory import SharedMemoryTransport
+
+__all__ = [
+    "Batch",
+    "Capabilities",
+    "ChunkReader",
+    "Failure",
+    "Fetch",
+    "ObjectStoreTransport",
+    "Outcome",
+    "PeerInfo",
+    "SharedMemoryTransport",
+    "Transport",
+    "Transports",
+    "host_id",
+]
