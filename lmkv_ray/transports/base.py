@@ -96,8 +96,8 @@ class Fetch:
 class Transport(Protocol):
     """A way to bring chunks from a peer's arena into ours.
 
-    The life of a fetch, and who runs each step. *We* are the fetching shard; its event loop is never
-    blocked, as everything that copies or computes runs in a thread.
+    The life of a fetch, and who runs each step. *We* are the fetching shard; its event loop is
+    never blocked, as everything that copies or computes runs in a thread.
 
     1. (our loop) The shard reserves a slot for each key and calls ``fetch`` with views of the
        slots. Nothing is visible to engines yet: the slots' generations are odd.

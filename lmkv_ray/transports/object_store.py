@@ -93,8 +93,12 @@ async def _wait(answer: asyncio.Task[Batch], deadline: float) -> tuple[Failure, 
     if not answer.done():
         return Failure.LATE, ""
     error = answer.exception()
-    # Whatever the peer's failure is: its death, its error, a broken network.
-    return (Failure.LOST, f"{type(error).__name__}: {error}"[:500]) if error else None
+    if error is None:
+        return None
+    # Whatever it is: the peer's death, its error, a broken network. Ray's errors are long texts
+    # that end with the cause.
+    cause = str(error).strip().rpartition("\n")[2]
+    return Failure.LOST, f"{type(error).__name__}: {cause}"[:500]
 
 
 def _land(batch: Batch, fetch: Fetch, group: range) -> list[Outcome]:

@@ -1,0 +1,121 @@
+"""The choice of a transport, and the peer's side of the object store."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmkv_ray.arena import checksum
+from lmkv_ray.errors import TransportError
+from lmkv_ray.messages import MissReason
+from lmkv_ray.transports import ChunkReader, Transports, host_id
+from lmkv_ray.transports.base import groups, to_the_end
+from lmkv_ray.transports.chunk_reader import MISSING
+from tests.transports.harness import CHUNK, COUNT, LocalPeer, content_of, some_keys
+
+
+@pytest.fixture
+def peer() -> Iterator[LocalPeer]:
+    peer = LocalPeer()
+    yield peer
+    peer.close()
+
+
+def test_the_choice_is_logged_once_with_its_reason(
+    peer: LocalPeer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    transports = Transports()
+    assert transports.choose(peer.info()).name == "shared_memory"
+    assert transports.choose(peer.info()).name == "shared_memory"
+    assert [r.getMessage() for r in caplog.records] == [
+        "Fetching from node peer by shared_memory: it is the best there is"
+    ]
+    caplog.clear()
+    elsewhere = replace(peer.info(), host="another", arena_id=1)
+    assert transports.choose(elsewhere).name == "object_store"
+    assert "not shared_memory, as the peer is on another host" in caplog.text
+
+
+def test_memory_that_cannot_be_opened_is_an_obstacle(peer: LocalPeer) -> None:
+    hidden = replace(peer.info(), arena_path="/proc/1/fd/99999")
+    assert Transports().choose(hidden).name == "object_store"
+
+
+def test_a_setting_that_cannot_work_is_a_typed_error(peer: LocalPeer) -> None:
+    with pytest.raises(TransportError, match="LMKV_TRANSPORT"):
+        Transports("pigeon")
+    with pytest.raises(TransportError, match=r"No transport reaches.*LMKV_TRANSPORT=auto"):
+        Transports("shared_memory").choose(replace(peer.info(), host="another"))
+
+
+def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer) -> None:
+    transports = Transports()
+    transports.choose(peer.info())
+    transports.forget("peer")
+    assert transports.choose(replace(peer.info(), host="another")).name == "object_store"
+
+
+def test_host_id_is_stable() -> None:
+    assert host_id() == host_id()
+
+
+@given(st.lists(st.integers(0, 100)), st.integers(1, 200))
+def test_groups_cover_everything_within_the_limit(sizes: list[int], limit: int) -> None:
+    parts = groups(sizes, limit)
+    assert [i for part in parts for i in part] == list(range(len(sizes)))
+    assert all(len(p) == 1 or sum(sizes[i] for i in p) <= limit for p in parts)
+
+
+def test_a_batch_is_bounded(peer: LocalPeer) -> None:
+    keys = some_keys()
+    batch = ChunkReader(peer.store.reader, limit=3 * CHUNK).read(keys)
+    assert len(batch.payload) <= 3 * CHUNK
+    assert batch.nbytes.tolist() == [CHUNK - 4096] * 3 + [MISSING] * (COUNT - 3)
+    assert ChunkReader(peer.store.reader, limit=1).read(keys).nbytes[0] > 0, "always one"
+    empty = ChunkReader(peer.store.reader).read(keys[:0])
+    assert len(empty.payload) == 0
+
+
+def test_a_noted_checksum_is_sent_along(peer: LocalPeer) -> None:
+    """So that damage since the chunk was stored is noticed by whoever fetches it."""
+    keys, store = some_keys(), peer.store
+    hits = store.reader.lookup(keys)
+    store.writer.set_checksum(int(hits.slots[0]), int(hits.generations[0]), 5)
+    batch = store.chunks.read(keys)
+    assert batch.checksums.tolist() == [5, *(checksum(content_of(k)) for k in keys[1:])]
+
+
+def test_evicted_chunks_are_missing(peer: LocalPeer) -> None:
+    peer.store.writer.retire(peer.store.slots[:1], MissReason.EVICTED)
+    batch = peer.store.chunks.read(some_keys())
+    assert np.flatnonzero(batch.nbytes == MISSING).tolist() == [0]
+
+
+async def test_a_cancelled_copy_is_waited_for() -> None:
+    started, release = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+    done = []
+
+    def copy() -> None:
+        loop.call_soon_threadsafe(started.set)
+        release.wait()
+        done.append(True)
+
+    task = asyncio.create_task(to_the_end(copy))
+    await started.wait()
+    task.cancel()
+    await asyncio.sleep(0)
+    assert not task.done()
+    release.set()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert done
