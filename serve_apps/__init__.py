@@ -1,0 +1,1 @@
+"""Ray Serve applications over ray.serve.llm, and the demo that measures them."""

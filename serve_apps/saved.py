@@ -1,0 +1,25 @@
+"""When has the cache taken everything in?"""
+
+from __future__ import annotations
+
+import time
+
+import lmkv_ray
+
+QUIET_S = 1.0  # engines commit ten times a second
+TIMEOUT_S = 30.0
+
+
+def wait() -> None:
+    """Return when no chunk has been added for a second; TimeoutError if that does not happen."""
+    cache = lmkv_ray.connect()
+    deadline = time.monotonic() + TIMEOUT_S
+    last, since = -1, time.monotonic()
+    while time.monotonic() < deadline:
+        chunks = cache.status().chunks
+        if chunks != last:
+            last, since = chunks, time.monotonic()
+        elif time.monotonic() - since > QUIET_S:
+            return
+        time.sleep(QUIET_S / 10)
+    raise TimeoutError(f"the cache still takes chunks in after {TIMEOUT_S:.0f} s ({last} so far)")
