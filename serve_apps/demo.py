@@ -49,8 +49,8 @@ console = Console(width=100 if not sys.stdout.isatty() else None)
 class Demo:
     """Asks the replicas in turn, and keeps what they answered."""
 
-    def __init__(self, port: int, progress: Progress, saved: Callable[[], None]) -> None:
-        """saved: returns when everything computed so far is in the cache."""
+    def __init__(self, port: int, progress: Progress, saved: Callable[[], None] | None) -> None:
+        """saved: returns when all computed so far is in the cache. None: there is no cache."""
         self._port = port
         self._saved = saved
         self._progress = progress
@@ -67,11 +67,14 @@ class Demo:
         # Each replica computes once and finds once what the other has computed.
         for replica, document in ((a, long), (b, short)):
             self._ask(replica, document)
-        self._saved()
+        if self._saved is not None:
+            self._saved()
         for replica, document in ((a, long), (a, short), (b, long)):
             self._ask(replica, document)
 
         documents = self._read_cold(library, a)
+        if self._saved is None:
+            return
         self._saved()
         self._case("same_replica", a, documents)
         self._case("other_replica", b, documents)
@@ -160,6 +163,7 @@ def local_ray() -> Iterator[None]:
             logging_level=logging.WARNING,
             namespace="lmkv",
         )
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
         yield
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):  # let nobody interrupt the cleaning
@@ -188,7 +192,7 @@ def measure(out: Path, cache: bool) -> None:
         port = _free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         app = build_app(app_args(model, cache))
-        demo = Demo(port, progress, saved.wait if cache else lambda: None)
+        demo = Demo(port, progress, saved.wait if cache else None)
         demo.run(lambda: serve.run(app, name=APP, route_prefix="/"), Library(model))
         rows = demo.rows()
     about = _about(time.monotonic() - start)
@@ -243,11 +247,10 @@ def main() -> int:
     """Exit code 0, 1 after an error, 130 when interrupted."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=CHECKOUT / "build")
-    parser.add_argument("--no-cache", action="store_true", help="without lmkv_ray, to compare")
+    parser.add_argument("--no-cache", action="store_true", help="cold and vLLM's own cache only")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     log = args.out / "demo.log"
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.basicConfig(filename=log, filemode="w", level=logging.INFO, force=True)
     for name in ("ray", "ray.serve"):  # into the log, not across the progress bar

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application
 from ray.serve.llm import LLMConfig, build_openai_app
 
+from lmkv_ray.config import load_settings
+
 GIB = 1 << 30
 
 
@@ -28,7 +30,7 @@ class AppArgs(BaseModel):
     model_id: str | None = Field(
         default=None,
         min_length=1,
-        description="Name in requests; default: the last part of `model`.",
+        description="Name in requests; default: end of `model`.",
     )
     num_replicas: int = Field(default=1, ge=1, description="vLLM engines; all share the cache.")
     max_model_len: int | None = Field(
@@ -40,7 +42,7 @@ class AppArgs(BaseModel):
     cpu_threads: int | None = Field(
         default=None,
         ge=1,
-        description="Compute threads of a replica on CPU; default: cores / replicas.",
+        description="Threads of a replica on CPU; default: cores / replicas.",
     )
     stream_interval_ms: float = Field(
         default=0,
@@ -51,12 +53,8 @@ class AppArgs(BaseModel):
         default={},
         description="Settings of the cache (`lmkv config` lists them); false: no cache.",
     )
-    engine_kwargs: dict[str, Any] = Field(
-        default={}, description="More arguments for vLLM's engine."
-    )
-    deployment: dict[str, Any] = Field(
-        default={}, description="More options of the Serve deployment."
-    )
+    engine_kwargs: dict[str, Any] = Field(default={}, description="More for vLLM's engine.")
+    deployment: dict[str, Any] = Field(default={}, description="More for the Serve deployment.")
     env: dict[str, str] = Field(default={}, description="Environment variables of the replicas.")
 
     @property
@@ -67,7 +65,8 @@ class AppArgs(BaseModel):
 def build_app(args: AppArgs | Mapping[str, Any]) -> Application:
     """The app for `serve.run`. Connects to Ray, or starts it, if that was not done.
 
-    Raises pydantic.ValidationError for wrong arguments, ValueError for a model that is not there.
+    Raises pydantic.ValidationError for wrong arguments, ValueError for a model that is not there,
+    lmkv_ray.errors.ConfigError for wrong settings of the cache.
     """
     args = AppArgs.model_validate(args)
     if args.model.startswith(("/", ".", "~")) and not Path(args.model).expanduser().is_dir():
@@ -114,12 +113,14 @@ def llm_config(args: AppArgs, *, on_cpu: bool, ray_address: str) -> LLMConfig:
     if args.max_model_len is not None:
         engine["max_model_len"] = args.max_model_len
     if args.cache is not False:
+        cache = {"ray_address": ray_address} | args.cache
+        load_settings(cache)  # a wrong setting is an error here, not in a replica's log
         engine["kv_transfer_config"] = {
             "kv_connector": "LmkvConnector",
             "kv_connector_module_path": "lmkv_ray.vllm",
             "kv_role": "kv_both",
             "kv_load_failure_policy": "recompute",
-            "kv_connector_extra_config": {"ray_address": ray_address} | args.cache,
+            "kv_connector_extra_config": cache,
         }
     return LLMConfig.model_validate(
         {

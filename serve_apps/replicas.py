@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ReplicaState
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 POLL_S = 0.2
 ENGINE = "LLMServer"  # how ray.serve.llm's deployments of engines begin
@@ -39,11 +39,8 @@ def wait(app: str, count: int, timeout_s: float, gone: Collection[str] = ()) -> 
         if status is not None and status.status == ApplicationStatus.DEPLOY_FAILED:
             raise NotReadyError(f"the app {app} failed to start: {status.message}")
         found = names(app)
-        if (
-            status is not None
-            and _running(status) == len(found) == count
-            and not set(found) & set(gone)
-        ):
+        ready = status is not None and _running(status) == len(found) == count
+        if ready and not set(found) & set(gone):
             return found
         time.sleep(POLL_S)
     raise NotReadyError(f"the app {app} has no {count} running replicas after {timeout_s:.0f} s")
@@ -54,7 +51,7 @@ def _running(status: ApplicationStatusOverview) -> int:
     if status.status != ApplicationStatus.RUNNING:
         return 0
     return sum(
-        deployment.replica_states.get(ReplicaState.RUNNING, 0)
+        sum(n for state, n in deployment.replica_states.items() if state == "RUNNING")
         for name, deployment in status.deployments.items()
         if name.startswith(ENGINE)
     )
