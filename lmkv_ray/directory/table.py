@@ -1,0 +1,163 @@
+"""Chunk key -> up to four nodes, in arrays of a fixed size."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.index import BucketIndex
+from lmkv_ray.keys import KeyArray
+
+HOLDERS = 4
+"""Nodes remembered per chunk. The newest: they will keep it longest."""
+NOBODY = 0xFFFF
+
+Nodes = npt.NDArray[np.uint16]
+Rows = npt.NDArray[np.int64]
+
+
+class ChunkTable:
+    """A bounded, vectorised multimap of chunks to node numbers (0 to 65534).
+
+    When it is full, the rows that were filled longest ago make room.
+
+    Args:
+        capacity: chunks it can hold; about 77 bytes each.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        buffer = np.zeros(BucketIndex.nbytes(capacity), dtype=np.uint8)
+        self._index = BucketIndex(buffer, capacity)
+        self._keys: KeyArray = np.zeros((capacity, 2), dtype=np.uint64)
+        self._holders: Nodes = np.full((capacity, HOLDERS), NOBODY, dtype=np.uint16)
+        self._freed = np.zeros(capacity, dtype=np.uint32)  # a stack of rows that became empty
+        self._n_freed = 0
+        self._hand = 0  # rows are first used, and later overwritten, in this order
+        self._wrapped = False
+        self._counts = np.zeros(NOBODY + 1, dtype=np.int64)
+        self.nbytes = buffer.nbytes + self._keys.nbytes + self._holders.nbytes + self._freed.nbytes
+        """Bytes of all arrays that grow with the capacity."""
+        self.overwritten = 0
+        """Chunks that were forgotten because the table was full."""
+
+    def __len__(self) -> int:
+        """Chunks that at least one node holds."""
+        return (self.capacity if self._wrapped else self._hand) - self._n_freed
+
+    def count(self, node: int) -> int:
+        """Chunks that are known to be on a node."""
+        return int(self._counts[node])
+
+    def lookup(self, keys: KeyArray) -> Nodes:
+        """Holders of each key, shape (n, 4), ``NOBODY`` where there are fewer."""
+        rows = self._rows(keys)
+        holders: Nodes = self._holders[rows]
+        holders[rows < 0] = NOBODY
+        return holders
+
+    def add(self, keys: KeyArray, node: int) -> None:
+        """The node holds these chunks now."""
+        # Batches above the capacity would overwrite their own rows: the last part counts.
+        keys = _distinct(keys)[-self.capacity :]
+        rows = self._rows(keys)
+        unknown = rows < 0
+        if unknown.any():
+            rows[unknown] = self._insert(keys[unknown])
+            # Taking rows for the new may have overwritten known ones of this very batch.
+            rows = rows[(rows >= 0) & (self._keys[rows] == keys).all(axis=1)]
+        holders = self._holders[rows]
+        fresh = (holders != node).all(axis=1)
+        rows, holders = rows[fresh], holders[fresh]
+        free = holders == NOBODY
+        full = ~free.any(axis=1)
+        np.subtract.at(self._counts, holders[full, 0], 1)
+        holders[full, :-1] = holders[full, 1:]
+        column = np.where(full, HOLDERS - 1, free.argmax(axis=1))
+        holders[np.arange(len(rows)), column] = node
+        self._holders[rows] = holders
+        self._counts[node] += len(rows)
+
+    def remove(self, keys: KeyArray, node: int) -> None:
+        """The node does not hold these chunks any more."""
+        rows = np.unique(self._rows(keys))
+        self._remove_holder(rows[rows >= 0], node)
+
+    def drop_node(self, node: int) -> None:
+        """The node holds nothing any more."""
+        if self._counts[node]:
+            self._remove_holder(np.flatnonzero((self._holders == node).any(axis=1)), node)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._index.clear()
+        self._holders[:] = NOBODY
+        self._counts[:] = 0
+        self._n_freed = self._hand = 0
+        self._wrapped = False
+
+    def _rows(self, keys: KeyArray) -> Rows:
+        """Rows of keys, -1 where unknown; the index knows tags only, so whole keys are compared."""
+        rows = self._index.lookup(keys)
+        rows[(self._keys[rows] != keys).any(axis=1)] = -1
+        return rows
+
+    def _remove_holder(self, rows: Rows, node: int) -> None:
+        holders = self._holders[rows]
+        mine = holders == node
+        self._counts[node] -= int(mine.sum())
+        holders[mine] = NOBODY
+        self._holders[rows] = holders
+        self._forget(rows[mine.any(axis=1) & (holders == NOBODY).all(axis=1)])
+
+    def _forget(self, rows: Rows) -> None:
+        """These rows have no holder (any more): they can be used again."""
+        self._index.remove(self._keys[rows])
+        self._keys[rows] = 0
+        self._freed[self._n_freed : self._n_freed + len(rows)] = rows
+        self._n_freed += len(rows)
+
+    def _insert(self, keys: KeyArray) -> Rows:
+        """New rows for unknown, distinct keys; -1 for a key the index could not take."""
+        rows = self._take_rows(len(keys))
+        self._keys[rows] = keys
+        placed = self._index.insert(keys, rows)
+        found = self._index.lookup(keys) == rows
+        if not found.all():
+            # No free lane, or two keys with one tag: give the row back, the key stays unknown.
+            lost = rows[~found]
+            self._keys[lost] = 0
+            self._freed[self._n_freed : self._n_freed + len(lost)] = lost
+            self._n_freed += len(lost)
+            rows[~(found & placed)] = -1
+        return rows
+
+    def _take_rows(self, n: int) -> Rows:
+        freed = min(n, self._n_freed)
+        self._n_freed -= freed
+        rows = [self._freed[self._n_freed : self._n_freed + freed].astype(np.int64)]
+        while (n := n - len(rows[-1])) > 0:
+            chunk = np.arange(self._hand, min(self._hand + n, self.capacity), dtype=np.int64)
+            if self._wrapped:
+                self._overwrite(chunk)
+            self._hand += len(chunk)
+            if self._hand == self.capacity:
+                self._hand, self._wrapped = 0, True
+            rows.append(chunk)
+        return np.concatenate(rows)
+
+    def _overwrite(self, rows: Rows) -> None:
+        holders = self._holders[rows]
+        np.subtract.at(self._counts, holders[holders != NOBODY], 1)
+        self._index.remove(self._keys[rows])
+        self._holders[rows] = NOBODY
+        self.overwritten += len(rows)
+
+
+def _distinct(keys: KeyArray) -> KeyArray:
+    """Keys without repetitions, order kept where there were none."""
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    ordered = keys[order]
+    first = np.ones(len(keys), dtype=np.bool_)
+    first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return keys if first.all() else keys[np.sort(order[first])]

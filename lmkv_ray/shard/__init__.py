@@ -1,0 +1,25 @@
+"""The life of a shard's chunks: pure, no I/O."""
+
+from lmkv_ray.shard.allocator import Allocator
+from lmkv_ray.shard.deltas import DeltaLog
+from lmkv_ray.shard.instructions import AssignExtent, Free, Instruction, Publish, Reserve, Retire
+from lmkv_ray.shard.plan import Fetch, plan_fetches
+from lmkv_ray.shard.state import ShardState
+from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
+
+__all__ = [
+    "Allocator",
+    "AssignExtent",
+    "Counters",
+    "DeltaLog",
+    "Fetch",
+    "Free",
+    "Instruction",
+    "Limits",
+    "Publish",
+    "RecoveredSlot",
+    "Reserve",
+    "Retire",
+    "ShardState",
+    "plan_fetches",
+]

@@ -1,0 +1,46 @@
+"""What to fetch from whom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Chunks to get from one node, in order."""
+
+    node_id: str
+    positions: tuple[int, ...]
+
+
+def plan_fetches(
+    missing: Sequence[int], holders: Iterable[tuple[str, Iterable[int]]]
+) -> list[Fetch]:
+    """Cover a run of chunks from as few nodes as possible, longest run first.
+
+    Args:
+        missing: positions in the prompt that are not here, ascending; positions that are not
+            named are here already.
+        holders: (node, positions it holds), best first among equals.
+
+    Returns:
+        fetches in the order of the prompt. They end before the first missing position that nobody
+        holds: what follows a gap cannot be used.
+    """
+    held = [(node, frozenset(positions)) for node, positions in holders]
+    fetches: list[Fetch] = []
+    i = 0
+    while i < len(missing):
+        best, reach = "", i
+        for node, positions in held:
+            end = i
+            while end < len(missing) and missing[end] in positions:
+                end += 1
+            if end > reach:
+                best, reach = node, end
+        if reach == i:
+            break
+        fetches.append(Fetch(best, tuple(missing[i:reach])))
+        i = reach
+    return fetches

@@ -1,0 +1,178 @@
+from collections.abc import Callable
+
+import pytest
+
+from lmkv_ray.errors import UnsupportedError
+from lmkv_ray.messages import Commit, Exchange, ExchangeReply, Hello, MissReason, Owner
+from lmkv_ray.policies import LRU
+from lmkv_ray.shard import (
+    Allocator,
+    DeltaLog,
+    Free,
+    Instruction,
+    Limits,
+    Publish,
+    RecoveredSlot,
+    Reserve,
+    Retire,
+    ShardState,
+)
+
+A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
+SHARD, ENGINE, OTHER = (Owner(pid=pid, start=1) for pid in (1, 2, 3))
+LIMITS = Limits(grant_seconds=10, grace_seconds=3, holder_slots=6)
+
+
+def make_state() -> ShardState:
+    return ShardState(Allocator(4, 64, 8, LRU), SHARD, DeltaLog("n", 1), LIMITS)
+
+
+@pytest.fixture
+def state() -> ShardState:
+    return make_state()
+
+
+@pytest.fixture
+def hello() -> Callable[..., Hello]:
+    def make(name: str = "e", owner: Owner = ENGINE, held: tuple[int, ...] = ()) -> Hello:
+        return Hello(engine_id=name, owner=owner, space=7, model="m", slot_bytes=8, held=list(held))
+
+    return make
+
+
+HelloFactory = Callable[..., Hello]
+Answer = tuple[ExchangeReply, list[Instruction]]
+
+
+def grant(state: ShardState, n: int, now: float = 0.0, name: str = "e") -> list[int]:
+    reply, _ = state.exchange(Exchange(engine_id=name, want=n), now)
+    return reply.grant.slots if reply.grant else []
+
+
+def commit(state: ShardState, slot: int, key: bytes, now: float, name: str = "e") -> Answer:
+    message = Exchange(engine_id=name, commits=[Commit(slot=slot, key=key, nbytes=5)])
+    return state.exchange(message, now)
+
+
+def test_a_chunk_becomes_ready(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    reply, out = state.exchange(Exchange(engine_id="e", want=2), 0)
+    assert reply.grant is not None
+    assert (reply.grant.slots, reply.grant.deadline) == ([0, 1], 10)
+    assert out[-1] == Reserve((0, 1), ENGINE)
+    reply, out = commit(state, 0, A, 9)
+    assert reply.refused == []
+    assert out == [Publish((0,), (A,), (5,), 7)]
+    assert A in state
+    assert state.nbytes == 5
+
+
+def test_an_unknown_engine_is_told_so(state: ShardState) -> None:
+    assert commit(state, 0, A, 0)[0].known is False
+
+
+def test_a_commit_after_the_deadline_is_refused_and_frees(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    grant(state, 1)
+    reply, out = commit(state, 0, A, 10.1)
+    assert reply.refused == [0]
+    assert out == [Free((0,))]
+
+
+def test_an_expired_grant_is_not_reused_while_its_owner_lives(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    state.hello(hello("f", OTHER), 0)
+    mine = grant(state, 6)
+    assert state.tick(1000) == []
+    theirs = [slot for _ in range(9) for slot in grant(state, 9, 1000, "f")]
+    assert not set(mine) & set(theirs)
+
+
+def test_a_dead_owners_slots_rest_before_they_are_free(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    slots = grant(state, 3)
+    assert state.owners() == {ENGINE}
+    state.owner_gone(ENGINE, 5)
+    assert state.tick(7.9) == []
+    assert state.tick(8) == [Free(tuple(slots))]
+    assert state.owners() == set()
+
+
+def test_the_first_of_two_equal_chunks_stays(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    first, second = grant(state, 2)
+    commit(state, first, A, 1)
+    reply, out = commit(state, second, A, 1)
+    assert reply.refused == []
+    assert out == [Free((second,))]
+    assert state.slot(A) == first
+
+
+def test_grants_are_bounded(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    assert len(grant(state, 99)) == 6
+    assert grant(state, 1) == []
+
+
+def test_hello_returns_what_a_lost_answer_granted(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    kept, lost = grant(state, 1), grant(state, 2)
+    again, out = state.hello(hello(held=tuple(kept)), 5)
+    assert (again.slots, again.deadline) == (kept, 15)
+    assert out == [Free(tuple(lost))]
+
+
+def test_what_was_being_saved_when_the_user_cleared_stays_away(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    one, two = grant(state, 2)
+    commit(state, one, A, 1)
+    assert state.clear(8) == []
+    assert state.clear(7) == [Retire((one,), MissReason.CLEARED)]
+    assert commit(state, two, B, 2)[0].refused == [two]
+    assert len(state) == 0
+
+
+def test_staged_chunks_that_were_cleared_meanwhile_are_refused(state: ShardState) -> None:
+    slots, _ = state.reserve(7, 8, 2)
+    state.clear()
+    refused, out = state.commit(7, 8, [Commit(slot=slots[0], key=A, nbytes=1)], 1)
+    assert refused == [slots[0]]
+    assert out == [Free((slots[0],))]
+    assert state.release(7, 8, slots) == [Free((slots[1],))]
+
+
+def test_recovery(state: ShardState, hello: HelloFactory) -> None:
+    rows = [
+        RecoveredSlot(slot=9, key=A, space=7, nbytes=8),
+        RecoveredSlot(slot=0, key=B, space=7, nbytes=8),
+        RecoveredSlot(slot=1, key=None, owner=ENGINE),
+        RecoveredSlot(slot=2, key=None, owner=ENGINE),
+        RecoveredSlot(slot=3, key=None, owner=OTHER),
+        RecoveredSlot(slot=4, key=C),
+        RecoveredSlot(slot=5, key=C),
+    ]
+    out = state.recover([8, 8, 0, 0], rows, lambda owner: owner == ENGINE, 0)
+    assert out == [Retire((4,), MissReason.EVICTED), Retire((5,), MissReason.EVICTED)]
+    assert len(state) == 2
+    assert state.tick(3) == [Free((3,))]
+    again, _ = state.hello(hello(held=(2, 9, 31)), 0)
+    assert again.slots == [2]
+    delta = state.delta()
+    assert delta.snapshot
+    assert delta.added == A + B
+    state.owner_gone(ENGINE, 10)
+    assert state.tick(13) == [Free((2,)), Free((1,))]
+
+
+def test_a_chunk_that_fits_no_extent_is_refused_with_a_next_step(state: ShardState) -> None:
+    large = Hello(engine_id="e", owner=ENGINE, space=7, model="m", slot_bytes=65, held=[])
+    with pytest.raises(UnsupportedError, match="Next step"):
+        state.hello(large, 0)
