@@ -126,7 +126,7 @@ def llm_config(args: AppArgs, *, on_cpu: bool, ray_address: str) -> LLMConfig:
         {
             "model_loading_config": {
                 "model_id": args.served_name,
-                "model_source": str(model) if model.is_dir() else args.model,
+                "model_source": str(model.resolve()) if model.is_dir() else args.model,
             },
             "accelerator_config": {"kind": "cpu" if on_cpu else "gpu"},
             "engine_kwargs": engine | args.engine_kwargs,

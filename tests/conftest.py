@@ -1,0 +1,20 @@
+"""Shared by all tests: the demo's model, and the leak check."""
+
+from pathlib import Path
+
+import pytest
+
+from serve_apps import model
+from tests.leaks import no_leaks, run_mark  # noqa: F401  (fixtures: the leak check)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct in bfloat16 as a Hugging Face directory; made once per checkout."""
+    return model.smollm2()
+
+
+@pytest.fixture(scope="session")
+def smollm2_float32() -> Path:
+    """The same in float32, where cold runs and cached runs agree."""
+    return model.smollm2("float32")
