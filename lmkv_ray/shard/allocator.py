@@ -101,6 +101,7 @@ class Allocator:
         self._class_of: list[_SizeClass | None] = [None] * extents
         self._unassigned = deque(range(extents))
         self._draining: int | None = None
+        self._lost = 0
         self._pinned = [0] * extents
         # When each ready chunk was last used, by a counter of uses; 0 for slots without chunk.
         self._used_at = np.zeros((extents, self.stride), dtype=np.int64)
@@ -114,7 +115,7 @@ class Allocator:
 
     def capacity(self, slot_bytes: int) -> int:
         """Slots of this size if the whole arena were theirs."""
-        return self.extents * (self.extent_bytes // slot_bytes)
+        return (self.extents - self._lost) * (self.extent_bytes // slot_bytes)
 
     def slot_bytes(self, slot: int) -> int | None:
         """The size of a slot; None if it does not exist at present."""
@@ -203,6 +204,19 @@ class Allocator:
         for slot in pinned:
             self._set(slot, SlotUse.PINNED)
         self._pinned[extent] = len(pinned)
+
+    def lose(self, extent: int) -> None:
+        """There is no memory for an extent that was assigned just now: do without it."""
+        size = self._class_of[extent]
+        assert size is not None
+        self._withdraw_free(extent)
+        self.use[extent] = SlotUse.NONE
+        self._pinned[extent] = 0
+        self._class_of[extent] = None
+        size.extents.remove(extent)
+        if not size.extents:
+            self._classes.pop(size.slot_bytes, None)
+        self._lost += 1
 
     # -- making room -----------------------------------------------------------------------------
 

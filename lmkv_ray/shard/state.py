@@ -164,6 +164,21 @@ class ShardState:
             self._free(self._quarantine.popleft()[1], out)
         return out
 
+    def extent_failed(self, extent: int) -> frozenset[int]:
+        """The memory of an extent that was just assigned could not be had.
+
+        Returns:
+            slots of it that were leased by the same event; nobody must be told of them.
+        """
+        lost = set()
+        for holder in self._holders.values():
+            mine = [slot for slot in holder.leases if slot // self._allocator.stride == extent]
+            for slot in mine:
+                del holder.leases[slot]
+            lost.update(mine)
+        self._allocator.lose(extent)
+        return frozenset(lost)
+
     # -- staging: the shard fills slots itself ---------------------------------------------------
 
     def engine(self, engine_id: str) -> tuple[int, int] | None:

@@ -176,3 +176,10 @@ def test_a_chunk_that_fits_no_extent_is_refused_with_a_next_step(state: ShardSta
     large = Hello(engine_id="e", owner=ENGINE, space=7, model="m", slot_bytes=65, held=[])
     with pytest.raises(UnsupportedError, match="Next step"):
         state.hello(large, 0)
+
+
+def test_an_extent_without_memory_is_done_without(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    slots = grant(state, 3)
+    assert state.extent_failed(0) == frozenset(slots)
+    assert grant(state, 3) == [8, 9, 10]
