@@ -1,0 +1,6 @@
+"""The cache's Ray actors, and how to reach them."""
+
+from lmkv_ray.actors.connect import Cache, connect
+from lmkv_ray.actors.wire import CacheStatus, EngineStatus, ShardStatus
+
+__all__ = ["Cache", "CacheStatus", "EngineStatus", "ShardStatus", "connect"]

@@ -1,0 +1,161 @@
+"""``lmkv_ray.connect()``: the cache of a Ray cluster, for people and for engines."""
+
+from __future__ import annotations
+
+import os
+import time
+from types import TracebackType
+from typing import TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from lmkv_ray.actors.launch import (
+    Handle,
+    actor_names,
+    find,
+    kill,
+    start_directory,
+    start_shard,
+)
+from lmkv_ray.actors.names import DIRECTORY
+from lmkv_ray.actors.wire import CacheStatus
+from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.errors import ConnectError, LmkvError
+from lmkv_ray.messages import decode
+
+CALL_SECONDS = 10.0
+"""How long a call of a running cache may take."""
+
+C = TypeVar("C", bound="Cache")
+
+
+class Cache:
+    """The cache of a Ray cluster: one shard per node, one directory. Made by ``connect``.
+
+    Attributes:
+        node_id: the Ray node of this process.
+        shard: the actor of that node; engines talk to it with ``lmkv_ray.messages``.
+        directory: the actor that knows which node holds what.
+    """
+
+    def __init__(self, settings: Settings, node_id: str, shard: Handle, directory: Handle) -> None:
+        self._settings = settings
+        self.node_id = node_id
+        self.shard = shard
+        self.directory = directory
+
+    def status(self) -> CacheStatus:
+        """Nodes, chunks, bytes, capacity and engines.
+
+        Raises:
+            ConnectError: the cache was stopped, or does not answer.
+        """
+        return decode(_get(self.directory.status.remote(), CALL_SECONDS), CacheStatus)
+
+    def clear(self) -> None:
+        """Remove every chunk from every node. What is being saved meanwhile does not come back.
+
+        Raises:
+            ConnectError: the cache was stopped, or does not answer.
+        """
+        _get(self.directory.clear.remote(b""), CALL_SECONDS)
+
+    def stop(self) -> None:
+        """End all actors of the cache. Its memory is freed when the last engine ends.
+
+        Raises:
+            ConnectError: an actor did not end in time.
+        """
+        namespace = self._settings.ray_namespace
+        deadline = time.monotonic() + CALL_SECONDS
+        # The directory first: it would start the shards again.
+        while names := actor_names(namespace):
+            for name in names:
+                kill(name, namespace)
+            if time.monotonic() > deadline:
+                raise ConnectError(
+                    f"These actors did not end: {', '.join(names)}.",
+                    next_step="run 'lmkv stop' again, or end the Ray cluster with 'ray stop'.",
+                )
+            time.sleep(0.05)
+
+    def __enter__(self: C) -> C:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Leave the cache running: it belongs to the cluster, not to this process."""
+
+
+def connect(
+    address: str | None = None, settings: Settings | None = None, *, start: bool = True
+) -> Cache:
+    """The cache of a Ray cluster; starts it if need be. Cheap to repeat, from any process.
+
+    Args:
+        address: of the Ray cluster. Default: the one this process is connected to, else the
+            setting ``ray_address``, else ``RAY_ADDRESS``, else the cluster that runs on this
+            machine, else a new one.
+        settings: default: ``load_settings()``. Whoever starts the cache decides its settings.
+        start: False: do not start anything.
+
+    Raises:
+        ConnectError: no cluster, no cache, or its actors do not start in time.
+        ConfigError: a wrong setting.
+        ArenaError: this node has no usable shared memory.
+    """
+    settings = settings or load_settings()
+    _attach_to_ray(address or settings.ray_address or os.environ.get("RAY_ADDRESS"), start)
+    node_id = ray.get_runtime_context().get_node_id()
+    namespace = settings.ray_namespace
+    deadline = time.monotonic() + settings.connect_seconds
+    if not start and find(DIRECTORY, namespace) is None:
+        raise ConnectError(
+            f"No cache runs in Ray namespace {namespace!r}.",
+            next_step="start an engine with the lmkv_ray connector, or call lmkv_ray.connect().",
+        )
+    directory = start_directory(settings)
+    shard = start_shard(settings, node_id)
+    _get(shard.address.remote(), deadline - time.monotonic())
+    return Cache(settings, node_id, shard, directory)
+
+
+def _attach_to_ray(address: str | None, start: bool) -> None:
+    if ray.is_initialized():
+        return
+    try:
+        ray.init(address=address or "auto", configure_logging=False, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address is not None or not start:
+            raise ConnectError(
+                f"No Ray cluster answers at {address or 'this machine'}.",
+                next_step="start one with 'ray start --head' or 'ray up', or correct RAY_ADDRESS.",
+            ) from error
+        ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)
+
+
+def _get(answer: object, within: float) -> bytes:
+    try:
+        result: bytes = ray.get(answer, timeout=max(within, 0))  # type: ignore[call-overload]
+    except RayTaskError as error:
+        if isinstance(error.cause, LmkvError):
+            raise error.cause from None
+        raise ConnectError(
+            f"An actor of the cache failed: {error.cause!r}.",
+            next_step="look into its log in /tmp/ray/session_latest/logs.",
+        ) from error
+    except GetTimeoutError as error:
+        raise ConnectError(
+            f"The cache did not answer within {within:.0f} s.",
+            next_step="look at 'ray list actors'; raise LMKV_CONNECT_SECONDS if nodes are slow.",
+        ) from error
+    except RayError as error:
+        raise ConnectError(
+            "The cache was stopped, or its node was lost.", next_step="connect again."
+        ) from error
+    return result

@@ -1,0 +1,244 @@
+"""A shard without its RPCs: the state machine and the arena, kept in step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from lmkv_ray.arena import ArenaReader, ArenaWriter, is_alive, this_process
+from lmkv_ray.config import Settings
+from lmkv_ray.errors import ArenaError
+from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.messages import (
+    Commit,
+    Exchange,
+    ExchangeReply,
+    Grant,
+    Hello,
+    MissReason,
+)
+from lmkv_ray.policies import make_policy
+from lmkv_ray.shard import (
+    Allocator,
+    AssignExtent,
+    DeltaLog,
+    Free,
+    Instruction,
+    Limits,
+    Publish,
+    RecoveredSlot,
+    Reserve,
+    Retire,
+    ShardState,
+)
+
+logger = logging.getLogger(__name__)
+
+ADOPT_SECONDS = 2.0
+"""How long a restarted shard waits for its predecessor's process to let go of the arena."""
+
+
+class Shard:
+    """All that happens to one node's chunks, on one thread.
+
+    Args:
+        writer: the arena, new or adopted.
+        settings: of the cache.
+        node_id: for the directory.
+    """
+
+    def __init__(self, writer: ArenaWriter, settings: Settings, node_id: str) -> None:
+        self.writer = writer
+        geometry = writer.geometry
+        self.stride = geometry.slots_per_extent
+        self.reader = ArenaReader.attach(writer.path, writer.arena_id)
+        allocator = Allocator(
+            geometry.extents,
+            geometry.extent_bytes,
+            geometry.min_slot_bytes,
+            lambda: make_policy(settings.eviction_policy),
+        )
+        self.state = ShardState(
+            allocator,
+            this_process(),
+            DeltaLog(node_id, epoch=time.time_ns()),
+            Limits(grant_seconds=settings.grant_seconds),
+        )
+        self.clears = 0
+        """How often chunks were cleared; what was planned before a clear must not be done after."""
+        self._recover()
+
+    @property
+    def capacity(self) -> int:
+        """Bytes for payloads."""
+        return self.writer.geometry.capacity
+
+    def hello(self, hello: Hello) -> Grant:
+        """Attach an engine.
+
+        Raises:
+            ArenaError: its chunks do not fit, or its process is not visible to the shard.
+        """
+        if not is_alive(hello.owner):
+            raise ArenaError(
+                f"The shard does not see the engine's process {hello.owner.pid}.",
+                next_step="run engine and shard in one container (one pid namespace).",
+            )
+        size = self.writer.geometry.slot_size(hello.slot_bytes)
+        hello = msgspec.structs.replace(hello, slot_bytes=size)
+        grant, instructions = self.state.hello(hello, time.monotonic())
+        self._apply(instructions)
+        return grant
+
+    def exchange(self, exchange: Exchange) -> ExchangeReply:
+        """Handle an engine's batch."""
+        reply, instructions = self.state.exchange(exchange, time.monotonic())
+        lost = self._apply(instructions)
+        if lost and reply.grant is not None:
+            slots = [slot for slot in reply.grant.slots if slot not in lost]
+            grant = msgspec.structs.replace(reply.grant, slots=slots)
+            reply = msgspec.structs.replace(reply, grant=grant)
+        return reply
+
+    def reserve(self, space: int, slot_bytes: int, n: int) -> list[int]:
+        """Slots to stage chunks into; maybe fewer, maybe none."""
+        slots, instructions = self.state.reserve(space, slot_bytes, n)
+        lost = self._apply(instructions)
+        return [slot for slot in slots if slot not in lost]
+
+    def commit(
+        self, space: int, slot_bytes: int, commits: Sequence[Commit], checksums: Sequence[int]
+    ) -> None:
+        """Publish staged chunks; those that were cleared meanwhile are dropped."""
+        now = time.monotonic()
+        known = {commit.slot: value for commit, value in zip(commits, checksums, strict=True)}
+        self._apply(self.state.commit(space, slot_bytes, commits, now)[1], known)
+
+    def release(self, space: int, slot_bytes: int, slots: Iterable[int]) -> None:
+        """Give back slots that were reserved and not committed; committed ones are ignored."""
+        self._apply(self.state.release(space, slot_bytes, slots))
+
+    def clear(self, space: int | None) -> None:
+        """Remove all chunks (of one space)."""
+        self.clears += 1
+        self._apply(self.state.clear(space))
+
+    def tick(self) -> None:
+        """Notice dead engines and elapsed time."""
+        now = time.monotonic()
+        for owner in self.state.owners():
+            if not is_alive(owner):
+                self.state.owner_gone(owner, now)
+        self._apply(self.state.tick(now))
+
+    def why_missing(self, key: bytes) -> MissReason:
+        """Why a key is not here, as the arena remembers."""
+        return self.reader.reasons(key_array(key))[0]
+
+    def counters(self) -> dict[str, int]:
+        """See ``shard.Counters``."""
+        return asdict(self.state.counters)
+
+    def close(self) -> None:
+        """Let go of the arena."""
+        self.reader.close()
+        self.writer.close()
+
+    def _recover(self) -> None:
+        content = self.writer.scan()
+        keys = key_list(content.keys)
+        ready = zip(
+            content.ready.tolist(),
+            keys,
+            content.spaces.tolist(),
+            content.nbytes.tolist(),
+            strict=True,
+        )
+        rows = [
+            RecoveredSlot(slot=slot, key=key, space=space, nbytes=nbytes)
+            for slot, key, space, nbytes in ready
+        ]
+        rows += [
+            RecoveredSlot(slot=slot, key=None, owner=owner)
+            for slot, owner in content.reserved.items()
+        ]
+        now = time.monotonic()
+        self._apply(self.state.recover(content.slot_bytes.tolist(), rows, is_alive, now))
+        if rows:
+            logger.info("lmkv_ray: adopted an arena with %d chunks", len(keys))
+
+    def _apply(
+        self, instructions: Iterable[Instruction], checksums: Mapping[int, int] | None = None
+    ) -> frozenset[int]:
+        """Obey the state machine; returns slots there was no memory for."""
+        lost: frozenset[int] = frozenset()
+        for instruction in instructions:
+            match instruction:
+                case AssignExtent(extent, slot_bytes):
+                    try:
+                        self.writer.assign_extent(extent, slot_bytes)
+                    except ArenaError as error:
+                        logger.error("lmkv_ray: %s", error)
+                        lost |= self.state.extent_failed(extent)
+                case Reserve(slots, owner):
+                    self.writer.reserve(_slots(s for s in slots if s not in lost), owner)
+                case Publish(slots, keys, nbytes, space):
+                    values = [(checksums or {}).get(slot, 0) for slot in slots]
+                    joined = key_array(b"".join(keys))
+                    sizes = np.array(nbytes, np.int64)
+                    self.writer.publish(
+                        _slots(slots), joined, sizes, space, np.array(values, np.uint64)
+                    )
+                case Retire(slots, reason):
+                    self.writer.retire(_slots(slots), reason)
+                case Free(slots):
+                    self.writer.free(_slots(slots))
+        return lost
+
+
+def open_arena(settings: Settings, name: str, *, restarted: bool) -> ArenaWriter:
+    """The predecessor's arena if an engine still maps it, else a new one. Blocks.
+
+    Raises:
+        ArenaError: there is none and none can be made.
+    """
+    directory = settings.arena_dir
+    wanted = int(settings.capacity) if settings.capacity is not None else None
+    give_up = time.monotonic() + (ADOPT_SECONDS if restarted else 0)
+    while True:
+        writer = ArenaWriter.find_and_adopt(name, wanted, directory=directory)
+        if writer is not None:
+            return writer
+        if time.monotonic() >= give_up:
+            break
+        time.sleep(0.1)
+    return ArenaWriter.create(name, wanted or default_capacity(settings), directory=directory)
+
+
+def default_capacity(settings: Settings) -> int:
+    """A fifth of the machine's memory, at most half of what the arena's directory has free.
+
+    Raises:
+        ArenaError: there is no such directory.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        free = shutil.disk_usage(settings.arena_dir).free
+    except OSError as error:
+        raise ArenaError(
+            f"The arena directory {settings.arena_dir} cannot be used: {error.strerror}.",
+            next_step="set LMKV_ARENA_DIR to a directory on a tmpfs, normally /dev/shm.",
+        ) from error
+    return min(memory // 5, free // 2)
+
+
+def _slots(slots: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.fromiter(slots, np.int64)

@@ -1,0 +1,27 @@
+"""Background loops of actors, which must not end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
+logger = logging.getLogger(__name__)
+
+LONGEST_PAUSE = 10.0
+
+
+async def forever(what: str, period: float, step: Callable[[], Awaitable[None]]) -> None:
+    """Run ``step`` every ``period`` seconds until cancelled; after an error too, less often.
+
+    The growing pause also bounds the rate of the log.
+    """
+    pause = period
+    while True:
+        try:
+            await step()
+            pause = period
+        except Exception:
+            pause = min(max(2 * pause, 0.1), LONGEST_PAUSE)
+            logger.exception("lmkv_ray: %s failed; again in %.1f s", what, pause)
+        await asyncio.sleep(pause)

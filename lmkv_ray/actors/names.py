@@ -1,0 +1,23 @@
+"""What the cache's actors are called in Ray's namespace (``Settings.ray_namespace``)."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+DIRECTORY = "lmkv-directory"
+_SHARD = "lmkv-shard-"
+
+
+def shard_name(node_id: str) -> str:
+    """The actor of a node, which Ray knows by ``node_id``."""
+    return _SHARD + node_id
+
+
+def is_ours(name: str) -> bool:
+    """Whether an actor of this name belongs to a cache."""
+    return name == DIRECTORY or name.startswith(_SHARD)
+
+
+def arena_name(ray_namespace: str, node_id: str) -> str:
+    """What successors of a shard find its arena by; no two caches on one host share it."""
+    return f"{blake2b(ray_namespace.encode(), digest_size=4).hexdigest()}.{node_id}"

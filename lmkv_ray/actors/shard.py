@@ -1,0 +1,179 @@
+"""The Ray actor of one node: RPCs and timers around ``Shard`` and ``Staging``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from dataclasses import asdict
+
+import msgspec
+import ray
+
+from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.loops import forever
+from lmkv_ray.actors.names import arena_name
+from lmkv_ray.actors.peers import RayPeers
+from lmkv_ray.actors.staging import Staging
+from lmkv_ray.actors.wire import EngineStatus, PeerAddress, ShardStatus
+from lmkv_ray.config import Settings
+from lmkv_ray.errors import ArenaError, LmkvError
+from lmkv_ray.keys import key_array
+from lmkv_ray.messages import Exchange, Hello, Stage, Welcome, decode, encode
+from lmkv_ray.transports import Batch, ChunkReader, Transports, host_id
+
+logger = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.1
+HEARTBEAT_SECONDS = 1.0
+"""How often the directory hears of a shard that has nothing to tell."""
+
+
+class ShardActor:
+    """Owner of a node's arena. Arguments and answers are msgpack bytes of ``messages``.
+
+    When it cannot have an arena it lives on and answers every call with the typed reason.
+
+    Args:
+        settings: of the cache.
+        node_id: the Ray node it is pinned to.
+    """
+
+    async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
+        self._settings = settings
+        self._node_id = node_id
+        self._peers = RayPeers(settings.ray_namespace, node_id)
+        self._failure: LmkvError | None = None
+        try:
+            restarted = ray.get_runtime_context().was_current_actor_reconstructed
+            name = arena_name(settings.ray_namespace, node_id)
+            writer = await asyncio.to_thread(open_arena, settings, name, restarted=restarted)
+            self._shard = Shard(writer, settings, node_id)
+            self._staging = Staging(self._shard, self._peers, Transports(settings.transport))
+            self._chunks = ChunkReader(self._shard.reader)
+        except LmkvError as error:
+            logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
+            self._failure = error
+            return
+        self._told_at = 0.0
+        self._tasks = [
+            asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
+            asyncio.create_task(forever("telling the directory", TICK_SECONDS, self._tell)),
+        ]
+
+    async def hello(self, message: bytes) -> bytes:
+        """``Hello`` -> ``Welcome``.
+
+        Raises:
+            ArenaError: there is no arena, the chunks do not fit, or the engine is out of sight.
+        """
+        grant = self._working.hello(decode(message, Hello))
+        return encode(
+            Welcome(
+                arena_path=self._shard.writer.path,
+                arena_id=self._shard.writer.arena_id,
+                node_id=self._node_id,
+                grant=grant,
+                peers=self._peers.count,
+            )
+        )
+
+    async def exchange(self, message: bytes) -> bytes:
+        """``Exchange`` -> ``ExchangeReply``."""
+        reply = self._working.exchange(decode(message, Exchange))
+        return encode(msgspec.structs.replace(reply, peers=self._peers.count))
+
+    async def stage(self, message: bytes) -> bytes:
+        """``Stage`` -> ``StageReply``, when all has come, nothing more can, or at the deadline."""
+        _ = self._working
+        return encode(await self._staging.stage(decode(message, Stage)))
+
+    async def address(self) -> bytes:
+        """``PeerAddress``: how other shards read from this one; also says that it works.
+
+        Raises:
+            ArenaError: there is no arena.
+        """
+        writer = self._working.writer
+        return encode(
+            PeerAddress(
+                node_id=self._node_id,
+                host=host_id(),
+                arena_path=writer.path,
+                arena_id=writer.arena_id,
+            )
+        )
+
+    async def read(self, keys: bytes) -> Batch:
+        """Chunks for another shard (see ``ObjectStoreTransport``)."""
+        _ = self._working
+        return await asyncio.to_thread(self._chunks.read, key_array(keys))
+
+    async def clear(self, space: bytes = b"") -> bytes:
+        """Remove the chunks of a space (8 bytes, little endian; none: all) from all nodes.
+
+        Raises:
+            ArenaError: the directory did not take it on; only this node is cleared.
+        """
+        await self.clear_here(space)
+        if not await self._peers.clear(space):
+            raise ArenaError(
+                "Only this node was cleared: the directory does not answer.",
+                next_step="clear again in a few seconds.",
+            )
+        return b""
+
+    async def clear_here(self, space: bytes = b"") -> bytes:
+        """Remove the chunks of a space from this node."""
+        self._working.clear(int.from_bytes(space, "little") if space else None)
+        return b""
+
+    async def status(self) -> bytes:
+        """``ShardStatus``."""
+        if self._failure is not None:
+            return encode(
+                ShardStatus(
+                    node_id=self._node_id,
+                    pid=os.getpid(),
+                    capacity=0,
+                    chunks=0,
+                    nbytes=0,
+                    engines=[],
+                    counters={},
+                    problem=str(self._failure),
+                )
+            )
+        state = self._shard.state
+        return encode(
+            ShardStatus(
+                node_id=self._node_id,
+                pid=os.getpid(),
+                capacity=self._shard.capacity,
+                chunks=len(state),
+                nbytes=state.nbytes,
+                engines=[
+                    EngineStatus(engine_id=name, model=model, slots=slots)
+                    for name, (model, slots) in state.engines().items()
+                ],
+                counters=self._shard.counters() | asdict(self._staging.counters),
+            )
+        )
+
+    @property
+    def _working(self) -> Shard:
+        if self._failure is not None:
+            raise self._failure
+        return self._shard
+
+    async def _tick(self) -> None:
+        self._shard.tick()
+
+    async def _tell(self) -> None:
+        deltas = self._shard.state.deltas
+        if not deltas and time.monotonic() < self._told_at + HEARTBEAT_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        reply = await self._peers.tell(self._shard.state.delta())
+        if reply is not None and reply.resync:
+            deltas.resync()

@@ -1,0 +1,71 @@
+"""What actors say to each other and to people, beyond ``messages``."""
+
+from __future__ import annotations
+
+from lmkv_ray.messages import Message
+
+
+class PeerAddress(Message, frozen=True):
+    """Shard to shard: how to be read from."""
+
+    node_id: str
+    host: str
+    """See ``transports.host_id``."""
+    arena_path: str
+    arena_id: int
+
+
+class EngineStatus(Message, frozen=True):
+    """An engine that is attached to a shard."""
+
+    engine_id: str
+    model: str
+    slots: int
+    """Slots it is granted and has not filled yet."""
+
+
+class ShardStatus(Message, frozen=True):
+    """One node of the cache."""
+
+    node_id: str
+    pid: int
+    capacity: int
+    """Bytes of the arena; 0 if there is none."""
+    chunks: int
+    nbytes: int
+    """Bytes of all chunks."""
+    engines: list[EngineStatus]
+    counters: dict[str, int]
+    """Since the shard started; see ``shard.Counters`` and ``staging.StageCounters``."""
+    problem: str | None = None
+    """Why the shard does not work, and what to do."""
+
+
+class CacheStatus(Message, frozen=True):
+    """The whole cache, as far as its shards answered."""
+
+    nodes: list[ShardStatus]
+    silent: list[str]
+    """Nodes whose shard did not answer in time."""
+    directory_chunks: int
+    """Distinct chunks the directory knows."""
+
+    @property
+    def chunks(self) -> int:
+        """Chunks on all nodes; one that is on two nodes counts twice."""
+        return sum(node.chunks for node in self.nodes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all chunks."""
+        return sum(node.nbytes for node in self.nodes)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes of all arenas."""
+        return sum(node.capacity for node in self.nodes)
+
+    @property
+    def engines(self) -> int:
+        """Attached engines."""
+        return sum(len(node.engines) for node in self.nodes)
