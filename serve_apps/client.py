@@ -17,11 +17,16 @@ class RequestError(RuntimeError):
 
 @dataclass(frozen=True)
 class Answer:
-    """ttft_s: seconds from the request to the first piece of text."""
+    """One reply.
+
+    ttft_s: seconds from the request to the first piece of text.
+    cached_tokens: of prompt_tokens, those that were not computed; 0 if the engine does not say.
+    """
 
     text: str
     ttft_s: float
     prompt_tokens: int
+    cached_tokens: int
 
 
 def ask(
@@ -53,21 +58,26 @@ def ask(
         response = connection.getresponse()
         if response.status != 200:
             raise RequestError(f"HTTP {response.status}: {response.read(2000).decode()}")
-        text, first, prompt_tokens = "", None, None
+        text, first, usage = "", None, None
         for line in response:
             if not line.startswith(b"data: ") or line.startswith(b"data: [DONE]"):
                 continue
             event = json.loads(line[6:])
             if "error" in event:
                 raise RequestError(str(event["error"]))
-            if usage := event.get("usage"):
-                prompt_tokens = usage["prompt_tokens"]
+            usage = event.get("usage") or usage
             for choice in event.get("choices", ()):
                 if content := choice["delta"].get("content"):
                     first = first or time.perf_counter()
                     text += content
     finally:
         connection.close()
-    if first is None or prompt_tokens is None:
+    if first is None or usage is None:
         raise RequestError(f"the stream ended without text or usage: {text!r}")
-    return Answer(text, first - start, prompt_tokens)
+    details = usage.get("prompt_tokens_details") or {}
+    return Answer(
+        text=text,
+        ttft_s=first - start,
+        prompt_tokens=usage["prompt_tokens"],
+        cached_tokens=details.get("cached_tokens") or 0,
+    )

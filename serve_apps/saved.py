@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-import lmkv_ray
+from lmkv_ray.actors import connect
 
 QUIET_S = 1.0  # engines commit ten times a second
 TIMEOUT_S = 30.0
@@ -12,7 +12,7 @@ TIMEOUT_S = 30.0
 
 def wait() -> None:
     """Return when no chunk has been added for a second; TimeoutError if that does not happen."""
-    cache = lmkv_ray.connect()
+    cache = connect(start=False)
     deadline = time.monotonic() + TIMEOUT_S
     last, since = -1, time.monotonic()
     while time.monotonic() < deadline:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from lmkv_ray.errors import ConfigError
-from serve_apps import demo
+from serve_apps import measure
 from serve_apps.llm import AppArgs, build_app, llm_config
 from serve_apps.model import CHECKOUT
 
@@ -120,9 +120,9 @@ def test_the_yaml_is_one_that_serve_and_the_app_accept() -> None:
 
 
 def test_the_demo_is_an_app(smollm2: Path) -> None:
-    made = llm_config(demo.app_args(smollm2, cache=True), on_cpu=True, ray_address=ADDRESS)
+    made = llm_config(measure.app_args(smollm2, cache=True), on_cpu=True, ray_address=ADDRESS)
     assert made.deployment_config["num_replicas"] == 2
     # Whole blocks and a rest, so that vLLM's own hit and ours end at the same token.
-    assert all(n % made.engine_kwargs["block_size"] for n in demo.LENGTHS)
-    assert max(demo.LENGTHS) + demo.ANSWER_TOKENS <= 32 * demo.ENGINE_BLOCKS
-    assert 2 * sum(demo.LENGTHS) - max(demo.LENGTHS) > 32 * demo.ENGINE_BLOCKS
+    assert all(n % made.engine_kwargs["block_size"] for n in measure.LENGTHS)
+    assert max(measure.LENGTHS) + measure.ANSWER_TOKENS <= 32 * measure.ENGINE_BLOCKS
+    assert 2 * sum(measure.LENGTHS) - max(measure.LENGTHS) > 32 * measure.ENGINE_BLOCKS
