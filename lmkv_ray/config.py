@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import yaml
 from pydantic import ByteSize, Field, ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -146,7 +147,7 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
         raise ConfigError(
             f"Wrong settings: {problems}.", next_step="Run 'lmkv config' for all settings."
         ) from error
-    except ValueError as error:  # unreadable YAML
+    except (ValueError, yaml.YAMLError) as error:  # the file is not a mapping, or not YAML
         raise ConfigError(
             f"Wrong settings: {error}.", next_step="Run 'lmkv config' for all settings."
         ) from error

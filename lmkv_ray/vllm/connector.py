@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class LmkvConnector(KVConnectorBase_V1):  # type: ignore[misc]
+class LmkvConnector(KVConnectorBase_V1):
     """lmkv_ray as vLLM's KV connector.
 
     Raises:
@@ -203,7 +203,7 @@ class LmkvConnector(KVConnectorBase_V1):  # type: ignore[misc]
         # Two steps' worth of chunks, so that a burst of prefill finds room.
         burst = 2 * self._vllm_config.scheduler_config.max_num_batched_tokens // shape.tokens
         self._link = ShardLink(
-            lambda: RayShardClient(self._settings),
+            self._find_shard,
             hello,
             want_slots=max(16, min(self._settings.grant_slots, burst)),
             period=self._settings.exchange_seconds,
@@ -272,6 +272,11 @@ class LmkvConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     # -- inside ---------------------------------------------------------------------------------
 
+    def _find_shard(self) -> ShardClient:
+        # Once attached, a cache that is gone was stopped by somebody: do not start it again.
+        first = self._link is None or self._link.attachment is None
+        return RayShardClient(self._settings, start=first)
+
     @property
     def _the_worker(self) -> WorkerHalf:
         assert self._worker is not None, "not the worker's half"
@@ -290,10 +295,15 @@ class LmkvConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
 
 class RayShardClient(ShardClient):
-    """The shard actor of this node, found or started."""
+    """The shard actor of this node.
 
-    def __init__(self, settings: Settings) -> None:
-        self._shard = connect(settings=settings).shard
+    Args:
+        settings: of the cache.
+        start: start the cache if there is none.
+    """
+
+    def __init__(self, settings: Settings, *, start: bool) -> None:
+        self._shard = connect(settings=settings, start=start).shard
 
     def call(self, method: str, payload: bytes) -> Future[bytes]:
         """Call a method of the actor."""

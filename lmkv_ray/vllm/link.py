@@ -24,7 +24,6 @@ from lmkv_ray.messages import (
     Commit,
     Exchange,
     ExchangeReply,
-    Grant,
     Hello,
     Stage,
     StageReply,
@@ -105,10 +104,11 @@ class ShardLink:
         self._period = period
         self._lock = threading.Lock()
         self._wake = threading.Event()
-        self._stopping = False
+        self._stopping = threading.Event()
         self._outbox = _Outbox()
         self._free: dict[int, float] = {}  # granted slots not in use, with their deadlines
         self._in_use: dict[int, float] = {}
+        self._committing: set[bytes] = set()
         self._stages: deque[tuple[Stage, StageTicket]] = deque()
         self._staging = 0
         self._clearing = 0
@@ -143,7 +143,12 @@ class ShardLink:
         with self._lock:
             if self._in_use.pop(slot, None) is not None:
                 self._outbox.commits.append(Commit(slot=slot, key=key, nbytes=nbytes))
+                self._committing.add(key)
                 self._wake.set()
+
+    def committing(self, key: bytes) -> bool:
+        """Whether a commit of this key has not been answered yet."""
+        return key in self._committing
 
     def release(self, slot: int) -> None:
         """Give a slot back unused. Nobody may write to it any more."""
@@ -186,7 +191,7 @@ class ShardLink:
 
     def stop(self) -> None:
         """End the thread; the shard notices the engine's end by itself."""
-        self._stopping = True
+        self._stopping.set()
         self._wake.set()
         self._thread.join(timeout=2 * RPC_SECONDS)
         if self.attachment is not None:
@@ -197,11 +202,11 @@ class ShardLink:
 
     def _run(self) -> None:
         pause = RETRY_SECONDS[0]
-        while not self._stopping:
+        while not self._stopping.is_set():
             try:
                 self._attach()
                 pause = RETRY_SECONDS[0]
-                while not self._stopping:
+                while not self._stopping.is_set():
                     self._send_stages()
                     self._send_clear()
                     self._exchange()
@@ -209,7 +214,7 @@ class ShardLink:
                     self._wake.clear()
             except Exception as error:
                 self._client = None
-                if self._stopping:
+                if self._stopping.is_set():
                     return
                 level = logging.ERROR if isinstance(error, LmkvError) else logging.WARNING
                 logger.log(level, "lmkv_ray: no shard (%s); again in %.1f s", error, pause)
@@ -241,6 +246,7 @@ class ShardLink:
             self._free = granted
             if not same:
                 self._outbox = _Outbox(touched=self._outbox.touched)
+                self._committing.clear()
         self.peers = welcome.peers
         self._client = client
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
@@ -261,17 +267,24 @@ class ShardLink:
         )
         # If this fails, nothing is sent again: slots that the next Hello does not list as held are
         # the shard's, whether or not it saw these commits.
-        reply = decode(_call(self._client, "exchange", encode(message)), ExchangeReply)
+        try:
+            reply = decode(_call(self._client, "exchange", encode(message)), ExchangeReply)
+        finally:
+            with self._lock:
+                self._committing.difference_update(c.key for c in outbox.commits)
         self.peers = reply.peers
         if not reply.known:
             raise ConnectionError("the shard does not know this engine (any more)")
+        if reply.refused:  # the grant was overtaken by a clear, or by its deadline
+            self._return_free_slots()
         if reply.grant is not None:
-            self._accept(reply.grant)
+            with self._lock:
+                self._free |= dict.fromkeys(reply.grant.slots, reply.grant.deadline)
 
-    def _accept(self, grant: Grant) -> None:
+    def _return_free_slots(self) -> None:
         with self._lock:
-            for slot in grant.slots:
-                self._free[slot] = grant.deadline
+            self._outbox.released.extend(self._free)
+            self._free.clear()
 
     def _send_stages(self) -> None:
         assert self._client is not None
@@ -293,6 +306,7 @@ class ShardLink:
         assert self._client is not None
         if pending := self._clearing:
             _call(self._client, "clear", self._hello.space.to_bytes(KEY_BYTES // 2, "little"))
+            self._return_free_slots()
             with self._lock:
                 self._clearing -= pending
 

@@ -12,7 +12,7 @@ import itertools
 import time
 from collections import OrderedDict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -30,13 +30,8 @@ if TYPE_CHECKING:
 
     from lmkv_ray.arena import ArenaReader
 
-T = TypeVar("T")
-
 REMEMBERED_KEYS = 8192
-"""Keys this engine saved, or failed to save, lately."""
-
-COMMIT_SECONDS = 2.0
-"""A saved chunk is looked for in the index, and not saved again, this long."""
+"""Keys this engine lately failed to save."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +109,7 @@ class SchedulerHalf:
         self._saving: dict[int, _Saving] = {}
         self._reports: dict[int, int] = {}
         self._job_ids = itertools.count()
-        self._saved_at: OrderedDict[bytes, float] = OrderedDict()
+        self._saving_keys: set[bytes] = set()
         self._dropped: OrderedDict[bytes, None] = OrderedDict()
         self._stats = LmkvStats()
 
@@ -177,7 +172,10 @@ class SchedulerHalf:
             hits.slots[first:end].tolist(),
             hits.generations[first:end].tolist(),
         )
-        tokens = end * self._shape.tokens - computed
+        # Like vLLM's own prefix cache, leave the last token's block to be computed: so a hit is
+        # the same computation, to the bit, whichever cache served it.
+        most = (request.num_tokens - 1) // self._block_tokens * self._block_tokens
+        tokens = min(end * self._shape.tokens, most) - computed
         return (tokens, True) if tokens > 0 else (0, False)
 
     def admitted(self, request: Request, blocks: list[int], tokens: int) -> None:
@@ -241,7 +239,6 @@ class SchedulerHalf:
 
     def reset(self) -> None:
         """Forget everything cached in this engine's namespace, here and on all nodes."""
-        self._saved_at.clear()
         self._dropped.clear()
         self._link.clear()
 
@@ -310,10 +307,10 @@ class SchedulerHalf:
             return
         keys = self._keys(tracked)
         complete = min(complete, len(keys))
-        present, now = reader.lookup(keys[:complete]).found, time.monotonic()
+        present = reader.lookup(keys[:complete]).found
         for i in range(tracked.saved, complete):
             key = keys[i].tobytes()
-            if not present[i] and now - self._saved_at.get(key, -COMMIT_SECONDS) >= COMMIT_SECONDS:
+            if not (present[i] or key in self._saving_keys or self._link.committing(key)):
                 if len(self._saving) >= self._settings.max_inflight_saves:
                     return  # tried again in this request's next step
                 granted = self._link.take_slot()
@@ -328,7 +325,7 @@ class SchedulerHalf:
         job = next(self._job_ids)
         self._saving[job] = _Saving(key, slot, blocks)
         self._new_saves.append(SaveJob(job, slot, blocks, deadline))
-        _remember(self._saved_at, key, time.monotonic())
+        self._saving_keys.add(key)
 
     def _saved(self, job_id: int, workers: int, *, good: bool) -> None:
         if not good:
@@ -337,6 +334,7 @@ class SchedulerHalf:
         if reports not in (0, self._workers):
             return
         saving = self._saving.pop(job_id)
+        self._saving_keys.discard(saving.key)
         del self._reports[job_id]
         assert self._pool is not None
         self._pool.free_blocks([self._pool.blocks[b] for b in reversed(saving.blocks)])
@@ -348,8 +346,10 @@ class SchedulerHalf:
             self._drop(saving.key)
 
     def _drop(self, key: bytes) -> None:
-        self._saved_at.pop(key, None)
-        _remember(self._dropped, key, None)
+        self._dropped[key] = None
+        self._dropped.move_to_end(key)
+        if len(self._dropped) > REMEMBERED_KEYS:
+            self._dropped.popitem(last=False)
         self._stats.add("dropped_chunks", 1)
 
     def _count(self, tracked: _Tracked, claim: _Claim, tokens: int) -> None:
@@ -380,10 +380,3 @@ class SchedulerHalf:
             return MissReason.STAGE_TIMEOUT
         reason = ticket.reply.reason
         return None if reason is MissReason.NEVER_STORED else reason
-
-
-def _remember(memory: OrderedDict[bytes, T], key: bytes, value: T) -> None:
-    memory[key] = value
-    memory.move_to_end(key)
-    if len(memory) > REMEMBERED_KEYS:
-        memory.popitem(last=False)

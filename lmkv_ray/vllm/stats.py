@@ -81,7 +81,7 @@ class LmkvStats(KVConnectorStats):
 
 
 class LmkvPromMetrics(KVConnectorPromMetrics):
-    """``lmkv:*`` counters beside vLLM's own, with the same labels."""
+    """``vllm:lmkv_*`` counters beside vLLM's own, with the same labels."""
 
     def __init__(
         self,
@@ -92,11 +92,13 @@ class LmkvPromMetrics(KVConnectorPromMetrics):
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._counters = {
-            name: self._counter_cls(name=f"lmkv:{name}", documentation=text, labelnames=labelnames)
+            name: self._counter_cls(
+                name=f"vllm:lmkv_{name}", documentation=text, labelnames=labelnames
+            )
             for name, text in COUNTERS.items()
         }
         self._missed = self._counter_cls(
-            name="lmkv:missed_tokens",
+            name="vllm:lmkv_missed_tokens",
             documentation="Prompt tokens that had to be computed, by reason.",
             labelnames=[*labelnames, "reason"],
         )

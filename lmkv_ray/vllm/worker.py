@@ -117,22 +117,23 @@ class WorkerHalf:
             return
         arena = np.zeros(layout.chunk_bytes, np.uint8)
         copier = HostCopier(layout, self._cache, arena)
-        views = [
-            tensor.view(torch.uint8).unflatten(0, (layout.num_blocks, -1))
-            for tensor in kv_caches.values()
-        ]
         source, target = layout.num_blocks - 1, layout.num_blocks - 2
-        for i, view in enumerate(views):
-            view[source] = (torch.arange(view[source].numel()) % 249 + i % 7).view(
-                view[source].shape
-            )
+
+        def part(tensor: torch.Tensor, block: int) -> torch.Tensor:
+            rows = tensor.shape[0] // layout.num_blocks
+            return tensor.view(torch.uint8)[block * rows : (block + 1) * rows]
+
+        for i, tensor in enumerate(kv_caches.values()):
+            block = part(tensor, source)
+            block.copy_((torch.arange(block.numel()) % (251 - i % 7)).view(block.shape))
         at = np.zeros(1, np.int64)
         copier.save(place_blocks(at, np.array([source]), skip=0, per_chunk=layout.blocks))
         copier.load(place_blocks(at, np.array([target]), skip=0, per_chunk=layout.blocks))
-        good = all(torch.equal(view[source], view[target]) for view in views)
-        for view in views:
-            view[source] = 0
-            view[target] = 0
+        tensors = kv_caches.values()
+        good = all(torch.equal(part(t, source), part(t, target)) for t in tensors)
+        for tensor in tensors:
+            part(tensor, source).zero_()
+            part(tensor, target).zero_()
         if not good:
             raise UnsupportedError(
                 f"Blocks of {self._config.model_config.model} did not survive a copy to a chunk "

@@ -100,8 +100,12 @@ class LocalShard:
         return b""
 
     def evict_all(self) -> None:
+        """Evict every chunk, as a full arena would."""
         with self.lock:
-            self.apply(self.state.clear(None))
+            out: list[Instruction] = []
+            evicted = self.state._allocator.evict(list(self.state._chunks))
+            self.state._retire(evicted, MissReason.EVICTED, out)
+            self.apply(out)
 
     def apply(self, instructions: Iterable[Instruction]) -> None:
         writer = self.writer

@@ -1,0 +1,16 @@
+"""``make bench``: all figures, as a table and as build/bench.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from benchmarks import bench_arena, bench_directory, bench_engine
+from benchmarks.table import rows_of, show, write
+
+OUTPUT = Path("build/bench.json")
+
+if __name__ == "__main__":
+    rows = [*rows_of(bench_arena.run()), *rows_of(bench_directory.run()), *bench_engine.run()]
+    show(rows)
+    write(rows, OUTPUT)
+    print(f"Written to {OUTPUT}.")

@@ -1,0 +1,285 @@
+"""A small real vLLM engine on the CPU, in this process or in one of its own."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+VOCABULARY = 1024
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    # One thread, not bound: the same arithmetic in every engine, whatever else the machine does.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_CI_ENV": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def make_model(directory: Path, dtype: str) -> str:
+    """Save a small Llama with wide random weights: corrupted KV changes its tokens."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=8192,
+        initializer_range=0.25,
+    )
+    path = directory / f"llama-{dtype}"
+    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(path)
+    return str(path)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one request got."""
+
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    cached: int
+    """Prompt tokens that were not computed."""
+
+
+class Engine:
+    """A vLLM engine in this process.
+
+    Args:
+        connector: ``kv_connector_extra_config`` of our connector; None: vLLM alone.
+    """
+
+    def __init__(
+        self, model: str, *, connector: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        for name, value in ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        import torch
+
+        # Where torch was imported before, OMP_NUM_THREADS comes too late; and how attention is
+        # split over threads decides the last bits.
+        torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+        from vllm import LLM
+        from vllm.config import KVTransferConfig
+
+        if connector is not None:
+            options["kv_transfer_config"] = KVTransferConfig(
+                kv_connector="LmkvConnector",
+                kv_connector_module_path="lmkv_ray.vllm",
+                kv_role="kv_both",
+                kv_connector_extra_config=connector,
+            )
+        defaults = {
+            "block_size": 32,
+            "max_model_len": 2048,
+            "max_num_batched_tokens": 512,
+            "max_num_seqs": 8,
+        }
+        self._llm = LLM(
+            model=model,
+            skip_tokenizer_init=True,
+            enforce_eager=True,
+            enable_prefix_caching=True,
+            disable_log_stats=False,
+            seed=0,
+            **(defaults | options),
+        )
+
+    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int = 4) -> list[Answer]:
+        """Greedy answers."""
+        from vllm import SamplingParams
+
+        outputs = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            SamplingParams(
+                max_tokens=max_tokens, temperature=0, detokenize=False, logprobs=1, ignore_eos=True
+            ),
+            use_tqdm=False,
+        )
+        self.drain()
+        return [
+            Answer(
+                tuple(o.outputs[0].token_ids),
+                tuple(
+                    d[t].logprob
+                    for d, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)
+                ),
+                o.num_cached_tokens,
+            )
+            for o in outputs
+        ]
+
+    def seconds(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
+        """How long ``generate`` takes."""
+        from vllm import SamplingParams
+
+        asked: list[Any] = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        params = SamplingParams(
+            max_tokens=max_tokens, temperature=0, detokenize=False, ignore_eos=True
+        )
+        began = time.perf_counter()
+        self._llm.generate(asked, params, use_tqdm=False)
+        taken = time.perf_counter() - began
+        self.drain()
+        return taken
+
+    def first_token(self, prompt: Sequence[int]) -> float:
+        """Seconds to the first token."""
+        return self.seconds([prompt], max_tokens=1)
+
+    def wait_attached(self) -> None:
+        """Until the connector, if there is one, has slots to save into."""
+        if (connector := self.core().scheduler.connector) is not None:
+            _wait_for(lambda: connector._link.attachment and connector._link._free)
+
+    def wait_saved(self) -> None:
+        """Until every save is visible in the arena."""
+        link = self.connector()._link
+        _wait_for(lambda: not link._committing)
+
+    def copy_seconds(self, nbytes: int) -> float:
+        """Median seconds in which one thread copies ``nbytes`` between ordinary buffers."""
+        source, target = np.ones(nbytes, np.uint8), np.ones(nbytes, np.uint8)
+        taken = []
+        for _ in range(7):
+            began = time.perf_counter()
+            np.copyto(target, source)
+            taken.append(time.perf_counter() - began)
+        return median(taken)
+
+    def stop_cache(self) -> None:
+        """End the cache's actors, and with them a local Ray."""
+        import ray
+
+        from lmkv_ray import connect
+
+        connect(start=False).stop()
+        ray.shutdown()
+
+    def drain(self) -> None:
+        """Step until saves are reported, as vLLM's own loop does outside of in-process mode."""
+        scheduler = self.core().scheduler
+        while scheduler.connector is not None and scheduler.connector.has_pending_push_work():
+            self._llm.llm_engine.step()
+
+    def reset(self, *, connector: bool = False) -> bool:
+        """Empty vLLM's own prefix cache (and ours)."""
+        return bool(self._llm.reset_prefix_cache(reset_connector=connector))
+
+    def connector(self) -> Any:
+        """The scheduler's connector."""
+        return self.core().scheduler.connector
+
+    def core(self) -> Any:
+        """VLLM's EngineCore."""
+        return self._llm.llm_engine.engine_core.engine_core
+
+    def llm(self) -> Any:
+        """VLLM's LLM."""
+        return self._llm
+
+    def close(self) -> None:
+        """Shut down, so that another engine can be made in this process."""
+        import gc
+
+        from vllm.distributed import cleanup_dist_env_and_memory
+        from vllm.distributed.kv_transfer import ensure_kv_transfer_shutdown
+
+        self._llm.llm_engine.engine_core.shutdown()
+        ensure_kv_transfer_shutdown()
+        del self._llm
+        gc.collect()
+        cleanup_dist_env_and_memory()
+
+
+class EngineProcess:
+    """An engine in a process of its own; calls the same methods through a pipe.
+
+    Args:
+        environment: variables on top of ``ENVIRONMENT``.
+    """
+
+    def __init__(
+        self, model: str, *, environment: dict[str, str] | None = None, **options: Any
+    ) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=_serve,
+            args=(theirs, model, ENVIRONMENT | (environment or {}), options),
+            daemon=True,
+        )
+        self.process.start()
+        theirs.close()
+
+    def start(self, method: str, *args: Any, **kwargs: Any) -> None:
+        """Begin a call."""
+        self._pipe.send((method, args, kwargs))
+
+    def result(self, timeout: float = 120) -> Any:
+        """The answer of the call that was begun.
+
+        Raises:
+            TimeoutError, EOFError: none came; the process died.
+        """
+        if not self._pipe.poll(timeout):
+            raise TimeoutError
+        value = self._pipe.recv()
+        if isinstance(value, BaseException):
+            raise value
+        return value
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """A whole call."""
+        self.start(method, *args, **kwargs)
+        return self.result()
+
+    def close(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self.process.join(20)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+
+
+def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition did not come true in time"
+        time.sleep(0.005)
+
+
+def _serve(
+    pipe: Connection, model: str, environment: dict[str, str], options: dict[str, Any]
+) -> None:
+    os.environ.update(environment)
+    engine = Engine(model, **options)
+    while True:
+        try:
+            method, args, kwargs = pipe.recv()
+        except (EOFError, ConnectionResetError):
+            break
+        try:
+            pipe.send(getattr(engine, method)(*args, **kwargs))
+        except Exception as error:
+            pipe.send(error)
+    engine.close()
