@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from serve_apps import report
 from serve_apps.model import CHECKOUT
 
+logger = logging.getLogger("demo")
+
 
 def main() -> int:
     """Exit code 0, 1 after an error, 130 when interrupted."""
@@ -38,7 +40,7 @@ def main() -> int:
         console.print("Interrupted; everything that was started has been stopped.")
         return 130
     except Exception as error:
-        logging.getLogger("demo").exception("the demo failed")
+        logger.exception("the demo failed")
         console.print(f"The demo failed: {error}", style="red", markup=False)
         console.print(f"Logs: {log} and /tmp/ray/session_latest/logs", soft_wrap=True)
         return 1
@@ -70,7 +72,9 @@ def _log_to(log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
     os.dup2(file, sys.stderr.fileno())
     os.close(file)
-    logging.basicConfig(level=logging.INFO, force=True)
+    logger.addHandler(logging.StreamHandler())
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # Ray's handler on the root logger would repeat it, as JSON
 
 
 def _machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two vLLM replicas on a Ray of their own, asked about documents that they have and have not read."""
+"""Two vLLM replicas on a Ray of their own, asked about documents, new and already read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import ray
 from ray import serve
 from rich.progress import Progress
 
+from lmkv_ray.actors import connect
+from lmkv_ray.config import load_settings
 from serve_apps import leftovers, replicas, report, saved
 from serve_apps.client import Answer, ask
 from serve_apps.documents import Document, Library
@@ -32,6 +34,9 @@ START_SECONDS = 300
 # vLLM's own cache of a replica: room for the longest prompt, and little more. So a document that
 # is read again after all the others has long left it, as it has on a busy server.
 ENGINE_BLOCKS = 320
+
+# A namespace of its own, so that nobody who uses a cache of this machine stops this one.
+CACHE = {"capacity": "2GiB", "ray_namespace": "lmkv-demo"}
 
 logger = logging.getLogger("demo")
 
@@ -163,25 +168,41 @@ def local_ray() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):  # let nobody interrupt the cleaning
-            signal.signal(number, signal.SIG_IGN)
-        if ray.is_initialized():
-            with contextlib.suppress(Exception):
-                serve.shutdown()  # type: ignore[no-untyped-call]
-            ray.shutdown()
-        leftovers.sweep(before)
+        with _uninterrupted():
+            if ray.is_initialized():
+                with contextlib.suppress(Exception):
+                    serve.shutdown()  # type: ignore[no-untyped-call]
+                ray.shutdown()
+            leftovers.sweep(before)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Ctrl-C pressed again must not stop the cleaning half-way."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    handlers = [signal.signal(number, signal.SIG_IGN) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)
 
 
 def measure(progress: Progress, cache: bool) -> list[report.Row]:
     """Start everything, ask, and end everything again. cache: False measures vLLM alone."""
     model = smollm2()
     with local_ray():
-        port = _free_port()
+        port = free_port()
         serve.start(http_options={"host": "127.0.0.1", "port": port})
         app = build_app(app_args(model, cache))
-        demo = Demo(port, progress, saved.wait if cache else None)
+        demo = Demo(port, progress, all_saved if cache else None)
         demo.run(lambda: serve.run(app, name=APP, route_prefix="/"), Library(model))
         return demo.rows()
+
+
+def all_saved() -> None:
+    """Wait until the replicas have saved all they computed."""
+    saved.wait(connect(settings=load_settings(CACHE), start=False))
 
 
 def app_args(model: Path, cache: bool) -> AppArgs:
@@ -194,7 +215,7 @@ def app_args(model: Path, cache: bool) -> AppArgs:
         accelerator="cpu",
         # Requests come one at a time, so each may have the whole machine.
         cpu_threads=min(8, os.cpu_count() or 1),
-        cache={"capacity": "2GiB"} if cache else False,
+        cache=CACHE if cache else False,
         engine_kwargs={
             "num_gpu_blocks_override": ENGINE_BLOCKS,
             "max_num_seqs": 4,
@@ -209,7 +230,8 @@ def app_args(model: Path, cache: bool) -> AppArgs:
     )
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port of this machine that nothing uses now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -20,7 +20,7 @@ class PinnedRouter(RoundRobinRouter):
         pending_request: PendingRequest | None = None,
     ) -> list[list[RunningReplica]]:
         wanted = _wanted(pending_request)
-        if wanted is None:
+        if not wanted:
             return list(await super().choose_replicas(candidate_replicas, pending_request))
         return [[r for r in candidate_replicas if r.replica_id.unique_id == wanted]]
 

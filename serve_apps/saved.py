@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import time
 
-from lmkv_ray.actors import connect
+from lmkv_ray.actors import Cache
 
 QUIET_S = 1.0  # engines commit ten times a second
 TIMEOUT_S = 30.0
 
 
-def wait() -> None:
+def wait(cache: Cache) -> None:
     """Return when no chunk has been added for a second; TimeoutError if that does not happen."""
-    cache = connect(start=False)
     deadline = time.monotonic() + TIMEOUT_S
     last, since = -1, time.monotonic()
     while time.monotonic() < deadline:
