@@ -133,7 +133,7 @@ def _attach_to_ray(address: str | None, start: bool) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is not None or not start:
             raise ConnectError(
-                f"No Ray cluster answers at {address or 'this machine'}.",
+                f"No Ray cluster answers {f'at {address}' if address else 'on this machine'}.",
                 next_step="start one with 'ray start --head' or 'ray up', or correct RAY_ADDRESS.",
             ) from error
         ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)

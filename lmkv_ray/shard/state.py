@@ -77,7 +77,8 @@ class ShardState:
         """Bytes of all ready chunks."""
         self._allocator = allocator
         self._chunks: dict[bytes, _Chunk] = {}
-        self._holders: dict[str, _Holder] = {}
+        # Engines by their id, and the shard itself by space and slot size.
+        self._holders: dict[str | tuple[int, int], _Holder] = {}
         self._orphans: dict[int, Owner] = {}
         self._quarantine: deque[tuple[float, tuple[int, ...]]] = deque()
 
@@ -252,7 +253,7 @@ class ShardState:
         return {
             name: (holder.model, len(holder.leases))
             for name, holder in self._holders.items()
-            if holder.owner != self.owner
+            if isinstance(name, str)
         }
 
     # -- recovery --------------------------------------------------------------------------------
@@ -297,8 +298,8 @@ class ShardState:
     # -- steps shared by the events --------------------------------------------------------------
 
     def _own(self, space: int, slot_bytes: int) -> _Holder:
-        name = f"shard/{space:x}/{slot_bytes}"
-        return self._holders.setdefault(name, _Holder(self.owner, space, slot_bytes))
+        own = _Holder(self.owner, space, slot_bytes)
+        return self._holders.setdefault((space, slot_bytes), own)
 
     def _lease(
         self, holder: _Holder, want: int, deadline: float, out: list[Instruction]

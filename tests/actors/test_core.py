@@ -1,0 +1,157 @@
+"""A shard on a real arena, without Ray."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lmkv_ray.actors.core import Shard, default_capacity, open_arena
+from lmkv_ray.arena.owners import is_alive
+from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.errors import ArenaError
+from lmkv_ray.messages import Exchange, Hello, Owner, Welcome, decode, encode
+from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys
+
+CAPACITY = 4 << 20
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return load_settings({"capacity": CAPACITY})
+
+
+class LocalShard(Shard):
+    """Called as the actor is."""
+
+    def call(self, method: str, message: bytes) -> bytes:
+        if method == "exchange":
+            return encode(self.exchange(decode(message, Exchange)))
+        grant = self.hello(decode(message, Hello))
+        path, arena_id = self.writer.path, self.writer.arena_id
+        return encode(
+            Welcome(arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0)
+        )
+
+
+@pytest.fixture
+def shard(settings: Settings, request: pytest.FixtureRequest) -> Iterator[LocalShard]:
+    name = f"test.{request.node.name}"
+    shard = LocalShard(open_arena(settings, name, restarted=False), settings, "n")
+    yield shard
+    shard.close()
+
+
+@pytest.fixture
+def engine(shard: LocalShard) -> Iterator[FakeEngine]:
+    engine = FakeEngine(shard.call)
+    yield engine
+    engine.close()
+
+
+def test_what_an_engine_commits_every_process_can_read(engine: FakeEngine) -> None:
+    keys = make_keys(10)
+    assert engine.save(keys).refused == []
+    assert engine.intact(keys) == 10
+
+
+def test_a_full_arena_keeps_evicting(shard: LocalShard, engine: FakeEngine) -> None:
+    for seed in range(20):
+        keys = make_keys(12, seed)
+        engine.save(keys)
+        assert engine.intact(keys) == 12
+    assert shard.counters()["evicted"] > 100
+    assert shard.state.nbytes <= CAPACITY
+
+
+def test_a_successor_finds_the_chunks(
+    shard: LocalShard, engine: FakeEngine, settings: Settings
+) -> None:
+    keys = make_keys(10)
+    engine.save(keys)
+    engine.exchange(want=5)
+    name = Path(shard.writer._segment.path).readlink().name.split("-")[1]
+    shard.reader.close()
+    shard.writer.close()
+    heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
+    assert len(heir.state) == 10
+    assert len(heir.state._orphans) == 5
+    engine.call = heir.call
+    held = list(engine.slots)
+    welcome = engine.hello()
+    assert welcome.grant.slots == held
+    more = make_keys(5, 1)
+    assert engine.save(more).refused == []
+    assert engine.intact([*keys, *more]) == 15
+    heir.close()
+
+
+def test_slots_of_a_dead_engine_come_back(shard: LocalShard) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        stat = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+        owner = Owner(pid=process.pid, start=int(stat[19]))
+        assert is_alive(owner)
+        engine = FakeEngine(shard.call, "mortal", owner)
+        engine.exchange(want=5)
+        assert shard.state.owners() == {owner}
+        process.kill()
+    shard.tick()
+    engine.close()
+    assert shard.state.owners() == set()
+    assert engine.exchange(want=1).known is False
+
+
+def test_an_engine_that_cannot_be_seen_is_refused(shard: LocalShard) -> None:
+    with pytest.raises(ArenaError, match="pid namespace"):
+        FakeEngine(shard.call, owner=Owner(pid=1, start=12345))
+
+
+def test_a_chunk_that_does_not_fit_is_refused(shard: LocalShard) -> None:
+    with pytest.raises(ArenaError, match="Next step"):
+        FakeEngine(shard.call, nbytes=CAPACITY)
+
+
+def test_a_full_dev_shm_makes_a_smaller_arena(
+    shard: LocalShard, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assign = shard.writer.assign_extent
+
+    def only_one(extent: int, slot_bytes: int) -> object:
+        if extent > 0:
+            raise ArenaError("/dev/shm is full.", next_step="make room.")
+        return assign(extent, slot_bytes)
+
+    monkeypatch.setattr(shard.writer, "assign_extent", only_one)
+    for seed in range(10):
+        for _ in range(4):  # at most one extent is lost an exchange
+            engine.exchange(want=3 - len(engine.slots))
+        keys = make_keys(3, seed)
+        engine.save(keys)
+        assert engine.intact(keys) == 3
+    assert shard.state.nbytes <= 1 << 20
+
+
+def test_clear_removes_what_is_there_and_what_is_coming(
+    shard: LocalShard, engine: FakeEngine
+) -> None:
+    keys = make_keys(4)
+    engine.save(keys[:2])
+    engine.exchange(want=2)
+    slots = list(engine.slots)
+    shard.clear(None)
+    reply = engine.save(keys[2:])
+    assert sorted(reply.refused) == sorted(slots)[:2]
+    assert engine.intact(keys) == 0
+
+
+def test_without_shared_memory_the_error_names_the_next_step(tmp_path: Path) -> None:
+    missing = load_settings({"arena_dir": tmp_path / "missing"})
+    for settings in (missing, missing.model_copy(update={"capacity": CAPACITY})):
+        with pytest.raises(ArenaError, match="LMKV_ARENA_DIR"):
+            open_arena(settings, "n", restarted=False)
+
+
+def test_the_default_capacity_leaves_room() -> None:
+    assert 0 < default_capacity(load_settings()) < 1 << 50
+    assert CHUNK_BYTES < CAPACITY

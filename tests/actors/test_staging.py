@@ -1,0 +1,216 @@
+"""Staging between shards of one process: who is asked, how often, and what is said about it."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lmkv_ray.actors.core import open_arena
+from lmkv_ray.actors.staging import Staging
+from lmkv_ray.config import load_settings
+from lmkv_ray.directory import Holding
+from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.messages import MissReason, Stage, StageReply, decode
+from lmkv_ray.transports import Batch, ChunkReader, ObjectStoreTransport, PeerInfo, Transports
+from tests.actors.fakes import FakeEngine, make_keys
+from tests.actors.test_core import LocalShard
+
+SETTINGS = load_settings({"capacity": 8 << 20})
+
+
+class Node:
+    def __init__(self, name: str) -> None:
+        self.name = name
+        arena = f"{name}.{secrets.token_hex(4)}"
+        self.shard = LocalShard(open_arena(SETTINGS, arena, restarted=False), SETTINGS, name)
+        self.engine = FakeEngine(self.shard.call)
+        self.chunks = ChunkReader(self.shard.reader)
+        self.claims: list[bytes] = []
+        """What the directory wrongly believes it holds."""
+        self.reads = 0
+        self.asked = asyncio.Event()
+        self.delay = 0.0
+        self.dead = False
+
+    async def read(self, keys: bytes) -> Batch:
+        self.reads += 1
+        self.asked.set()
+        await asyncio.sleep(self.delay)
+        if self.dead:
+            raise ConnectionError("killed")
+        return await asyncio.to_thread(self.chunks.read, key_array(keys))
+
+    def close(self) -> None:
+        self.engine.close()
+        self.shard.close()
+
+
+class FakePeers:
+    def __init__(self, nodes: dict[str, Node]) -> None:
+        self.nodes = nodes
+        self.directory_answers = True
+
+    async def lookup(self, keys: bytes, within: float) -> list[Holding] | None:
+        if not self.directory_answers:
+            return None
+        found = []
+        for node in self.nodes.values():
+            held = [
+                i
+                for i, key in enumerate(key_list(key_array(keys)))
+                if key in node.shard.state or key in node.claims
+            ]
+            if held:
+                found.append(Holding(node_id=node.name, run=0, positions=held))
+        return found
+
+    async def peer(self, node_id: str, within: float) -> PeerInfo | None:
+        node = self.nodes[node_id]
+        writer = node.shard.writer
+        return PeerInfo(node_id, "elsewhere", writer.path, writer.arena_id, node.read)
+
+    def forget(self, node_id: str) -> None:
+        pass
+
+
+@pytest.fixture
+def nodes() -> Iterator[dict[str, Node]]:
+    nodes = {name: Node(name) for name in ("here", "a", "b")}
+    yield nodes
+    for node in nodes.values():
+        node.close()
+
+
+@pytest.fixture
+def here(nodes: dict[str, Node]) -> Node:
+    return nodes.pop("here")
+
+
+@pytest.fixture
+def peers(nodes: dict[str, Node]) -> FakePeers:
+    return FakePeers(nodes)
+
+
+@pytest.fixture
+def staging(here: Node, peers: FakePeers) -> Iterator[Staging]:
+    yield Staging(here.shard, peers, Transports(transports=[ObjectStoreTransport()]))
+    here.close()
+
+
+def request(here: Node, keys: list[bytes], within: float = 10) -> Stage:
+    return decode(here.engine.stage_message(keys, within), Stage)
+
+
+KEYS = make_keys(20)
+
+
+async def test_nodes_are_combined(staging: Staging, here: Node, nodes: dict[str, Node]) -> None:
+    here.engine.save(KEYS[3:5])
+    nodes["a"].engine.save(KEYS[:8])
+    nodes["b"].engine.save(KEYS[8:])
+    reply = await staging.stage(request(here, KEYS))
+    assert reply == StageReply(ready=20, reason=None)
+    assert here.engine.intact(KEYS) == 20
+    assert staging.counters.staged == 18
+    assert here.shard.reader.checksums(here.shard.reader.lookup(key_array(KEYS[:1])).slots)[0] > 0
+
+
+async def test_a_chunk_is_fetched_once(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    nodes["a"].engine.save(KEYS)
+    nodes["a"].delay = 0.05
+    stages = [staging.stage(request(here, KEYS[:n])) for n in (10, 20, 20, 5)]
+    replies = await asyncio.gather(*stages)
+    assert [(r.ready, r.reason) for r in replies] == [(n, None) for n in (10, 20, 20, 5)]
+    assert staging.counters.staged == 20
+    assert nodes["a"].reads == 2
+
+
+async def test_another_node_is_asked_when_one_does_not_deliver(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    nodes["a"].claims = KEYS
+    nodes["b"].engine.save(KEYS)
+    assert await staging.stage(request(here, KEYS)) == StageReply(ready=20, reason=None)
+    assert staging.counters.staged == 20
+
+
+async def test_a_peer_that_dies_is_a_failed_fetch(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    nodes["a"].engine.save(KEYS)
+    nodes["a"].dead = True
+    reply = await staging.stage(request(here, KEYS))
+    assert reply == StageReply(ready=0, reason=MissReason.FETCH_FAILED)
+    no_slots_leaked = here.shard.state.engines()
+    assert no_slots_leaked == {"engine": ("fake", 0)}
+
+
+async def test_nobody_holds_it(staging: Staging, here: Node) -> None:
+    assert await staging.stage(request(here, KEYS)) == StageReply(
+        ready=0, reason=MissReason.NEVER_STORED
+    )
+    here.engine.save(KEYS)
+    here.shard.clear(None)
+    assert (await staging.stage(request(here, KEYS))).reason == MissReason.CLEARED
+
+
+async def test_only_the_leading_run_is_fetched(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    nodes["a"].engine.save([*KEYS[:4], *KEYS[5:]])
+    reply = await staging.stage(request(here, KEYS))
+    assert reply == StageReply(ready=4, reason=MissReason.NEVER_STORED)
+    assert staging.counters.staged == 4
+
+
+async def test_the_deadline_holds_when_a_peer_hangs(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    nodes["a"].engine.save(KEYS)
+    nodes["a"].delay = 60
+    start = time.monotonic()
+    reply = await staging.stage(request(here, KEYS, within=0.2))
+    assert reply == StageReply(ready=0, reason=MissReason.STAGE_TIMEOUT)
+    assert time.monotonic() - start < 5
+    assert here.shard.state._allocator.pinned(40960) == 0
+
+
+async def test_a_directory_that_is_away_is_a_timeout(
+    staging: Staging, here: Node, peers: FakePeers
+) -> None:
+    peers.directory_answers = False
+    reply = await staging.stage(request(here, KEYS))
+    assert reply.reason == MissReason.STAGE_TIMEOUT
+
+
+async def test_an_unknown_engine_is_detached(staging: Staging, here: Node) -> None:
+    here.engine.engine_id = "stranger"
+    reply = await staging.stage(request(here, KEYS))
+    assert reply.reason == MissReason.DETACHED
+
+
+async def test_what_was_cleared_meanwhile_does_not_arrive(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    nodes["a"].engine.save(KEYS)
+    nodes["a"].delay = 0.1
+    stage = asyncio.create_task(staging.stage(request(here, KEYS)))
+    async with asyncio.timeout(5):
+        await nodes["a"].asked.wait()
+    here.shard.clear(None)
+    assert (await stage).ready == 0
+    assert here.engine.intact(KEYS) == 0
+
+
+async def test_a_prompt_larger_than_a_window(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    keys = make_keys(90, 5)
+    for i in range(0, 90, 30):
+        nodes["a"].engine.save(keys[i : i + 30])
+    assert await staging.stage(request(here, keys)) == StageReply(ready=90, reason=None)
+    assert here.engine.intact(keys) == 90
