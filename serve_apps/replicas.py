@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 POLL_S = 0.2
+SETTLED_S = 2.0  # what Serve reports of its replicas lags behind a crash
 ENGINE = "LLMServer"  # how ray.serve.llm's deployments of engines begin
 
 
@@ -33,14 +34,17 @@ def wait(app: str, count: int, timeout_s: float, gone: Collection[str] = ()) -> 
 
     NotReadyError after timeout_s seconds, or at once when Serve gives up.
     """
-    deadline = time.monotonic() + timeout_s
+    since = time.monotonic()
+    deadline = since + timeout_s
     while time.monotonic() < deadline:
         status = serve.status().applications.get(app)
         if status is not None and status.status == ApplicationStatus.DEPLOY_FAILED:
             raise NotReadyError(f"the app {app} failed to start: {status.message}")
         found = names(app)
         ready = status is not None and _running(status) == len(found) == count
-        if ready and not set(found) & set(gone):
+        if not ready or set(found) & set(gone):
+            since = time.monotonic()
+        elif time.monotonic() - since > SETTLED_S:
             return found
         time.sleep(POLL_S)
     raise NotReadyError(f"the app {app} has no {count} running replicas after {timeout_s:.0f} s")
