@@ -48,7 +48,7 @@ OPTIONS: dict[str, Any] = {
 def run() -> list[Row]:
     """Rows of both measurements."""
     model = str(smollm2())
-    engine = EngineProcess(model, connector={"capacity": "2GiB"}, **OPTIONS)
+    engine = EngineProcess(model, connector={"capacity": "2GiB", "ray_address": "local"}, **OPTIONS)
     alone = EngineProcess(model, **OPTIONS)
     try:
         engine.call("wait_attached")

@@ -51,8 +51,10 @@ class LmkvStats(KVConnectorStats):
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         """Both sums as one."""
-        for name, value in other.data.items():
-            self.add(name, value)
+        self.data = {
+            name: self.data.get(name, 0) + other.data.get(name, 0)
+            for name in self.data.keys() | other.data.keys()
+        }
         return self
 
     def reduce(self) -> dict[str, int | float]:

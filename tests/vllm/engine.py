@@ -272,7 +272,12 @@ def _serve(
     pipe: Connection, model: str, environment: dict[str, str], options: dict[str, Any]
 ) -> None:
     os.environ.update(environment)
-    engine = Engine(model, **options)
+    try:
+        engine = Engine(model, **options)
+    except Exception as error:
+        pipe.recv()
+        pipe.send(error)
+        return
     while True:
         try:
             method, args, kwargs = pipe.recv()

@@ -89,7 +89,7 @@ class LocalShard:
     def exchange(self, payload: bytes) -> bytes:
         reply, instructions = self.state.exchange(decode(payload, Exchange), time.monotonic())
         self.apply(instructions)
-        return encode(reply)
+        return encode(msgspec.structs.replace(reply, peers=self.peers))
 
     def stage(self, payload: bytes) -> bytes:
         decode(payload, Stage)

@@ -1,0 +1,193 @@
+"""The line to the shard: nothing on the engine's side waits, nothing of a dead shard survives."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from lmkv_ray.arena import this_process
+from lmkv_ray.keys import chunk_key, key_array
+from lmkv_ray.messages import Hello
+from lmkv_ray.shard import Limits
+from lmkv_ray.vllm.link import MAX_STAGES, ShardLink
+from tests.vllm.conftest import wait_for
+from tests.vllm.local_shard import LocalShard
+
+SLOT_BYTES = 64 << 10
+
+
+def hello() -> Hello:
+    return Hello(
+        engine_id="e",
+        owner=this_process(),
+        space=1,
+        model="m",
+        slot_bytes=SLOT_BYTES,
+        held=[],
+    )
+
+
+@pytest.fixture
+def make_link() -> Iterator[Callable[..., ShardLink]]:
+    links: list[ShardLink] = []
+    shards: list[LocalShard] = []
+
+    def make(shard: LocalShard, want: int = 8) -> ShardLink:
+        shards.append(shard)
+        link = ShardLink(lambda: shard, hello(), want_slots=want, period=0.01)
+        links.append(link)
+        wait_for(lambda: len(link._free) > 0)
+        return link
+
+    yield make
+    for link in links:
+        link.stop()
+    for shard in shards:
+        shard.close()
+
+
+def key(i: int) -> bytes:
+    return chunk_key(b"n" * 16, bytes([i]))
+
+
+def commit(link: ShardLink, i: int) -> None:
+    taken = link.take_slot()
+    assert taken is not None
+    link.commit(taken[0], key(i), SLOT_BYTES)
+    wait_for(lambda: not link.committing(key(i)))
+
+
+def visible(link: ShardLink, i: int) -> bool:
+    assert link.attachment is not None
+    return bool(link.attachment.reader.lookup(key_array(key(i))).found[0])
+
+
+def test_a_commit_becomes_visible_and_slots_are_replenished(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    link = make_link(LocalShard(16 << 20))
+    for i in range(30):
+        wait_for(lambda: len(link._free) > 0)
+        commit(link, i)
+    assert all(visible(link, i) for i in range(30))
+
+
+def test_a_frozen_shard_never_blocks_the_engine(make_link: Callable[..., ShardLink]) -> None:
+    shard = LocalShard(16 << 20)
+    link = make_link(shard)
+    commit(link, 1)
+    shard.frozen.set()
+    began = time.monotonic()
+    for i in range(1000):
+        if taken := link.take_slot():
+            link.commit(taken[0], key(i % 250), SLOT_BYTES)
+        link.touch([key(1)])
+    tickets = [link.stage(key(1), 5.0) for _ in range(2 * MAX_STAGES)]
+    assert time.monotonic() - began < 1
+    assert sum(t is not None for t in tickets) <= MAX_STAGES
+    assert visible(link, 1)
+    shard.frozen.clear()
+
+
+def test_slots_past_their_deadline_are_never_handed_out(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    shard = LocalShard(16 << 20, Limits(grant_seconds=0.3))
+    link = make_link(shard)
+    shard.frozen.set()
+    wait_for(lambda: all(deadline < time.monotonic() for deadline in link._free.values()))
+    assert link.take_slot() is None
+    shard.frozen.clear()
+
+
+def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., ShardLink]) -> None:
+    shard = LocalShard(16 << 20, Limits(grant_seconds=0.3))
+    link = make_link(shard)
+    taken = link.take_slot()
+    assert taken is not None
+    wait_for(lambda: time.monotonic() > taken[1] + 0.01)
+    link.commit(taken[0], key(7), SLOT_BYTES)
+    wait_for(lambda: not link.committing(key(7)))
+    assert not visible(link, 7)
+    assert shard.state.counters.refused == 1
+
+
+def test_after_a_restart_with_the_same_arena_chunks_and_slots_are_kept(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    shard = LocalShard(16 << 20)
+    link = make_link(shard)
+    commit(link, 1)
+    held = link.take_slot()
+    assert held is not None
+    shard.state._holders.clear()  # the shard forgot the engine: it says Hello again
+    shard.state._orphans.update(dict.fromkeys([held[0], *link._free], this_process()))
+    wait_for(lambda: shard.calls.count("hello") >= 2)
+    wait_for(lambda: "e" in shard.state._holders)
+    assert visible(link, 1)
+    link.commit(held[0], key(2), SLOT_BYTES)
+    wait_for(lambda: visible(link, 2))
+
+
+def test_after_a_restart_with_another_arena_nothing_old_is_used(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    old, new = LocalShard(16 << 20), LocalShard(16 << 20)
+    current = [old]
+    link = ShardLink(lambda: current[0], hello(), want_slots=8, period=0.01)
+    wait_for(lambda: len(link._free) > 0)
+    commit(link, 1)
+    held = link.take_slot()
+    assert held is not None
+    current[0] = new
+    old.state._holders.clear()
+    wait_for(
+        lambda: link.attachment is not None and link.attachment.arena_id == new.writer.arena_id
+    )
+    link.commit(held[0], key(2), SLOT_BYTES)
+    wait_for(lambda: len(link._free) > 0)
+    commit(link, 3)
+    assert [visible(link, i) for i in (1, 2, 3)] == [False, False, True]
+    link.stop()
+    for shard in (old, new):
+        shard.close()
+
+
+def test_clear_forgets_and_refuses_what_was_being_filled(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    link = make_link(LocalShard(16 << 20))
+    commit(link, 1)
+    filling = link.take_slot()
+    assert filling is not None
+    link.clear()
+    assert link.clearing
+    wait_for(lambda: not link.clearing)
+    link.commit(filling[0], key(2), SLOT_BYTES)
+    wait_for(lambda: not link.committing(key(2)))
+    assert not visible(link, 1)
+    assert not visible(link, 2)
+    wait_for(lambda: len(link._free) > 0)
+    commit(link, 3)
+    assert visible(link, 3)
+
+
+def test_payload_written_through_one_mapping_is_read_through_another(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    shard = LocalShard(16 << 20)
+    writer, reader = make_link(shard), None
+    taken = writer.take_slot()
+    assert taken is not None
+    assert writer.attachment is not None
+    data = np.random.default_rng(0).integers(0, 256, SLOT_BYTES, np.uint8)
+    writer.attachment.reader.payload(taken[0], SLOT_BYTES)[:] = data
+    writer.commit(taken[0], key(1), SLOT_BYTES)
+    wait_for(lambda: visible(writer, 1))
+    reader = type(writer.attachment.reader).attach(writer.attachment.path)
+    hits = reader.lookup(key_array(key(1)))
+    assert (reader.data[hits.offsets[0] : hits.offsets[0] + SLOT_BYTES] == data).all()
+    reader.close()
