@@ -18,14 +18,16 @@ from lmkv_ray.actors.launch import (
     start_directory,
     start_shard,
 )
-from lmkv_ray.actors.names import DIRECTORY
+from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.wire import CacheStatus
 from lmkv_ray.config import Settings, load_settings
-from lmkv_ray.errors import ConnectError, LmkvError
+from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
 from lmkv_ray.messages import decode
 
 CALL_SECONDS = 10.0
 """How long a call of a running cache may take."""
+
+_KEEPS = "a cache keeps the settings it was started with"
 
 C = TypeVar("C", bound="Cache")
 
@@ -102,7 +104,8 @@ def connect(
             setting ``ray_address``, else ``RAY_ADDRESS``, else the cluster that runs on this
             machine, else a new one.
         settings: default: ``load_settings()``. Whoever starts the cache decides its settings.
-        start: False: do not start anything.
+        start: False: do not start anything, and do not wait for this node's shard (which is
+            None if there is none).
 
     Raises:
         ConnectError: no cluster, no cache, or its actors do not start in time.
@@ -114,14 +117,21 @@ def connect(
     node_id = ray.get_runtime_context().get_node_id()
     namespace = settings.ray_namespace
     deadline = time.monotonic() + settings.connect_seconds
-    if not start and find(DIRECTORY, namespace) is None:
-        raise ConnectError(
-            f"No cache runs in Ray namespace {namespace!r}.",
-            next_step="start an engine with the lmkv_ray connector, or call lmkv_ray.connect().",
-        )
-    directory = start_directory(settings)
-    shard = start_shard(settings, node_id)
-    _get(shard.address.remote(), deadline - time.monotonic())
+    if not start:
+        directory, shard = find(DIRECTORY, namespace), find(shard_name(node_id), namespace)
+        if directory is None:
+            raise ConnectError(
+                f"No cache runs in Ray namespace {namespace!r}.",
+                next_step="start an engine with the lmkv_ray connector, or lmkv_ray.connect().",
+            )
+        return Cache(settings, node_id, shard, directory)
+    directory, shard = start_directory(settings), start_shard(settings, node_id)
+    try:
+        _get(shard.address.remote(), deadline - time.monotonic())
+    except ArenaError as error:
+        raise ArenaError(
+            error.what, next_step=f"{error.next_step} Then run 'lmkv stop': {_KEEPS}."
+        ) from None
     return Cache(settings, node_id, shard, directory)
 
 

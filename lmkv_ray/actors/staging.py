@@ -121,7 +121,9 @@ class Staging:
         if missing is None:
             return StageReply(ready=ready, reason=None)
         key = job.keys[missing]
-        reason = job.reason.get(key) or self._shard.why_missing(key)
+        reason = self._shard.why_missing(key)
+        if reason is not MissReason.CLEARED:  # peers were cleared too; that explains all failures
+            reason = job.reason.get(key, reason)
         if job.left <= 0 and reason in (MissReason.NEVER_STORED, MissReason.EVICTED):
             reason = MissReason.STAGE_TIMEOUT
         return StageReply(ready=ready, reason=reason)
