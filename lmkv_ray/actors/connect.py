@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from types import TracebackType
 from typing import TypeVar
@@ -26,6 +27,8 @@ from lmkv_ray.messages import decode
 
 CALL_SECONDS = 10.0
 """How long a call of a running cache may take."""
+
+PROBE_SECONDS = 3.0
 
 _KEEPS = "a cache keeps the settings it was started with"
 
@@ -138,15 +141,35 @@ def connect(
 def _attach_to_ray(address: str | None, start: bool) -> None:
     if ray.is_initialized():
         return
+    nobody = ConnectError(
+        f"No Ray cluster answers {f'at {address}' if address else 'on this machine'}.",
+        next_step="start one with 'ray start --head' or 'ray up', or correct the address.",
+    )
+    if address is not None and not _listens(address):
+        raise nobody
     try:
         ray.init(address=address or "auto", configure_logging=False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         if address is not None or not start:
-            raise ConnectError(
-                f"No Ray cluster answers {f'at {address}' if address else 'on this machine'}.",
-                next_step="start one with 'ray start --head' or 'ray up', or correct RAY_ADDRESS.",
-            ) from error
+            raise nobody from error
         ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)
+
+
+def _listens(address: str) -> bool:
+    """Whether there is somebody at all; Ray itself would try for two minutes and then exit."""
+    if "://" in address:
+        raise ConnectError(
+            f"{address} is for Ray Client, which cannot share memory with a node.",
+            next_step="run on a node of the cluster, with its address or with 'auto'.",
+        )
+    host, colon, port = address.rpartition(":")
+    if not colon:
+        return True  # auto, local
+    try:
+        with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False
 
 
 def _get(answer: object, within: float) -> bytes:
