@@ -75,6 +75,7 @@ class ArenaReader:
         self._generations = tables.slots["generation"]
         self._nbytes = tables.slots["nbytes"]
         self._checksums = tables.slots["checksum"]
+        self._populated = np.zeros(len(self._tables.slot_bytes), np.bool_)
 
     @classmethod
     def attach(cls, path: str, arena_id: int | None = None) -> ArenaReader:
@@ -162,15 +163,22 @@ class ArenaReader:
         """Parts (offset, nbytes) of ``data`` that have memory; neighbours are joined."""
         return join_extents(self._tables.slot_bytes, self.geometry.extent_bytes)
 
+    @property
+    def grown(self) -> bool:
+        """Whether extents were assigned that this reader has not faulted in."""
+        return bool(((self._tables.slot_bytes > 0) & ~self._populated).any())
+
     def populate(self) -> Iterator[int]:
-        """Fault in all assigned memory, 64 MiB a step, so that the first copies need not.
+        """Fault in newly assigned memory, 64 MiB a step, so that the first copies need not.
 
         Best run in a thread, beside other work (the GIL is released).
 
         Yields:
             bytes done by a step.
         """
-        for offset, nbytes in self.assigned():
+        new = (self._tables.slot_bytes > 0) & ~self._populated
+        self._populated |= new
+        for offset, nbytes in join_extents(new.astype(np.int64), self.geometry.extent_bytes):
             for start in range(offset, offset + nbytes, _POPULATE_STEP):
                 part = self.data[start : min(start + _POPULATE_STEP, offset + nbytes)]
                 populate(part, writable=True)

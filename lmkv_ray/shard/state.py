@@ -9,9 +9,9 @@ Every slot is in exactly one of these states: free; reserved (leased to one hold
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.keys import KEY_BYTES
@@ -35,6 +35,7 @@ from lmkv_ray.shard.instructions import (
     Reserve,
     Retire,
 )
+from lmkv_ray.shard.leases import Holder, Leases
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
 
 
@@ -42,18 +43,6 @@ from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
 class _Chunk:
     space: int
     nbytes: int
-
-
-@dataclass(slots=True)
-class _Holder:
-    """Who may fill slots: an engine, or the shard itself for one space."""
-
-    owner: Owner
-    space: int
-    slot_bytes: int
-    model: str = ""
-    leases: dict[int, float] = field(default_factory=dict)
-    """Slot -> deadline."""
 
 
 class ShardState:
@@ -77,10 +66,7 @@ class ShardState:
         """Bytes of all ready chunks."""
         self._allocator = allocator
         self._chunks: dict[bytes, _Chunk] = {}
-        # Engines by their id, and the shard itself by space and slot size.
-        self._holders: dict[str | tuple[int, int], _Holder] = {}
-        self._orphans: dict[int, Owner] = {}
-        self._quarantine: deque[tuple[float, tuple[int, ...]]] = deque()
+        self._leases = Leases()
 
     # -- engines ---------------------------------------------------------------------------------
 
@@ -100,41 +86,24 @@ class ShardState:
                 next_step="set chunk_tokens or capacity so that a chunk fits.",
             )
         out: list[Instruction] = []
-        before = self._holders.pop(hello.engine_id, None)
-        holder = _Holder(hello.owner, hello.space, hello.slot_bytes, hello.model)
-        self._holders[hello.engine_id] = holder
-        leases: dict[int, float] = {}
-        if before is not None:
-            if before.owner == hello.owner:
-                leases = before.leases
-            else:
-                self._rest(before.leases, now)
         deadline = now + self.limits.grant_seconds
-        # A changed space means that what is in the slots has another meaning: start afresh.
-        same = before is None or before.space == hello.space
-        for slot in dict.fromkeys(hello.held):
-            mine = leases.pop(slot, None) is not None
-            if not mine and self._orphans.get(slot) == hello.owner:
-                del self._orphans[slot]
-                mine = True
-            if mine and same and self._allocator.slot_bytes(slot) == hello.slot_bytes:
-                holder.leases[slot] = deadline
-            elif mine:
-                leases[slot] = deadline
-        self._free(leases, out)
+        holder, back = self._leases.attach(
+            hello,
+            deadline,
+            now + self.limits.grace_seconds,
+            lambda slot: self._allocator.slot_bytes(slot) == hello.slot_bytes,
+        )
+        self._free(back, out)
         return Grant(slots=list(holder.leases), deadline=deadline), out
 
     def exchange(self, exchange: Exchange, now: float) -> tuple[ExchangeReply, list[Instruction]]:
         """An engine's batch: commits, then releases, then touches, then a new grant."""
-        holder = self._holders.get(exchange.engine_id)
+        holder = self._leases.holders.get(exchange.engine_id)
         if holder is None:
             return ExchangeReply(known=False), []
         out: list[Instruction] = []
         refused = self._commit(holder, exchange.commits, now, out)
-        returned = [slot for slot in dict.fromkeys(exchange.released) if slot in holder.leases]
-        for slot in returned:
-            del holder.leases[slot]
-        self._free(returned, out)
+        self._free(holder.take_back(exchange.released), out)
         self.touch(exchange.touched)
         grant = None
         if exchange.want > 0:
@@ -145,24 +114,16 @@ class ShardState:
 
     def owners(self) -> set[Owner]:
         """The processes whose death must be noticed (never the shard's own)."""
-        owners = {holder.owner for holder in self._holders.values()} | set(self._orphans.values())
-        return owners - {self.owner}
+        return self._leases.owners() - {self.owner}
 
     def owner_gone(self, owner: Owner, now: float) -> None:
         """A process died; what it was writing is quarantined, then free (see ``tick``)."""
-        gone = [name for name, holder in self._holders.items() if holder.owner == owner]
-        for name in gone:
-            self._rest(self._holders.pop(name).leases, now)
-        orphans = [slot for slot, its in self._orphans.items() if its == owner]
-        for slot in orphans:
-            del self._orphans[slot]
-        self._rest(orphans, now)
+        self._leases.owner_gone(owner, now + self.limits.grace_seconds)
 
     def tick(self, now: float) -> list[Instruction]:
         """Time passes: slots whose quarantine is over become free."""
         out: list[Instruction] = []
-        while self._quarantine and self._quarantine[0][0] <= now:
-            self._free(self._quarantine.popleft()[1], out)
+        self._free(self._leases.rested(now), out)
         return out
 
     def extent_failed(self, extent: int) -> frozenset[int]:
@@ -171,26 +132,21 @@ class ShardState:
         Returns:
             slots of it that were leased by the same event; nobody must be told of them.
         """
-        lost = set()
-        for holder in self._holders.values():
-            mine = [slot for slot in holder.leases if slot // self._allocator.stride == extent]
-            for slot in mine:
-                del holder.leases[slot]
-            lost.update(mine)
         self._allocator.lose(extent)
-        return frozenset(lost)
+        stride = self._allocator.stride
+        return self._leases.lose(range(extent * stride, (extent + 1) * stride))
 
     # -- staging: the shard fills slots itself ---------------------------------------------------
 
     def engine(self, engine_id: str) -> tuple[int, int] | None:
         """(space, slot_bytes) of an attached engine."""
-        holder = self._holders.get(engine_id)
+        holder = self._leases.holders.get(engine_id)
         return (holder.space, holder.slot_bytes) if holder else None
 
     def reserve(self, space: int, slot_bytes: int, n: int) -> tuple[list[int], list[Instruction]]:
         """Up to ``n`` slots for the shard itself; they do not expire, but ``clear`` spoils them."""
         out: list[Instruction] = []
-        slots = self._lease(self._own(space, slot_bytes), n, float("inf"), out)
+        slots = self._lease(self._leases.own(self.owner, space, slot_bytes), n, float("inf"), out)
         return list(slots), out
 
     def commit(
@@ -198,16 +154,12 @@ class ShardState:
     ) -> tuple[list[int], list[Instruction]]:
         """Publish what the shard staged; returns refused slots (cleared meanwhile), now free."""
         out: list[Instruction] = []
-        return self._commit(self._own(space, slot_bytes), commits, now, out), out
+        return self._commit(self._leases.own(self.owner, space, slot_bytes), commits, now, out), out
 
     def release(self, space: int, slot_bytes: int, slots: Iterable[int]) -> list[Instruction]:
         """The shard will not fill these after all, and nobody writes into them any more."""
         out: list[Instruction] = []
-        holder = self._own(space, slot_bytes)
-        returned = [slot for slot in dict.fromkeys(slots) if slot in holder.leases]
-        for slot in returned:
-            del holder.leases[slot]
-        self._free(returned, out)
+        self._free(self._leases.own(self.owner, space, slot_bytes).take_back(slots), out)
         return out
 
     # -- chunks ----------------------------------------------------------------------------------
@@ -233,10 +185,8 @@ class ShardState:
         out: list[Instruction] = []
         if keys:
             self._retire(self._allocator.evict(keys), MissReason.CLEARED, out)
-        for holder in self._holders.values():
-            if space in (None, holder.space):
-                # They began before the clear; published after it they would come back.
-                holder.leases = dict.fromkeys(holder.leases, float("-inf"))
+        # What is being filled began before the clear; published after it, it would come back.
+        self._leases.spoil(space)
         return out
 
     def limit(self, slot_bytes: int) -> int:
@@ -250,11 +200,8 @@ class ShardState:
 
     def engines(self) -> dict[str, tuple[str, int]]:
         """Attached engines: (model, reserved slots) by engine_id."""
-        return {
-            name: (holder.model, len(holder.leases))
-            for name, holder in self._holders.items()
-            if isinstance(name, str)
-        }
+        engines = self._leases.engines().items()
+        return {name: (holder.model, len(holder.leases)) for name, holder in engines}
 
     # -- recovery --------------------------------------------------------------------------------
 
@@ -289,20 +236,16 @@ class ShardState:
                 self._allocator.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
             elif row.owner is not None and alive(row.owner):
-                self._orphans[row.slot] = row.owner
+                self._leases.orphans[row.slot] = row.owner
             else:
-                self._rest([row.slot], now)
+                self._leases.rest([row.slot], now + self.limits.grace_seconds)
         self.deltas.resync()
         return out
 
     # -- steps shared by the events --------------------------------------------------------------
 
-    def _own(self, space: int, slot_bytes: int) -> _Holder:
-        own = _Holder(self.owner, space, slot_bytes)
-        return self._holders.setdefault((space, slot_bytes), own)
-
     def _lease(
-        self, holder: _Holder, want: int, deadline: float, out: list[Instruction]
+        self, holder: Holder, want: int, deadline: float, out: list[Instruction]
     ) -> tuple[int, ...]:
         """Up to ``want`` more slots, within the holder's share and half of the arena for all."""
         capacity = self._allocator.capacity(holder.slot_bytes)
@@ -325,7 +268,7 @@ class ShardState:
         return taken.slots
 
     def _commit(
-        self, holder: _Holder, commits: Sequence[Commit], now: float, out: list[Instruction]
+        self, holder: Holder, commits: Sequence[Commit], now: float, out: list[Instruction]
     ) -> list[int]:
         refused: list[int] = []
         back: list[int] = []
@@ -384,8 +327,3 @@ class ShardState:
             self._allocator.free(slot)
         if freed:
             out.append(Free(freed))
-
-    def _rest(self, slots: Iterable[int], now: float) -> None:
-        resting = tuple(slots)
-        if resting:
-            self._quarantine.append((now + self.limits.grace_seconds, resting))

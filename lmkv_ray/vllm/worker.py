@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import logging
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -67,6 +66,7 @@ class WorkerHalf:
         self._saving = ThreadPoolExecutor(copy_threads, thread_name_prefix="lmkv-save")
         self._loads: dict[Future[int | None], LoadJob] = {}
         self._saves: dict[Future[bool], SaveJob] = {}
+        self._populating = _nothing()
         self._report = WorkerReport()
         self._invalid_blocks: set[int] = set()
         self._stats = LmkvStats()
@@ -146,6 +146,8 @@ class WorkerHalf:
     def begin_loads(self, step: StepMetadata) -> None:
         """Start this step's loads."""
         self._attach(step.arena)
+        if self._arena is not None and self._arena[1].grown and self._populating.done():
+            self._populating = self._saving.submit(_populate, self._arena[1])
         for job in step.loads:
             self._loads[self._loading.submit(self._load, job)] = job
         if step.idle and self._loads:
@@ -209,9 +211,6 @@ class WorkerHalf:
             return
         # A copy under way keeps the old mapping alive through its own reference.
         self._arena = (ref, reader, HostCopier(self._layout, self._cache, reader.data))
-        threading.Thread(
-            target=_populate, args=(reader,), name="lmkv-populate", daemon=True
-        ).start()
 
     def _load(self, job: LoadJob) -> int | None:
         """None, or how many leading chunks of the job are good."""
@@ -259,3 +258,9 @@ def _populate(reader: ArenaReader) -> None:
     """Fault the arena in ahead of the first copies, beside the engine's work."""
     for _ in reader.populate():
         pass
+
+
+def _nothing() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future

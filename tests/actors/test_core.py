@@ -76,7 +76,7 @@ def test_a_successor_finds_the_chunks(
     shard.writer.close()
     heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
     assert len(heir.state) == 10
-    assert len(heir.state._orphans) == 5
+    assert len(heir.state._leases.orphans) == 5
     engine.call = heir.call
     held = list(engine.slots)
     welcome = engine.hello()

@@ -35,6 +35,8 @@ class Engine:
     held: dict[int, float] = field(default_factory=dict)
     limbo: list[int] = field(default_factory=list)
     """Committed or released in a message without answer: not written any more, told in hello."""
+    spoiled: set[int] = field(default_factory=set)
+    """Slots it held when its space was cleared: must be refused, whatever happens meanwhile."""
     attached: bool = False
 
 
@@ -71,7 +73,7 @@ class ShardMachine(RuleBasedStateMachine):
         )
 
     def exchange(self, engine: Engine, exchange: Exchange) -> list[int]:
-        holder = self.state._holders.get(engine.name)
+        holder = self.state._leases.holders.get(engine.name)
         room = 0
         if holder is not None:
             # Upper bound of what is handed back first: count it after, from the arena.
@@ -134,7 +136,7 @@ class ShardMachine(RuleBasedStateMachine):
             commits.append(Commit(slot=slot, key=key, nbytes=engine.slot_bytes - seed % 3))
         released = rest[: seed % 2]
         touched = b"".join(KEYS[(seed * 3 + j) % len(KEYS)] for j in range(seed % 5))
-        expired = {s for s in filled if engine.held[s] < self.now}
+        bad = {s for s in filled if engine.held[s] < self.now or s in engine.spoiled}
         granted = self.exchange(
             engine,
             Exchange(
@@ -147,12 +149,13 @@ class ShardMachine(RuleBasedStateMachine):
         )
         for slot in (*filled, *released):
             del engine.held[slot]
-        if lost or engine.name not in self.state._holders:
+            engine.spoiled.discard(slot)
+        if lost or engine.name not in self.state._leases.holders:
             engine.attached = False
             engine.limbo += [*filled, *released]
             return
         if engine.attached:
-            assert expired <= set(self.refused)
+            assert bad <= set(self.refused)
         assert not set(granted) & set(engine.held)
         engine.held.update(dict.fromkeys(granted, self.now + LIMITS.grant_seconds))
 
@@ -185,7 +188,7 @@ class ShardMachine(RuleBasedStateMachine):
         engine = self.engines[i]
         if slot in self.engines[i].held or not engine.attached:
             return
-        holder = self.state._holders.get(engine.name)
+        holder = self.state._leases.holders.get(engine.name)
         if holder is None or slot in holder.leases:
             return
         reply, out = self.state.exchange(
@@ -224,12 +227,12 @@ class ShardMachine(RuleBasedStateMachine):
         self.arena.apply(self.state.clear(space))
         left = self.arena.ready.values()
         assert not [row for row in left if space in (None, row.space)]
-        for holder in self.state._holders.values():
+        for holder in self.state._leases.holders.values():
             if space in (None, holder.space):
                 assert all(deadline < self.now for deadline in holder.leases.values())
         for engine in self.engines:  # they learn it by a refusal
             if space in (None, engine.space):
-                engine.held = dict.fromkeys(engine.held, float("-inf"))
+                engine.spoiled |= set(engine.held)
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 4.0, 11.0]))
     def time_passes(self, seconds: float) -> None:
@@ -246,6 +249,7 @@ class ShardMachine(RuleBasedStateMachine):
         self.arena.apply(out)
         self.staging.clear()
         for i in range(4):
+            self.engines[i].spoiled.clear()  # the one thing a successor does not know
             self.hello(i, lost=False)
         self.dead = [  # the successor does not know how long they have been dead
             (self.now, engine)
@@ -265,12 +269,12 @@ class ShardMachine(RuleBasedStateMachine):
 
     @invariant()
     def no_two_hold_a_slot(self) -> None:
-        leases = [s for holder in self.state._holders.values() for s in holder.leases]
-        resting = [s for _, slots in self.state._quarantine for s in slots]
-        pinned = [*leases, *resting, *self.state._orphans]
+        leases = [s for holder in self.state._leases.holders.values() for s in holder.leases]
+        resting = [s for _, slots in self.state._leases.resting for s in slots]
+        pinned = [*leases, *resting, *self.state._leases.orphans]
         assert len(pinned) == len(set(pinned))
         assert set(pinned) == set(self.arena.reserved)
-        for holder in self.state._holders.values():
+        for holder in self.state._leases.holders.values():
             assert all(self.arena.reserved[slot] == holder.owner for slot in holder.leases)
             assert len(holder.leases) <= self.state.limit(holder.slot_bytes)
 

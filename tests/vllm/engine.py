@@ -65,10 +65,16 @@ class Engine:
 
     Args:
         connector: ``kv_connector_extra_config`` of our connector; None: vLLM alone.
+        node_id: join the shard of this node, one of several on this machine.
     """
 
     def __init__(
-        self, model: str, *, connector: dict[str, Any] | None = None, **options: Any
+        self,
+        model: str,
+        *,
+        connector: dict[str, Any] | None = None,
+        node_id: str | None = None,
+        **options: Any,
     ) -> None:
         for name, value in ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -80,6 +86,8 @@ class Engine:
         from vllm import LLM
         from vllm.config import KVTransferConfig
 
+        if node_id is not None:
+            _join(node_id)
         if connector is not None:
             options["kv_transfer_config"] = KVTransferConfig(
                 kv_connector="LmkvConnector",
@@ -149,6 +157,10 @@ class Engine:
         """Until the connector, if there is one, has slots to save into."""
         if (connector := self.core().scheduler.connector) is not None:
             _wait_for(lambda: connector._link.attachment and connector._link._free)
+
+    def wait_peers(self) -> None:
+        """Until the engine has heard that other nodes hold chunks."""
+        _wait_for(lambda: self.connector()._link.peers > 0)
 
     def wait_saved(self) -> None:
         """Until every save is visible in the arena."""
@@ -259,6 +271,20 @@ class EngineProcess:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+def _join(node_id: str) -> None:
+    """A driver joins the first raylet of its machine; a test cluster has several."""
+    import lmkv_ray.vllm.connector
+    from lmkv_ray.actors.launch import find
+    from lmkv_ray.actors.names import shard_name
+
+    class Client(lmkv_ray.vllm.connector.RayShardClient):
+        def __init__(self, settings: Any, *, start: bool) -> None:
+            super().__init__(settings, start=start)
+            self._shard = find(shard_name(node_id), settings.ray_namespace)
+
+    lmkv_ray.vllm.connector.RayShardClient = Client  # type: ignore[misc]
 
 
 def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

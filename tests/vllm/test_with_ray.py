@@ -1,0 +1,228 @@
+"""Real engines, real actors, two raylets: sharing, and death at the worst moment."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from lmkv_ray.actors import Cache, connect
+from lmkv_ray.actors.names import DIRECTORY
+from lmkv_ray.config import load_settings
+from tests.vllm.conftest import wait_for
+from tests.vllm.engine import VOCABULARY, Answer, EngineProcess
+
+pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.timeout(600)]
+
+NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
+CAPACITY = 32 << 20
+STAGE_SECONDS = 4.0
+
+
+def tokens(seed: int, n: int) -> list[int]:
+    made: list[int] = np.random.default_rng(seed).integers(0, VOCABULARY, n).tolist()
+    return made
+
+
+class World:
+    """Two nodes, a cache, an engine on each node, and vLLM alone."""
+
+    def __init__(self, cluster: Cluster, model: str) -> None:
+        self.model = model
+        self.connector: dict[str, Any] = {
+            "capacity": CAPACITY,
+            "ray_address": cluster.address,
+            "ray_namespace": f"lmkv-{uuid.uuid4().hex[:6]}",
+            "reconcile_seconds": 0.2,
+            "stage_seconds": STAGE_SECONDS,
+            "stage_min_tokens": 64,
+        }
+        self.cache: Cache = connect(settings=load_settings(self.connector))
+        wait_for(lambda: len(self.cache.status().nodes) == 2, 60)
+        others = {n.node_id for n in self.cache.status().nodes} - {self.cache.node_id}
+        self.node_ids = [self.cache.node_id, *others]
+        self.alone = EngineProcess(model)
+        self.engines = [self.start_engine(node) for node in self.node_ids]
+        for engine in self.engines:
+            engine.call("wait_attached")
+
+    def start_engine(self, node_id: str) -> EngineProcess:
+        return EngineProcess(self.model, connector=self.connector, node_id=node_id)
+
+    def expected(self, prompt: list[int], max_tokens: int = 4) -> tuple[int, ...]:
+        [answer] = self.alone.call("generate", [prompt], max_tokens=max_tokens)
+        assert isinstance(answer, Answer)
+        return answer.tokens
+
+    def saved(self, prompt: list[int], engine: EngineProcess | None = None) -> None:
+        """Let the first node's engine read a prompt; wait until the directory knows its chunks."""
+        engine = engine or self.engines[0]
+        before = self.cache.status().directory_chunks
+        engine.call("generate", [prompt], max_tokens=1)
+        engine.call("wait_saved")
+        wait_for(lambda: self.cache.status().directory_chunks >= before + len(prompt) // 32)
+
+    def shard_pid(self, node: int = 0) -> int:
+        node_id = self.node_ids[node]
+        """0 while it does not answer."""
+        return next((n.pid for n in self.cache.status().nodes if n.node_id == node_id), 0)
+
+    def chunks(self, node: int = 0) -> int:
+        """Chunks in a node's arena; 0 while its shard does not answer."""
+        node_id = self.node_ids[node]
+        return next((n.chunks for n in self.cache.status().nodes if n.node_id == node_id), 0)
+
+    def works_again(self, seed: int) -> None:
+        """A new prompt of the one node is a hit on both."""
+
+        def hit() -> bool:
+            nonlocal seed
+            seed += 1
+            prompt = tokens(seed, 300)
+            try:
+                self.saved(prompt)
+            except Exception:
+                return False
+            [other] = self.engines[1].call("generate", [prompt])
+            self.engines[0].call("reset")
+            [same] = self.engines[0].call("generate", [prompt])
+            assert other.tokens == same.tokens == self.expected(prompt)
+            return other.cached == same.cached == 288
+
+        wait_for(hit, 60)
+
+    def close(self) -> None:
+        for engine in (*self.engines, self.alone):
+            engine.close()
+        self.cache.stop()
+
+
+@pytest.fixture(scope="module")
+def world(float32_model: str) -> Iterator[World]:
+    cluster = Cluster(initialize_head=True, head_node_args=NODE)
+    try:
+        cluster.add_node(**NODE)
+        ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
+        made = World(cluster, float32_model)
+        try:
+            yield made
+        finally:
+            made.close()
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+    assert not list(Path("/dev/shm").glob("lmkv*"))
+
+
+def kill_while_running(world: World, pid: int, seed: int) -> None:
+    """Kill a process in the middle of many requests, known and new; all tokens must be right."""
+    known = tokens(seed, 400)
+    world.saved(known)
+    world.engines[0].call("reset")
+    prompts = [known, *(tokens(seed + i, 500) for i in range(1, 6)), known[:200] + tokens(seed, 99)]
+    world.engines[0].start("generate", prompts, max_tokens=24)
+    time.sleep(0.05)  # anywhere in the middle
+    os.kill(pid, signal.SIGKILL)
+    answers = world.engines[0].result()
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert answer.tokens == world.expected(prompt, max_tokens=24)
+
+
+def test_another_node_is_served_what_this_one_read(world: World) -> None:
+    prompt = tokens(1, 700)
+    world.saved(prompt)
+    world.engines[1].call("wait_peers")
+    [answer] = world.engines[1].call("generate", [prompt])
+    assert answer.cached == 672
+    assert answer.tokens == world.expected(prompt)
+
+
+def test_what_another_engine_generated_is_a_hit_too(world: World) -> None:
+    prompt = tokens(2, 100)
+    [answer] = world.engines[0].call("generate", [prompt], max_tokens=100)
+    world.engines[0].call("wait_saved")
+    turn = [*prompt, *answer.tokens, *tokens(3, 10)]
+    wait_for(lambda: world.cache.status().directory_chunks >= 6)
+    [next_turn] = world.engines[1].call("generate", [turn])
+    assert next_turn.cached == 192
+    assert next_turn.tokens == world.expected(turn)
+
+
+def test_shard_killed_while_requests_run(world: World) -> None:
+    pid = world.shard_pid()
+    before = world.chunks()
+    kill_while_running(world, pid, 100)
+    wait_for(lambda: world.shard_pid() not in (pid, 0), 60)
+    assert world.chunks() >= before, "the restarted shard did not keep its predecessor's arena"
+    world.works_again(150)
+
+
+def test_directory_killed_while_requests_run(world: World) -> None:
+    directory = ray.get_actor(DIRECTORY, namespace=world.connector["ray_namespace"])
+    pid = ray.get(directory.__ray_call__.remote(lambda _: os.getpid()))
+    kill_while_running(world, pid, 200)
+    world.works_again(250)
+
+
+def test_engine_killed_while_it_saves(world: World) -> None:
+    """A replica dies; its grants do not outlive it, and its successor hits what it had saved."""
+    prompt = tokens(300, 600)
+    world.saved(prompt)
+    world.engines[0].start("generate", [tokens(301 + i, 900) for i in range(8)], max_tokens=8)
+    time.sleep(0.05)  # anywhere in the middle
+    world.engines[0].process.kill()
+    world.engines[0].process.join()
+    world.engines[0] = world.start_engine(world.node_ids[0])
+    world.engines[0].call("wait_attached")
+    [answer] = world.engines[0].call("generate", [prompt])
+    assert answer.cached == 576
+    assert answer.tokens == world.expected(prompt)
+    wait_for(lambda: world.cache.status().engines == 2)
+
+
+def test_frozen_shard_costs_at_most_the_deadline(world: World) -> None:
+    remote = tokens(400, 300)
+    world.saved(remote)
+    pids = [world.shard_pid(0), world.shard_pid(1)]
+    local = tokens(401, 300)
+    world.saved(local, world.engines[1])
+    world.engines[1].call("reset")
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        began = time.monotonic()
+        [hit] = world.engines[1].call("generate", [local])
+        assert time.monotonic() - began < 2
+        assert hit.cached == 288, "hits in the local arena go on"
+        began = time.monotonic()
+        [miss] = world.engines[1].call("generate", [remote])
+        assert time.monotonic() - began < STAGE_SECONDS + 3
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert miss.cached == 0
+    assert miss.tokens == world.expected(remote)
+    world.works_again(450)
+
+
+def test_two_caches_do_not_see_each_other(world: World) -> None:
+    prompt = tokens(500, 300)
+    world.saved(prompt)
+    other = world.connector | {"ray_namespace": "lmkv-other"}
+    engine = EngineProcess(world.model, connector=other)
+    try:
+        engine.call("wait_attached")
+        [answer] = engine.call("generate", [prompt])
+        assert answer.cached == 0
+    finally:
+        engine.close()
+        connect(settings=load_settings(other)).stop()
