@@ -140,6 +140,26 @@ def test_what_was_being_saved_when_the_user_cleared_stays_away(
     assert len(state) == 0
 
 
+def test_a_namesake_in_another_process_does_not_inherit_slots(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    slots = grant(state, 2)
+    assert state.hello(hello(owner=OTHER, held=tuple(slots)), 1)[0].slots == []
+    assert state.tick(3.9) == []
+    assert state.tick(4) == [Free(tuple(slots))]
+
+
+def test_saying_hello_does_not_bring_back_what_was_cleared(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    slots = grant(state, 1)
+    state.clear(7)
+    assert state.hello(hello(held=tuple(slots)), 1)[0].slots == slots
+    assert commit(state, slots[0], A, 2)[0].refused == slots
+
+
 def test_staged_chunks_that_were_cleared_meanwhile_are_refused(state: ShardState) -> None:
     slots, _ = state.reserve(7, 8, 2)
     state.clear()
@@ -169,7 +189,7 @@ def test_recovery(state: ShardState, hello: HelloFactory) -> None:
     assert delta.snapshot
     assert delta.added == A + B
     state.owner_gone(ENGINE, 10)
-    assert state.tick(13) == [Free((2,)), Free((1,))]
+    assert state.tick(13) == [Free((2, 1))]
 
 
 def test_a_chunk_that_fits_no_extent_is_refused_with_a_next_step(state: ShardState) -> None:
