@@ -29,7 +29,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 from lmkv_ray.actors import connect
 from lmkv_ray.arena import this_process
 from lmkv_ray.config import Settings, load_settings
-from lmkv_ray.errors import ConfigError
+from lmkv_ray.errors import ConfigError, ConnectError
 from lmkv_ray.messages import Hello
 from lmkv_ray.vllm.link import ShardClient, ShardLink
 from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
@@ -303,7 +303,10 @@ class RayShardClient(ShardClient):
     """
 
     def __init__(self, settings: Settings, *, start: bool) -> None:
-        self._shard = connect(settings=settings, start=start).shard
+        shard = connect(settings=settings, start=start).shard
+        if shard is None:
+            raise ConnectError("This node has no shard yet.", next_step="wait for the directory.")
+        self._shard = shard
 
     def call(self, method: str, payload: bytes) -> Future[bytes]:
         """Call a method of the actor."""

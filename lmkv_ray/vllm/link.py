@@ -40,6 +40,9 @@ RPC_SECONDS = 5.0
 RETRY_SECONDS = (0.1, 5.0)
 """First and longest pause before a new attempt to attach."""
 
+HEARTBEAT_SECONDS = 1.0
+"""How often a shard hears of an engine that has nothing to say."""
+
 MAX_TOUCHED = 65536
 """Keys waiting to be reported as used; the rest are forgotten (recency is only a hint)."""
 
@@ -131,7 +134,7 @@ class ShardLink:
                 deadline = self._free.pop(slot)
                 if deadline > now:
                     self._in_use[slot] = deadline
-                    if len(self._free) < self._want_slots // 4:
+                    if self._wanted():
                         self._wake.set()
                     return slot, deadline
                 self._outbox.released.append(slot)
@@ -205,11 +208,13 @@ class ShardLink:
         while not self._stopping.is_set():
             try:
                 self._attach()
-                pause = RETRY_SECONDS[0]
+                pause, heartbeat = RETRY_SECONDS[0], 0.0
                 while not self._stopping.is_set():
                     self._send_stages()
                     self._send_clear()
-                    self._exchange()
+                    if self._has_news() or time.monotonic() >= heartbeat:
+                        self._exchange()
+                        heartbeat = time.monotonic() + HEARTBEAT_SECONDS
                     self._wake.wait(self._period)
                     self._wake.clear()
             except Exception as error:
@@ -251,13 +256,20 @@ class ShardLink:
         self._client = client
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
+    def _has_news(self) -> bool:
+        box = self._outbox
+        return bool(box.commits or box.released or box.touched or self._wanted())
+
+    def _wanted(self) -> int:
+        """Free slots to ask for: none while half of them are there."""
+        wanted = self._want_slots - len(self._free)
+        return wanted if wanted > self._want_slots // 2 else 0
+
     def _exchange(self) -> None:
         assert self._client is not None
         with self._lock:
             outbox, self._outbox = self._outbox, _Outbox()
-            want = max(0, self._want_slots - len(self._free))
-        if want < self._want_slots // 2:
-            want = 0
+            want = self._wanted()
         message = Exchange(
             engine_id=self._hello.engine_id,
             commits=outbox.commits,

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Iterable
 from concurrent.futures import Future
 
 import msgspec
-import numpy as np
 
-from lmkv_ray.arena import ArenaWriter, this_process
-from lmkv_ray.keys import key_array
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.config import load_settings
 from lmkv_ray.messages import (
     Exchange,
     Hello,
@@ -22,44 +20,26 @@ from lmkv_ray.messages import (
     decode,
     encode,
 )
-from lmkv_ray.policies import make_policy
-from lmkv_ray.shard import (
-    Allocator,
-    AssignExtent,
-    DeltaLog,
-    Free,
-    Instruction,
-    Limits,
-    Publish,
-    Reserve,
-    Retire,
-    ShardState,
-)
+from lmkv_ray.shard import Instruction, ShardState
 
 
 class LocalShard:
     """Answers what a ``ShardClient`` asks, at once or, while ``frozen``, not at all."""
 
-    def __init__(self, capacity: int, limits: Limits | None = None) -> None:
+    def __init__(self, capacity: int, grant_seconds: float = 30.0) -> None:
+        self.settings = load_settings({"grant_seconds": grant_seconds})
         self.writer = ArenaWriter.create("test", capacity)
-        geometry = self.writer.geometry
-        allocator = Allocator(
-            geometry.extents,
-            geometry.extent_bytes,
-            geometry.min_slot_bytes,
-            lambda: make_policy("lru"),
-        )
-        self.state = ShardState(
-            allocator, this_process(), DeltaLog("test", self.writer.epoch), limits
-        )
+        self.shard = Shard(self.writer, self.settings, "test")
         self.peers = 0
         self.stage_reply: StageReply | None = None
         self.frozen = threading.Event()
         self.lock = threading.Lock()
-        self.calls: list[str] = []
+
+    @property
+    def state(self) -> ShardState:
+        return self.shard.state
 
     def call(self, method: str, payload: bytes) -> Future[bytes]:
-        self.calls.append(method)
         future: Future[bytes] = Future()
         if self.frozen.is_set():
             return future
@@ -71,11 +51,7 @@ class LocalShard:
         return future
 
     def hello(self, payload: bytes) -> bytes:
-        hello = decode(payload, Hello)
-        size = self.writer.geometry.slot_size(hello.slot_bytes)
-        hello = msgspec.structs.replace(hello, slot_bytes=size)
-        grant, instructions = self.state.hello(hello, time.monotonic())
-        self.apply(instructions)
+        grant = self.shard.hello(decode(payload, Hello))
         return encode(
             Welcome(
                 arena_path=self.writer.path,
@@ -87,8 +63,7 @@ class LocalShard:
         )
 
     def exchange(self, payload: bytes) -> bytes:
-        reply, instructions = self.state.exchange(decode(payload, Exchange), time.monotonic())
-        self.apply(instructions)
+        reply = self.shard.exchange(decode(payload, Exchange))
         return encode(msgspec.structs.replace(reply, peers=self.peers))
 
     def stage(self, payload: bytes) -> bytes:
@@ -96,8 +71,14 @@ class LocalShard:
         return encode(self.stage_reply or StageReply(ready=0, reason=MissReason.NEVER_STORED))
 
     def clear(self, payload: bytes) -> bytes:
-        self.apply(self.state.clear(int.from_bytes(payload, "little")))
+        self.shard.clear(int.from_bytes(payload, "little"))
         return b""
+
+    def restart(self) -> None:
+        """Forget everything but the arena, as a restarted shard does."""
+        with self.lock:
+            self.shard.reader.close()
+            self.shard = Shard(self.writer, self.settings, "test")
 
     def evict_all(self) -> None:
         """Evict every chunk, as a full arena would."""
@@ -105,22 +86,7 @@ class LocalShard:
             out: list[Instruction] = []
             evicted = self.state._allocator.evict(list(self.state._chunks))
             self.state._retire(evicted, MissReason.EVICTED, out)
-            self.apply(out)
-
-    def apply(self, instructions: Iterable[Instruction]) -> None:
-        writer = self.writer
-        for instruction in instructions:
-            match instruction:
-                case AssignExtent(extent, slot_bytes):
-                    writer.assign_extent(extent, slot_bytes)
-                case Reserve(slots, owner):
-                    writer.reserve(np.array(slots), owner)
-                case Publish(slots, keys, nbytes, space):
-                    writer.publish(np.array(slots), key_array(keys), np.array(nbytes), space)
-                case Retire(slots, reason):
-                    writer.retire(np.array(slots), reason)
-                case Free(slots):
-                    writer.free(np.array(slots))
+            self.shard._apply(out)
 
     def close(self) -> None:
-        self.writer.close()
+        self.shard.close()

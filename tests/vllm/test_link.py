@@ -11,7 +11,6 @@ import pytest
 from lmkv_ray.arena import this_process
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Hello
-from lmkv_ray.shard import Limits
 from lmkv_ray.vllm.link import MAX_STAGES, ShardLink
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
@@ -95,7 +94,7 @@ def test_a_frozen_shard_never_blocks_the_engine(make_link: Callable[..., ShardLi
 def test_slots_past_their_deadline_are_never_handed_out(
     make_link: Callable[..., ShardLink],
 ) -> None:
-    shard = LocalShard(16 << 20, Limits(grant_seconds=0.3))
+    shard = LocalShard(16 << 20, grant_seconds=0.3)
     link = make_link(shard)
     shard.frozen.set()
     wait_for(lambda: all(deadline < time.monotonic() for deadline in link._free.values()))
@@ -104,7 +103,7 @@ def test_slots_past_their_deadline_are_never_handed_out(
 
 
 def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., ShardLink]) -> None:
-    shard = LocalShard(16 << 20, Limits(grant_seconds=0.3))
+    shard = LocalShard(16 << 20, grant_seconds=0.3)
     link = make_link(shard)
     taken = link.take_slot()
     assert taken is not None
@@ -123,10 +122,8 @@ def test_after_a_restart_with_the_same_arena_chunks_and_slots_are_kept(
     commit(link, 1)
     held = link.take_slot()
     assert held is not None
-    shard.state._holders.clear()  # the shard forgot the engine: it says Hello again
-    shard.state._orphans.update(dict.fromkeys([held[0], *link._free], this_process()))
-    wait_for(lambda: shard.calls.count("hello") >= 2)
-    wait_for(lambda: "e" in shard.state._holders)
+    shard.restart()
+    wait_for(lambda: "e" in shard.state.engines())
     assert visible(link, 1)
     link.commit(held[0], key(2), SLOT_BYTES)
     wait_for(lambda: visible(link, 2))
@@ -143,7 +140,7 @@ def test_after_a_restart_with_another_arena_nothing_old_is_used(
     held = link.take_slot()
     assert held is not None
     current[0] = new
-    old.state._holders.clear()
+    old.restart()
     wait_for(
         lambda: link.attachment is not None and link.attachment.arena_id == new.writer.arena_id
     )
