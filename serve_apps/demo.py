@@ -55,6 +55,7 @@ def _demo(out: Path, console: Console, *, cache: bool) -> None:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        redirect_stderr=False,  # it goes to the log
     ) as progress:
         from serve_apps.measure import measure  # slow to import, and not silent: see _log_to
 
