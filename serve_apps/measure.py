@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -168,7 +169,8 @@ def local_ray() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # after Ray has set its own
         yield
     finally:
-        with _uninterrupted():
+        # Ray reports the end of its actors as failures, on standard output.
+        with _uninterrupted(), contextlib.redirect_stdout(sys.stderr):
             if ray.is_initialized():
                 with contextlib.suppress(Exception):
                     serve.shutdown()  # type: ignore[no-untyped-call]
