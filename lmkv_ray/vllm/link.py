@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import LmkvError
@@ -76,6 +76,16 @@ class Attachment:
     reader: ArenaReader
 
 
+class GrantedSlot(NamedTuple):
+    """A slot that may be filled."""
+
+    slot: int
+    arena_id: int
+    """The arena it is a slot of."""
+    deadline: float
+    """``time.monotonic()``, after which nobody may begin to write."""
+
+
 @dataclass(slots=True)
 class _Outbox:
     commits: list[Commit] = field(default_factory=list)
@@ -125,18 +135,18 @@ class ShardLink:
 
     # -- the engine's thread: nothing here waits -------------------------------------------------
 
-    def take_slot(self) -> tuple[int, float] | None:
-        """A granted slot and its deadline, or None: there is none now."""
+    def take_slot(self) -> GrantedSlot | None:
+        """A granted slot, or None: there is none now."""
         now = time.monotonic()
         with self._lock:
-            while self._free:
+            while self._free and self.attachment is not None:
                 slot = next(iter(self._free))
                 deadline = self._free.pop(slot)
                 if deadline > now:
                     self._in_use[slot] = deadline
                     if self._wanted():
                         self._wake.set()
-                    return slot, deadline
+                    return GrantedSlot(slot, self.attachment.arena_id, deadline)
                 self._outbox.released.append(slot)
             self._wake.set()
         return None
@@ -242,9 +252,10 @@ class ShardLink:
         attached = self.attachment
         same = attached is not None and attached.arena_id == welcome.arena_id
         if not same:
-            reader = ArenaReader.attach(welcome.arena_path)
-            self.attachment = Attachment(welcome.arena_path, welcome.arena_id, reader)
-        with self._lock:
+            reader = ArenaReader.attach(welcome.arena_path, welcome.arena_id)
+            attached = Attachment(welcome.arena_path, welcome.arena_id, reader)
+        with self._lock:  # arena and slots change together
+            self.attachment = attached
             granted = dict.fromkeys(welcome.grant.slots, welcome.grant.deadline)
             # Slots of another arena, or that the shard does not recognise, are gone.
             self._in_use = {s: granted.pop(s) for s in self._in_use if same and s in granted}

@@ -29,6 +29,8 @@ class LoadJob:
     """Copy chunks from the arena into a request's blocks."""
 
     request_id: str
+    arena_id: int
+    """The arena the slots were found in."""
     first_chunk: int
     """Number of the first chunk within the request."""
     slots: list[int]
@@ -44,6 +46,8 @@ class SaveJob:
     """Copy the blocks of one chunk into a granted slot."""
 
     job_id: int
+    arena_id: int
+    """The arena the slot was granted in."""
     slot: int
     blocks: list[int]
     deadline: float

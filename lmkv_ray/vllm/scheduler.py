@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array, key_list
 from lmkv_ray.messages import MissReason
-from lmkv_ray.vllm.link import ShardLink, StageTicket
+from lmkv_ray.vllm.link import Attachment, GrantedSlot, ShardLink, StageTicket
 from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, StepMetadata, WorkerReport
 from lmkv_ray.vllm.stats import LmkvStats
 
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
-
-    from lmkv_ray.arena import ArenaReader
 
 REMEMBERED_KEYS = 8192
 """Keys this engine lately failed to save."""
@@ -51,10 +49,11 @@ class _Claim:
     """What was last answered for a request: chunks ``first`` to ``end`` are in the arena."""
 
     computed: int
-    first: int
-    end: int
-    slots: list[int]
-    generations: list[int]
+    arena_id: int = 0
+    first: int = 0
+    end: int = 0
+    slots: list[int] = field(default_factory=list)
+    generations: list[int] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -122,12 +121,12 @@ class SchedulerHalf:
     def on_new_request(self, request: Request) -> None:
         """Begin to stage what is neither here nor on the device."""
         tracked = self._track(request)
-        reader = self._reader()
-        if reader is None or self._link.peers == 0:
+        arena = self._arena()
+        if arena is None or self._link.peers == 0:
             return
         keys = self._keys(tracked)
         if len(keys) and not self._on_device(request, len(keys)):
-            self._stage(tracked, keys, reader.lookup(keys).run)
+            self._stage(tracked, keys, arena.reader.lookup(keys).run)
 
     def on_finished(self, request: Request, blocks: list[int]) -> None:
         """Save what is left of a request whose blocks are about to be freed."""
@@ -150,9 +149,9 @@ class SchedulerHalf:
             asked again: chunks may still arrive from elsewhere.
         """
         tracked = self._track(request)
-        tracked.claim = _Claim(computed, 0, 0, [], [])
-        reader = self._reader()
-        if reader is None:
+        tracked.claim = _Claim(computed)
+        arena = self._arena()
+        if arena is None:
             return 0, False
         keys = self._keys(tracked)
         if tracked.never_claim_from is not None:
@@ -160,13 +159,14 @@ class SchedulerHalf:
         first = computed // self._shape.tokens
         if first >= len(keys):
             return 0, False
-        hits = reader.lookup(keys)
+        hits = arena.reader.lookup(keys)
         missing = np.flatnonzero(~hits.found[first:])
         end = first + int(missing[0]) if len(missing) else len(keys)
         if end < len(keys) and self._waits(tracked, keys, end):
             return None, False
         tracked.claim = _Claim(
             computed,
+            arena.arena_id,
             first,
             end,
             hits.slots[first:end].tolist(),
@@ -194,6 +194,7 @@ class SchedulerHalf:
         self._loads.append(
             LoadJob(
                 request_id=request.request_id,
+                arena_id=claim.arena_id,
                 first_chunk=claim.first,
                 slots=claim.slots,
                 generations=claim.generations,
@@ -264,9 +265,8 @@ class SchedulerHalf:
             tracked = self._tracked[request.request_id] = _Tracked(request)
         return tracked
 
-    def _reader(self) -> ArenaReader | None:
-        attached = self._link.attachment
-        return None if attached is None or self._link.clearing else attached.reader
+    def _arena(self) -> Attachment | None:
+        return None if self._link.clearing else self._link.attachment
 
     def _keys(self, tracked: _Tracked) -> KeyArray:
         """Keys of all whole chunks of known tokens, made as they become known."""
@@ -298,16 +298,16 @@ class SchedulerHalf:
 
     def _plan_saves(self, tracked: _Tracked, computed: int, blocks: list[int]) -> None:
         """Order saves of chunks that are complete once ``computed`` tokens are."""
-        shape, reader = self._shape, self._reader()
+        shape, arena = self._shape, self._arena()
         tokens = computed
         if not self._settings.save_generated:
             tokens = min(tokens, tracked.request.num_prompt_tokens)
         complete = tokens // shape.tokens
-        if reader is None or self._pool is None or complete <= tracked.saved:
+        if arena is None or self._pool is None or complete <= tracked.saved:
             return
         keys = self._keys(tracked)
         complete = min(complete, len(keys))
-        present = reader.lookup(keys[:complete]).found
+        present = arena.reader.lookup(keys[:complete]).found
         for i in range(tracked.saved, complete):
             key = keys[i].tobytes()
             if not (present[i] or key in self._saving_keys or self._link.committing(key)):
@@ -316,15 +316,17 @@ class SchedulerHalf:
                 granted = self._link.take_slot()
                 if granted is None:
                     return
-                self._save(key, *granted, blocks[i * shape.blocks : (i + 1) * shape.blocks])
+                self._save(key, granted, blocks[i * shape.blocks : (i + 1) * shape.blocks])
             tracked.saved = i + 1
 
-    def _save(self, key: bytes, slot: int, deadline: float, blocks: list[int]) -> None:
+    def _save(self, key: bytes, granted: GrantedSlot, blocks: list[int]) -> None:
         assert self._pool is not None
         self._pool.touch([self._pool.blocks[b] for b in blocks])
         job = next(self._job_ids)
-        self._saving[job] = _Saving(key, slot, blocks)
-        self._new_saves.append(SaveJob(job, slot, blocks, deadline))
+        self._saving[job] = _Saving(key, granted.slot, blocks)
+        self._new_saves.append(
+            SaveJob(job, granted.arena_id, granted.slot, blocks, granted.deadline)
+        )
         self._saving_keys.add(key)
 
     def _saved(self, job_id: int, workers: int, *, good: bool) -> None:
@@ -363,13 +365,13 @@ class SchedulerHalf:
         if tail > 0:
             self._stats.add_missed(MissReason.TAIL, tail)
         keys = self._keys(tracked)[begin:chunks]
-        reader = self._reader()
-        if reader is None:
+        arena = self._arena()
+        if arena is None:
             if len(keys):
                 self._stats.add_missed(MissReason.DETACHED, len(keys) * size)
             return
         staged = self._stage_reason(tracked.ticket)
-        for key, reason in zip(key_list(keys), reader.reasons(keys), strict=True):
+        for key, reason in zip(key_list(keys), arena.reader.reasons(keys), strict=True):
             own = MissReason.SAVE_DROPPED if key in self._dropped else None
             self._stats.add_missed(own or staged or reason, size)
 

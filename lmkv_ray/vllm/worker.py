@@ -214,7 +214,7 @@ class WorkerHalf:
 
     def _load(self, job: LoadJob) -> int | None:
         """None, or how many leading chunks of the job are good."""
-        if self._arena is None:
+        if self._arena is None or self._arena[0].arena_id != job.arena_id:
             return 0
         _, reader, copier = self._arena
         slots = np.array(job.slots, np.int64)
@@ -231,7 +231,9 @@ class WorkerHalf:
         return None if good == len(slots) else good
 
     def _save(self, job: SaveJob) -> bool:
-        if self._arena is None or time.monotonic() > job.deadline:
+        if self._arena is None or self._arena[0].arena_id != job.arena_id:
+            return False
+        if time.monotonic() > job.deadline:
             return False
         _, reader, copier = self._arena
         began = time.perf_counter()

@@ -55,7 +55,7 @@ def key(i: int) -> bytes:
 def commit(link: ShardLink, i: int) -> None:
     taken = link.take_slot()
     assert taken is not None
-    link.commit(taken[0], key(i), SLOT_BYTES)
+    link.commit(taken.slot, key(i), SLOT_BYTES)
     wait_for(lambda: not link.committing(key(i)))
 
 
@@ -82,7 +82,7 @@ def test_a_frozen_shard_never_blocks_the_engine(make_link: Callable[..., ShardLi
     began = time.monotonic()
     for i in range(1000):
         if taken := link.take_slot():
-            link.commit(taken[0], key(i % 250), SLOT_BYTES)
+            link.commit(taken.slot, key(i % 250), SLOT_BYTES)
         link.touch([key(1)])
     tickets = [link.stage(key(1), 5.0) for _ in range(2 * MAX_STAGES)]
     assert time.monotonic() - began < 1
@@ -107,8 +107,8 @@ def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., Sh
     link = make_link(shard)
     taken = link.take_slot()
     assert taken is not None
-    wait_for(lambda: time.monotonic() > taken[1] + 0.01)
-    link.commit(taken[0], key(7), SLOT_BYTES)
+    wait_for(lambda: time.monotonic() > taken.deadline + 0.01)
+    link.commit(taken.slot, key(7), SLOT_BYTES)
     wait_for(lambda: not link.committing(key(7)))
     assert not visible(link, 7)
     assert shard.state.counters.refused == 1
@@ -125,7 +125,7 @@ def test_after_a_restart_with_the_same_arena_chunks_and_slots_are_kept(
     shard.restart()
     wait_for(lambda: "e" in shard.state.engines())
     assert visible(link, 1)
-    link.commit(held[0], key(2), SLOT_BYTES)
+    link.commit(held.slot, key(2), SLOT_BYTES)
     wait_for(lambda: visible(link, 2))
 
 
@@ -144,7 +144,7 @@ def test_after_a_restart_with_another_arena_nothing_old_is_used(
     wait_for(
         lambda: link.attachment is not None and link.attachment.arena_id == new.writer.arena_id
     )
-    link.commit(held[0], key(2), SLOT_BYTES)
+    link.commit(held.slot, key(2), SLOT_BYTES)
     wait_for(lambda: len(link._free) > 0)
     commit(link, 3)
     assert [visible(link, i) for i in (1, 2, 3)] == [False, False, True]
@@ -163,7 +163,7 @@ def test_clear_forgets_and_refuses_what_was_being_filled(
     link.clear()
     assert link.clearing
     wait_for(lambda: not link.clearing)
-    link.commit(filling[0], key(2), SLOT_BYTES)
+    link.commit(filling.slot, key(2), SLOT_BYTES)
     wait_for(lambda: not link.committing(key(2)))
     assert not visible(link, 1)
     assert not visible(link, 2)
@@ -181,8 +181,8 @@ def test_payload_written_through_one_mapping_is_read_through_another(
     assert taken is not None
     assert writer.attachment is not None
     data = np.random.default_rng(0).integers(0, 256, SLOT_BYTES, np.uint8)
-    writer.attachment.reader.payload(taken[0], SLOT_BYTES)[:] = data
-    writer.commit(taken[0], key(1), SLOT_BYTES)
+    writer.attachment.reader.payload(taken.slot, SLOT_BYTES)[:] = data
+    writer.commit(taken.slot, key(1), SLOT_BYTES)
     wait_for(lambda: visible(writer, 1))
     reader = type(writer.attachment.reader).attach(writer.attachment.path)
     hits = reader.lookup(key_array(key(1)))
