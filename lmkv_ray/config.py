@@ -56,7 +56,7 @@ class Settings(BaseSettings):
         True, description="Save the KV of generated tokens too: the next turn contains them."
     )
     copy_threads: int = Field(
-        1, ge=1, le=16, description="Threads with which one worker copies chunks on a CPU."
+        2, ge=1, le=16, description="Threads with which one worker loads chunks on a CPU."
     )
     max_inflight_saves: int = Field(
         256,

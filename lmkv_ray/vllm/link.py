@@ -41,7 +41,7 @@ RETRY_SECONDS = (0.1, 5.0)
 """First and longest pause before a new attempt to attach."""
 
 HEARTBEAT_SECONDS = 1.0
-"""How often a shard hears of an engine that has nothing to say."""
+"""How often a shard hears of an engine that has nothing to say but which chunks it used."""
 
 MAX_TOUCHED = 65536
 """Keys waiting to be reported as used; the rest are forgotten (recency is only a hint)."""
@@ -268,8 +268,8 @@ class ShardLink:
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
     def _has_news(self) -> bool:
-        box = self._outbox
-        return bool(box.commits or box.released or box.touched or self._wanted())
+        """Whether an exchange is due; recency waits for the heartbeat, it is only a hint."""
+        return bool(self._outbox.commits or self._outbox.released or self._wanted())
 
     def _wanted(self) -> int:
         """Free slots to ask for: none while half of them are there."""

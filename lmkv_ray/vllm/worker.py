@@ -50,7 +50,7 @@ class WorkerHalf:
         config: the engine's configuration.
         num_blocks: blocks in the engine's cache.
         blocks: blocks in one chunk.
-        copy_threads: threads for loads, and as many for saves.
+        copy_threads: threads for loads; saves have one.
     """
 
     def __init__(
@@ -63,8 +63,9 @@ class WorkerHalf:
         self._cache: Bytes = np.empty(0, np.uint8)
         self._arena: tuple[ArenaRef, ArenaReader, HostCopier] | None = None
         self._loading = ThreadPoolExecutor(copy_threads, thread_name_prefix="lmkv-load")
-        self._saving = ThreadPoolExecutor(copy_threads, thread_name_prefix="lmkv-save")
-        self._loads: dict[Future[int | None], LoadJob] = {}
+        self._saving = ThreadPoolExecutor(1, thread_name_prefix="lmkv-save")
+        self._copy_threads = copy_threads
+        self._loads: list[tuple[LoadJob, list[Future[int | None]]]] = []
         self._saves: dict[Future[bool], SaveJob] = {}
         self._populating = _nothing()
         self._report = WorkerReport()
@@ -149,9 +150,11 @@ class WorkerHalf:
         if self._arena is not None and self._arena[1].grown and self._populating.done():
             self._populating = self._saving.submit(_populate, self._arena[1])
         for job in step.loads:
-            self._loads[self._loading.submit(self._load, job)] = job
+            parts = job.split(self._copy_threads, self._blocks)
+            self._loads.append((job, [self._loading.submit(self._load, part) for part in parts]))
         if step.idle and self._loads:
-            wait(self._loads, timeout=LOAD_PATIENCE)
+            futures = [future for _, parts in self._loads for future in parts]
+            wait(futures, timeout=LOAD_PATIENCE)
 
     def begin_saves(self, step: StepMetadata) -> None:
         """Start this step's saves; the forward pass that fills their blocks has ended."""
@@ -162,15 +165,18 @@ class WorkerHalf:
 
     def finished_loads(self) -> set[str]:
         """Requests whose load ended, well or not, since the last call; each once."""
-        finished = set()
-        for future in [f for f in self._loads if f.done()]:
-            job = self._loads.pop(future)
-            good = future.result()
+        finished, going = set(), []
+        for job, parts in self._loads:
+            if not all(part.done() for part in parts):
+                going.append((job, parts))
+                continue
             finished.add(job.request_id)
-            if good is not None:
-                self._report.failed_loads[job.request_id] = job.first_chunk + good
-                keep = max(0, good * self._blocks - job.skip)
-                self._invalid_blocks.update(job.blocks[keep:])
+            failed = [chunk for part in parts if (chunk := part.result()) is not None]
+            if failed:
+                self._report.failed_loads[job.request_id] = min(failed)
+                keep = (min(failed) - job.first_chunk) * self._blocks - job.skip
+                self._invalid_blocks.update(job.blocks[max(0, keep) :])
+        self._loads = going
         return finished
 
     def invalid_blocks(self) -> set[int]:
@@ -213,9 +219,9 @@ class WorkerHalf:
         self._arena = (ref, reader, HostCopier(self._layout, self._cache, reader.data))
 
     def _load(self, job: LoadJob) -> int | None:
-        """None, or how many leading chunks of the job are good."""
+        """None, or the first chunk of the request that is not good."""
         if self._arena is None or self._arena[0].arena_id != job.arena_id:
-            return 0
+            return job.first_chunk
         _, reader, copier = self._arena
         slots = np.array(job.slots, np.int64)
         began = time.perf_counter()
@@ -224,11 +230,10 @@ class WorkerHalf:
             unchanged = reader.unchanged(slots, np.array(job.generations, np.uint64))
         except Exception:
             logger.exception("lmkv_ray: a load failed; the tokens are recomputed")
-            return 0
-        good = len(slots) if unchanged.all() else int(np.argmin(unchanged))
+            return job.first_chunk
         self._stats.add("load_seconds", time.perf_counter() - began)
         self._stats.add("load_bytes", len(job.blocks) * self._block_bytes)
-        return None if good == len(slots) else good
+        return None if unchanged.all() else job.first_chunk + int(np.argmin(unchanged))
 
     def _save(self, job: SaveJob) -> bool:
         if self._arena is None or self._arena[0].arena_id != job.arena_id:

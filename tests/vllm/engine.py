@@ -177,15 +177,6 @@ class Engine:
             taken.append(time.perf_counter() - began)
         return median(taken)
 
-    def stop_cache(self) -> None:
-        """End the cache's actors, and with them a local Ray."""
-        import ray
-
-        from lmkv_ray import connect
-
-        connect(start=False).stop()
-        ray.shutdown()
-
     def drain(self) -> None:
         """Step until saves are reported, as vLLM's own loop does outside of in-process mode."""
         scheduler = self.core().scheduler

@@ -167,7 +167,7 @@ def test_jobs_of_another_arena_are_not_carried_out(engine: Engine, shard: LocalS
     hits = shard.shard.reader.lookup(key_array(list(shard.state._chunks)[:1]))
     slots, generations = hits.slots.tolist(), hits.generations.tolist()
     right, wrong = shard.writer.arena_id, shard.writer.arena_id + 1
-    assert worker._load(LoadJob("r", wrong, 0, slots, generations, 0, [3])) == 0
+    assert worker._load(LoadJob("r", wrong, 7, slots, generations, 0, [3])) == 7
     assert not worker._save(SaveJob(0, wrong, slots[0], [3], time.monotonic() + 9))
     assert not worker._save(SaveJob(0, right, slots[0], [3], time.monotonic() - 1)), "too late"
     assert (worker._cache == before[0]).all()
