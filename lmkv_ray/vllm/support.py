@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 SUPPORTED_VLLM = (Version("0.29"), Version("0.34"))
 """First supported version, and the first that is not any more."""
 
-SUPPORTED_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
-"""vLLM's names of KV-cache kinds in which every block of a request stays in place."""
+SUPPORTED_SPECS = frozenset({"FullAttentionSpec"})
+"""vLLM's names of KV-cache kinds that were tested; every block of a request stays in place."""
 
 
 def vllm_version() -> Version:

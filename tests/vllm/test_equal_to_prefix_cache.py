@@ -20,6 +20,13 @@ from tests.vllm.local_shard import LocalShard
 
 pytestmark = pytest.mark.vllm
 
+EXPENSIVE = settings(
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # an example takes a second: do not shrink
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
 CONFIGURATIONS = {
     "block 32, chunk 32": ({}, {}, 32),
     "block 32, chunk 96": ({}, {"chunk_tokens": 80}, 96),
@@ -64,13 +71,7 @@ def save_prompt(engine: Engine, shard: LocalShard, prompt: list[int], chunk_toke
     wait_for(lambda: len(shard.state) >= expected)
 
 
-@settings(
-    max_examples=12,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],  # an example takes a second: do not shrink
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(EXPENSIVE, max_examples=12)
 @given(
     seed=st.integers(0, 1 << 30),
     shared_chunks=st.integers(0, 6),
@@ -100,13 +101,7 @@ def test_one_request_equal_to_the_bit(
     assert answer == expected
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    derandomize=True,
-    phases=[Phase.explicit, Phase.generate],  # an example takes a second: do not shrink
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@settings(EXPENSIVE, max_examples=6)
 @given(
     seed=st.integers(0, 1 << 30),
     lengths=st.lists(st.integers(2, 700), min_size=2, max_size=5),

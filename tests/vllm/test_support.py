@@ -17,6 +17,9 @@ class FullAttentionSpec: ...
 class MambaSpec: ...
 
 
+class MLAAttentionSpec: ...
+
+
 def engine(device: str = "cpu", calculate_kv_scales: bool = False, **parallel: int) -> Any:
     sizes = {
         "tensor_parallel_size": 1,
@@ -49,6 +52,7 @@ def test_a_plain_model_on_a_cpu_is_supported() -> None:
         (engine(calculate_kv_scales=True), groups(FullAttentionSpec()), "calculate_kv_scales"),
         (engine(), groups(FullAttentionSpec(), FullAttentionSpec()), "2 KV cache groups"),
         (engine(), groups(MambaSpec()), "MambaSpec"),
+        (engine(), groups(MLAAttentionSpec()), "MLAAttentionSpec"),
     ],
 )
 def test_anything_else_is_refused_by_name(config: Any, cache: Any, named: str) -> None:
