@@ -125,6 +125,7 @@ class ShardLink:
         self._stages: deque[tuple[Stage, StageTicket]] = deque()
         self._staging = 0
         self._clearing = 0
+        self._complaint = ""
         self._client: ShardClient | None = None
         self.attachment: Attachment | None = None
         """The arena, once attached. It stays readable while the shard is away."""
@@ -231,10 +232,16 @@ class ShardLink:
                 self._client = None
                 if self._stopping.is_set():
                     return
-                level = logging.ERROR if isinstance(error, LmkvError) else logging.WARNING
-                logger.log(level, "lmkv_ray: no shard (%s); again in %.1f s", error, pause)
+                self._complain(error)
                 self._wake.wait(pause)
                 pause = min(2 * pause, RETRY_SECONDS[1])
+
+    def _complain(self, error: Exception) -> None:
+        """Log why there is no shard, once for each reason: attempts go on for ever."""
+        if str(error) != self._complaint:
+            self._complaint = str(error)
+            level = logging.ERROR if isinstance(error, LmkvError) else logging.WARNING
+            logger.log(level, "lmkv_ray: serving without cache until a shard answers: %s", error)
 
     def _attach(self) -> None:
         client = self._connect()
@@ -264,7 +271,7 @@ class ShardLink:
                 self._outbox = _Outbox(touched=self._outbox.touched)
                 self._committing.clear()
         self.peers = welcome.peers
-        self._client = client
+        self._client, self._complaint = client, ""
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
     def _has_news(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from lmkv_ray.arena import this_process
+from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Hello
 from lmkv_ray.vllm.link import MAX_STAGES, ShardLink
@@ -188,3 +190,19 @@ def test_payload_written_through_one_mapping_is_read_through_another(
     hits = reader.lookup(key_array(key(1)))
     assert (reader.data[hits.offsets[0] : hits.offsets[0] + SLOT_BYTES] == data).all()
     reader.close()
+
+
+def test_a_reason_for_having_no_shard_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    attempts = []
+
+    def connect() -> LocalShard:
+        attempts.append(1)
+        raise ArenaError("/dev/shm is too small.", next_step="Make it larger.")
+
+    with caplog.at_level(logging.WARNING):
+        link = ShardLink(connect, hello(), want_slots=8, period=0.01)
+        wait_for(lambda: len(attempts) >= 3)
+        link.stop()
+    assert link.take_slot() is None
+    assert [r.levelname for r in caplog.records] == ["ERROR"]
+    assert "Make it larger." in caplog.text
