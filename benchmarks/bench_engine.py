@@ -31,7 +31,7 @@ BEYOND = 17
 """Tokens by which a prompt ends inside a block."""
 KV_BYTES_PER_TOKEN = 23_040
 DOCUMENTS = 3
-REPEATS = 7
+REPEATS = 15
 PAIRS = 15
 VOCABULARY = 49_152
 ENVIRONMENT = {
