@@ -258,9 +258,11 @@ class ShardLink:
         welcome = decode(_call(client, "hello", encode(hello)), Welcome)
         attached = self.attachment
         same = attached is not None and attached.arena_id == welcome.arena_id
-        if not same:
+        if attached is not None and same:
+            reader = attached.reader  # the path may be a new one: of the restarted shard
+        else:
             reader = ArenaReader.attach(welcome.arena_path, welcome.arena_id)
-            attached = Attachment(welcome.arena_path, welcome.arena_id, reader)
+        attached = Attachment(welcome.arena_path, welcome.arena_id, reader)
         with self._lock:  # arena and slots change together
             self.attachment = attached
             granted = dict.fromkeys(welcome.grant.slots, welcome.grant.deadline)

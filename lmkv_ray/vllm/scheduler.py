@@ -19,6 +19,7 @@ import numpy as np
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array, key_list
 from lmkv_ray.messages import MissReason
+from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.link import Attachment, GrantedSlot, ShardLink, StageTicket
 from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, StepMetadata, WorkerReport
 from lmkv_ray.vllm.stats import LmkvStats
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
+
+NOTHING_TO_LOAD: tuple[int | None, bool] = (0, False)
+"""``match``'s answer for a miss."""
 
 REMEMBERED_KEYS = 8192
 """Keys this engine lately failed to save."""
@@ -118,6 +122,7 @@ class SchedulerHalf:
 
     # -- requests come and go -------------------------------------------------------------------
 
+    @never_raises(None)
     def on_new_request(self, request: Request) -> None:
         """Begin to stage what is neither here nor on the device."""
         tracked = self._track(request)
@@ -128,6 +133,7 @@ class SchedulerHalf:
         if len(keys) and not self._on_device(request, len(keys)):
             self._stage(tracked, keys, arena.reader.lookup(keys).run)
 
+    @never_raises(None)
     def on_finished(self, request: Request, blocks: list[int]) -> None:
         """Save what is left of a request whose blocks are about to be freed."""
         tracked = self._tracked.pop(request.request_id, None)
@@ -141,6 +147,7 @@ class SchedulerHalf:
 
     # -- hits -----------------------------------------------------------------------------------
 
+    @never_raises(NOTHING_TO_LOAD)
     def match(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """How many tokens after ``computed`` can be loaded, as vLLM asks it.
 
@@ -152,13 +159,13 @@ class SchedulerHalf:
         tracked.claim = _Claim(computed)
         arena = self._arena()
         if arena is None:
-            return 0, False
+            return NOTHING_TO_LOAD
         keys = self._keys(tracked)
         if tracked.never_claim_from is not None:
             keys = keys[: tracked.never_claim_from]
         first = computed // self._shape.tokens
         if first >= len(keys):
-            return 0, False
+            return NOTHING_TO_LOAD
         hits = arena.reader.lookup(keys)
         missing = np.flatnonzero(~hits.found[first:])
         end = first + int(missing[0]) if len(missing) else len(keys)
@@ -176,7 +183,7 @@ class SchedulerHalf:
         # the same computation, to the bit, whichever cache served it.
         most = (request.num_tokens - 1) // self._block_tokens * self._block_tokens
         tokens = min(end * self._shape.tokens, most) - computed
-        return (tokens, True) if tokens > 0 else (0, False)
+        return (tokens, True) if tokens > 0 else NOTHING_TO_LOAD
 
     def admitted(self, request: Request, blocks: list[int], tokens: int) -> None:
         """Blocks were allocated; ``tokens`` of the last claim will be loaded."""
@@ -296,6 +303,7 @@ class SchedulerHalf:
         if within and self._link.peers and missing >= max(1, self._settings.stage_min_tokens):
             tracked.ticket = self._link.stage(keys[end:].tobytes(), within)
 
+    @never_raises(None)
     def _plan_saves(self, tracked: _Tracked, computed: int, blocks: list[int]) -> None:
         """Order saves of chunks that are complete once ``computed`` tokens are."""
         shape, arena = self._shape, self._arena()
@@ -354,6 +362,7 @@ class SchedulerHalf:
             self._dropped.popitem(last=False)
         self._stats.add("dropped_chunks", 1)
 
+    @never_raises(None)
     def _count(self, tracked: _Tracked, claim: _Claim, tokens: int) -> None:
         """Count a new request's hit, and a reason for every token that was not."""
         if tokens:

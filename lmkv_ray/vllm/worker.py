@@ -62,6 +62,7 @@ class WorkerHalf:
         self._layout: ChunkLayout | None = None
         self._cache: Bytes = np.empty(0, np.uint8)
         self._arena: tuple[ArenaRef, ArenaReader, HostCopier] | None = None
+        self._unmappable: ArenaRef | None = None
         self._loading = ThreadPoolExecutor(copy_threads, thread_name_prefix="lmkv-load")
         self._saving = ThreadPoolExecutor(1, thread_name_prefix="lmkv-save")
         self._copy_threads = copy_threads
@@ -208,11 +209,14 @@ class WorkerHalf:
     # -- the copies -----------------------------------------------------------------------------
 
     def _attach(self, ref: ArenaRef | None) -> None:
-        if ref is None or self._layout is None or (self._arena and self._arena[0] == ref):
+        if ref is None or self._layout is None or ref == self._unmappable:
+            return
+        if self._arena is not None and self._arena[0].arena_id == ref.arena_id:
             return
         try:
-            reader = ArenaReader.attach(ref.path)
+            reader = ArenaReader.attach(ref.path, ref.arena_id)
         except (LmkvError, OSError) as error:
+            self._unmappable = ref  # once: there is another path when the shard has restarted
             logger.warning("lmkv_ray: cannot map the arena: %s", error)
             return
         # A copy under way keeps the old mapping alive through its own reference.
@@ -220,9 +224,10 @@ class WorkerHalf:
 
     def _load(self, job: LoadJob) -> int | None:
         """None, or the first chunk of the request that is not good."""
-        if self._arena is None or self._arena[0].arena_id != job.arena_id:
+        arena = self._arena  # once: the engine's thread may exchange it
+        if arena is None or arena[0].arena_id != job.arena_id:
             return job.first_chunk
-        _, reader, copier = self._arena
+        _, reader, copier = arena
         slots = np.array(job.slots, np.int64)
         began = time.perf_counter()
         try:
@@ -236,11 +241,12 @@ class WorkerHalf:
         return None if unchanged.all() else job.first_chunk + int(np.argmin(unchanged))
 
     def _save(self, job: SaveJob) -> bool:
-        if self._arena is None or self._arena[0].arena_id != job.arena_id:
+        arena = self._arena
+        if arena is None or arena[0].arena_id != job.arena_id:
             return False
         if time.monotonic() > job.deadline:
             return False
-        _, reader, copier = self._arena
+        _, reader, copier = arena
         began = time.perf_counter()
         try:
             copier.save(self._place(reader, np.array([job.slot], np.int64), job.blocks, 0))

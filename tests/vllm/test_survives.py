@@ -156,6 +156,25 @@ def test_a_copy_that_raises_is_recomputed(
     wait_for(lambda: not engine.connector()._scheduler.saving)
 
 
+def test_errors_of_the_cache_do_not_reach_the_engine(
+    engine: Engine, alone: EngineProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompt = tokens(60, 300)
+    save(engine, prompt)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ArenaReader, "lookup", broken)
+        patch.setattr(ArenaReader, "reasons", broken)
+        [answer] = engine.generate([prompt])
+    assert answer.cached == 0
+    assert answer.tokens == alone.call("generate", [prompt])[0].tokens
+    assert engine.reset()
+    assert engine.generate([prompt])[0].cached == 288, "it goes on when the error is gone"
+
+
 def test_jobs_of_another_arena_are_not_carried_out(engine: Engine, shard: LocalShard) -> None:
     """A restarted shard may come with a new arena while orders for the old one are on their way."""
     from vllm.distributed.kv_transfer import get_kv_transfer_group
