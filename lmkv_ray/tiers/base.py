@@ -1,0 +1,118 @@
+"""What every tier below memory promises, and the values it is spoken to with."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.messages import Message
+from lmkv_ray.transports import Fetch, Outcome
+
+
+@dataclass(frozen=True)
+class TierCapabilities:
+    """What callers and tests need to know of a tier."""
+
+    shared: bool
+    """Other nodes (and clusters) see what is stored here: no node needs to store it twice."""
+    instant: bool
+    """``lookup`` answers from this process's memory."""
+
+
+@dataclass(frozen=True)
+class TierChunk:
+    """A chunk to be stored, as it lies in the arena."""
+
+    key: bytes
+    space: int
+    data: npt.NDArray[np.uint8]
+    """The chunk's bytes: a view of its slot, which may be given to another chunk at any time."""
+    intact: Callable[[], bool]
+    """Whether the slot held this chunk all the time until now. Asked after the bytes were written
+    and before they can be found: if not, they are thrown away."""
+
+
+class TierStatus(Message, frozen=True):
+    """One tier of one node, for people."""
+
+    name: str
+    chunks: int
+    """-1: not known (a shared store counts nothing for us)."""
+    nbytes: int
+    """Bytes it takes, -1 if not known."""
+    capacity: int
+    """Bytes it may take; -1: unbounded."""
+    problem: str | None
+    """Why it is out of use at present, and what to do."""
+    counters: dict[str, int]
+    """Since the shard started."""
+
+
+class Tier(Protocol):
+    """A place below memory that keeps chunks: disk, an object store.
+
+    The life of a chunk below memory, and who runs each step. All methods are called on the shard's
+    event loop, which is never blocked: whatever waits or computes runs in threads of the tier.
+
+    1. (shard) A chunk in the arena has earned a place (see the admission setting): ``store``.
+    2. (tier) The bytes are written with key, space, size and checksum, under a name nobody looks
+       at. Then ``intact`` is asked; only if it holds, the chunk is published in one atomic step.
+    3. (shard) A prompt wants a chunk that memory does not hold: ``lookup``, then ``fetch`` into
+       slots that are reserved for it, exactly as from a peer.
+    4. (tier) What was read is verified in place (key, size, checksum). What does not match is
+       reported ``CORRUPT``, removed, and never served again.
+
+    Promises:
+      * ``fetch`` promises what ``Transport.fetch`` does: one outcome for each key, in time, no
+        writes into a destination after its outcome or after the iterator was closed.
+      * No method raises. A tier in trouble (full, gone, refused, too slow) says so in
+        ``status().problem``, answers as if it were empty, and tries again by itself.
+      * Bounded: bytes on the medium, bytes and requests in flight, threads.
+    """
+
+    @property
+    def name(self) -> str:
+        """As people see it: ``disk``, ``remote``."""
+        ...
+
+    @property
+    def capabilities(self) -> TierCapabilities:
+        """See ``TierCapabilities``."""
+        ...
+
+    async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
+        """Which chunks it holds, as far as it can tell within so many seconds (others: no)."""
+        ...
+
+    def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
+        """Bring chunks into slots; see the class."""
+        ...
+
+    async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
+        """Write chunks; whether each can be found here now (also if it could before)."""
+        ...
+
+    async def remove(self, keys: KeyArray) -> None:
+        """Forget chunks; unknown keys are ignored."""
+        ...
+
+    async def clear(self, space: int | None) -> None:
+        """Forget all chunks (of one space) that this node may forget."""
+        ...
+
+    async def pin(self, keys: KeyArray, pinned: bool) -> None:
+        """Chunks that are not to be evicted to make room, or may be again."""
+        ...
+
+    def status(self) -> TierStatus:
+        """For people."""
+        ...
+
+    async def close(self) -> None:
+        """Finish or abandon what is under way, end threads, let go of the medium."""
+        ...
