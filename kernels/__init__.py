@@ -1,1 +1,10 @@
-"""GPU block packing. Imported as ``lmkv_ray.kernels``; the kernels themselves are still to come."""
+"""Packing of KV-cache pages on the GPU. Imported as ``lmkv_ray.kernels``.
+
+``page_table`` says what one launch copies and checks it, with NumPy alone; ``pages`` compiles
+``pages.cu`` for the device at hand and launches it; ``pages.cu`` is CUDA, HIP and, with the header
+in tests/kernels, plain C++.
+"""
+
+from lmkv_ray.kernels.page_table import PLACE, RUN, PageAddresses, PageLaunch, PageTable
+
+__all__ = ["PLACE", "RUN", "PageAddresses", "PageLaunch", "PageTable"]
