@@ -11,15 +11,10 @@ from typing import TypeVar
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
-from lmkv_ray.actors.launch import (
-    Handle,
-    actor_names,
-    find,
-    kill,
-    start_directory,
-    start_shard,
-)
+from lmkv_ray.actors.directory import start_directory
+from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import DIRECTORY, shard_name
+from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.wire import CacheStatus
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError

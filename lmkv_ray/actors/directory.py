@@ -10,10 +10,11 @@ from collections.abc import Iterable
 import msgspec
 import ray
 
-from lmkv_ray.actors.launch import Handle, kill, start_shard
+from lmkv_ray.actors.launch import Handle, kill, start
 from lmkv_ray.actors.loops import forever
-from lmkv_ray.actors.names import shard_name
+from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.peers import in_time
+from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.wire import CacheStatus, ShardStatus
 from lmkv_ray.config import Settings
 from lmkv_ray.directory import DirectoryState
@@ -24,6 +25,11 @@ logger = logging.getLogger(__name__)
 
 SHARD_SECONDS = 2.0
 """How long a shard may take to answer the directory."""
+
+
+def start_directory(settings: Settings) -> Handle:
+    """The directory, started if there is none. Blocks."""
+    return start(DirectoryActor, DIRECTORY, settings.ray_namespace, (settings,))
 
 
 class DirectoryActor:

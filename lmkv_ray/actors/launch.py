@@ -7,26 +7,10 @@ from typing import Any, TypeAlias
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lmkv_ray.actors.names import DIRECTORY, is_ours, shard_name
-from lmkv_ray.config import Settings
+from lmkv_ray.actors.names import DIRECTORY, is_ours
 
 Handle: TypeAlias = Any
 """A ``ray.actor.ActorHandle``, whose methods no type checker knows."""
-
-
-def start_directory(settings: Settings) -> Handle:
-    """The directory, started if there is none. Calls are queued until it runs."""
-    from lmkv_ray.actors.directory import DirectoryActor
-
-    return _start(DirectoryActor, DIRECTORY, settings, None, (settings,))
-
-
-def start_shard(settings: Settings, node_id: str) -> Handle:
-    """The shard of a node, started if there is none. Calls are queued until it runs."""
-    from lmkv_ray.actors.shard import ShardActor
-
-    place = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
-    return _start(ShardActor, shard_name(node_id), settings, place, (settings, node_id))
 
 
 def find(name: str, namespace: str) -> Handle | None:
@@ -51,24 +35,29 @@ def kill(name: str, namespace: str) -> None:
         ray.kill(actor, no_restart=True)
 
 
-def _start(
-    kind: type,
-    name: str,
-    settings: Settings,
-    place: NodeAffinitySchedulingStrategy | None,
-    arguments: tuple[object, ...],
+def start(
+    kind: type, name: str, namespace: str, arguments: tuple[object, ...], node_id: str | None = None
 ) -> Handle:
-    options = {
+    """An actor of the cache, started if there is none. Calls are queued until it runs.
+
+    Args:
+        kind: its class.
+        name: by which all find it.
+        namespace: Ray's.
+        arguments: of its class.
+        node_id: where it must run. Default: anywhere.
+    """
+    options: dict[str, Any] = {
         "name": name,
-        "namespace": settings.ray_namespace,
+        "namespace": namespace,
         "lifetime": "detached",
         "get_if_exists": True,
         "num_cpus": 0,
         "max_restarts": -1,
         "max_concurrency": 1000,
     }
-    if place is not None:
-        options["scheduling_strategy"] = place
+    if node_id is not None:
+        options["scheduling_strategy"] = NodeAffinitySchedulingStrategy(node_id=node_id, soft=False)
     actor_class: Any = ray.remote(kind)
     actor: Handle = actor_class.options(**options).remote(*arguments)
     return actor

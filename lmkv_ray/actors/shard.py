@@ -12,8 +12,9 @@ import msgspec
 import ray
 
 from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.launch import Handle, start
 from lmkv_ray.actors.loops import forever
-from lmkv_ray.actors.names import arena_name
+from lmkv_ray.actors.names import arena_name, shard_name
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.actors.staging import Staging
 from lmkv_ray.actors.wire import EngineStatus, PeerAddress, ShardStatus
@@ -28,6 +29,12 @@ logger = logging.getLogger(__name__)
 TICK_SECONDS = 0.1
 HEARTBEAT_SECONDS = 1.0
 """How often the directory hears of a shard that has nothing to tell."""
+
+
+def start_shard(settings: Settings, node_id: str) -> Handle:
+    """The shard of a node, started if there is none. Blocks."""
+    name, namespace = shard_name(node_id), settings.ray_namespace
+    return start(ShardActor, name, namespace, (settings, node_id), node_id)
 
 
 class ShardActor:
