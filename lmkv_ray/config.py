@@ -87,6 +87,16 @@ class Settings(BaseSettings):
     eviction_policy: Literal["lru"] = Field(
         "lru", description="Which chunks make room when the arena is full."
     )
+    tier_admission: Literal["second_hit", "all"] = Field(
+        "second_hit",
+        description="Which chunks are also kept below memory: those that were used again after "
+        "they were saved, or all.",
+    )
+    load_when: Literal["faster", "always"] = Field(
+        "faster",
+        description="Fetch chunks from lower tiers and other nodes when that is expected to be "
+        "faster than computing them, or always.",
+    )
     transport: Literal["auto", "shared_memory", "object_store"] = Field(
         "auto", description="How chunks move between nodes; auto takes the fastest that works."
     )
@@ -107,6 +117,11 @@ class Settings(BaseSettings):
     connect_seconds: float = Field(
         60.0, gt=0, description="Seconds to wait for the cache's actors to start."
     )
+
+    @property
+    def has_tiers(self) -> bool:
+        """Whether anything is kept below memory."""
+        return False
 
     @classmethod
     def settings_customise_sources(

@@ -33,6 +33,8 @@ class MissReason(enum.StrEnum):
     """Another node may hold the chunk, but it did not arrive before the deadline."""
     FETCH_FAILED = "fetch_failed"
     """Another node was said to hold the chunk, but could not deliver it intact."""
+    CHEAPER_TO_COMPUTE = "cheaper_to_compute"
+    """A lower tier or another node holds the chunk, but fetching it was expected to take longer."""
     LOAD_FAILED = "load_failed"
     """The chunk was replaced while it was copied, or the copy failed."""
     DETACHED = "detached"
@@ -82,7 +84,7 @@ class Welcome(Message, frozen=True, kw_only=True, array_like=True):
     grant: Grant
     """New slots, and those of ``held`` that the shard still recognises."""
     peers: int
-    """How many other nodes hold chunks: zero means that staging is pointless."""
+    """How many places outside the arena hold chunks: zero means that staging is pointless."""
 
 
 class Commit(Message, frozen=True, kw_only=True, array_like=True):
@@ -126,6 +128,9 @@ class Stage(Message, frozen=True, kw_only=True, array_like=True):
     slot_bytes: int
     within: float
     """Seconds after which the engine will not care any more."""
+    remaining: list[float] = []
+    """Seconds the engine expects to compute once the first k chunks are here, for k = 0 to all of
+    them; empty: it wants them whatever they cost."""
 
 
 class StageReply(Message, frozen=True, kw_only=True, array_like=True):

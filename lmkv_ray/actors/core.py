@@ -27,6 +27,7 @@ from lmkv_ray.messages import (
 )
 from lmkv_ray.policies import make_policy
 from lmkv_ray.shard import (
+    Admission,
     Allocator,
     AssignExtent,
     DeltaLog,
@@ -70,6 +71,7 @@ class Shard:
             allocator,
             this_process(),
             DeltaLog(node_id, epoch=time.time_ns()),
+            Admission(settings.tier_admission if settings.has_tiers else None),
             Limits(grant_seconds=settings.grant_seconds),
         )
         self.clears = 0
@@ -144,8 +146,8 @@ class Shard:
         return self.reader.reasons(key_array(key))[0]
 
     def counters(self) -> dict[str, int]:
-        """See ``shard.Counters``."""
-        return asdict(self.state.counters)
+        """See ``shard.Counters``; ``missed``: see ``shard.Admission``."""
+        return asdict(self.state.counters) | {"missed": self.state.admission.missed}
 
     def close(self) -> None:
         """Let go of the arena."""

@@ -12,11 +12,14 @@ import msgspec
 import ray
 
 from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.launch import Handle, start
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.names import arena_name, shard_name
 from lmkv_ray.actors.peers import RayPeers
+from lmkv_ray.actors.sources import Finder, PeerFinder, TierFinder
 from lmkv_ray.actors.staging import Staging
+from lmkv_ray.actors.tiers import open_tiers
 from lmkv_ray.actors.wire import EngineStatus, PeerAddress, ShardStatus
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, LmkvError
@@ -57,7 +60,13 @@ class ShardActor:
             name = arena_name(settings.ray_namespace, node_id)
             writer = await asyncio.to_thread(open_arena, settings, name, restarted=restarted)
             self._shard = Shard(writer, settings, node_id)
-            self._staging = Staging(self._shard, self._peers, Transports(settings.transport))
+            self._tiers, self._refused = await open_tiers(settings)
+            peers = PeerFinder(self._peers, Transports(settings.transport))
+            instant = [t for t in self._tiers if t.capabilities.instant]
+            distant = [t for t in self._tiers if not t.capabilities.instant]
+            finders: list[Finder] = [*map(TierFinder, instant), peers, *map(TierFinder, distant)]
+            self._staging = Staging(self._shard, finders)
+            self._demotion = Demotion(self._shard, self._tiers)
             self._chunks = ChunkReader(self._shard.reader)
         except LmkvError as error:
             logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
@@ -67,6 +76,7 @@ class ShardActor:
         self._tasks = [
             asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
             asyncio.create_task(forever("telling the directory", TICK_SECONDS, self._tell)),
+            asyncio.create_task(forever("writing to tiers", TICK_SECONDS, self._demotion.step)),
         ]
 
     async def hello(self, message: bytes) -> bytes:
@@ -82,14 +92,14 @@ class ShardActor:
                 arena_id=self._shard.writer.arena_id,
                 node_id=self._node_id,
                 grant=grant,
-                peers=self._peers.count,
+                peers=self._elsewhere,
             )
         )
 
     async def exchange(self, message: bytes) -> bytes:
         """``Exchange`` -> ``ExchangeReply``."""
         reply = self._working.exchange(decode(message, Exchange))
-        return encode(msgspec.structs.replace(reply, peers=self._peers.count))
+        return encode(msgspec.structs.replace(reply, peers=self._elsewhere))
 
     async def stage(self, message: bytes) -> bytes:
         """``Stage`` -> ``StageReply``, when all has come, nothing more can, or at the deadline."""
@@ -133,7 +143,9 @@ class ShardActor:
 
     async def clear_here(self, space: bytes = b"") -> bytes:
         """Remove the chunks of a space from this node."""
-        self._working.clear(int.from_bytes(space, "little") if space else None)
+        which = int.from_bytes(space, "little") if space else None
+        self._working.clear(which)
+        await self._demotion.clear(which)
         return b""
 
     async def status(self) -> bytes:
@@ -148,6 +160,7 @@ class ShardActor:
                     nbytes=0,
                     engines=[],
                     counters={},
+                    tiers=[],
                     problem=str(self._failure),
                 )
             )
@@ -164,6 +177,7 @@ class ShardActor:
                     for name, (model, slots) in state.engines().items()
                 ],
                 counters=self._shard.counters() | asdict(self._staging.counters),
+                tiers=[*(tier.status() for tier in self._tiers), *self._refused],
             )
         )
 
@@ -172,6 +186,11 @@ class ShardActor:
         if self._failure is not None:
             raise self._failure
         return self._shard
+
+    @property
+    def _elsewhere(self) -> int:
+        """Places outside the arena that hold chunks, or may."""
+        return self._peers.count + sum(tier.status().chunks != 0 for tier in self._tiers)
 
     async def _tick(self) -> None:
         self._shard.tick()

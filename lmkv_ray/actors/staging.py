@@ -1,4 +1,4 @@
-"""Bringing chunks from other nodes into the arena."""
+"""Bringing chunks from other nodes and from lower tiers into the arena."""
 
 from __future__ import annotations
 
@@ -8,39 +8,24 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+
+import numpy as np
 
 from lmkv_ray.actors.core import Shard
-from lmkv_ray.directory import Holding
-from lmkv_ray.errors import TransportError
+from lmkv_ray.actors.sources import Finder, Source, find_all
+from lmkv_ray.cost import SourceModels, choose
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
 from lmkv_ray.shard import Fetch as Plan
 from lmkv_ray.shard import plan_fetches
-from lmkv_ray.transports import Failure, Fetch, PeerInfo, Transports
+from lmkv_ray.transports import Failure, Fetch
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 3
-"""Times that one stage asks the directory: a holder may have lost what it was said to hold."""
+"""Times that one stage asks who holds what: a holder may have lost what it was said to hold."""
 WINDOW = 64
 """Chunks that one fetch reserves slots for at a time."""
-
-
-class Peers(Protocol):
-    """The other nodes."""
-
-    async def lookup(self, keys: bytes, within: float) -> list[Holding] | None:
-        """Who holds what; None if the directory does not answer in time."""
-        ...
-
-    async def peer(self, node_id: str, within: float) -> PeerInfo | None:
-        """How to read from a node; None if it does not answer in time."""
-        ...
-
-    def forget(self, node_id: str) -> None:
-        """What is known about a node was wrong."""
-        ...
 
 
 @dataclass(kw_only=True)
@@ -51,7 +36,13 @@ class StageCounters:
     """Chunks that arrived."""
     staged_bytes: int = 0
     fetch_failed: int = 0
-    """Chunks that a peer was asked for and did not deliver."""
+    """Chunks that a place was asked for and did not deliver."""
+    left_to_compute: int = 0
+    """Chunks that could have been fetched, but computing them was expected to be quicker."""
+    expected_seconds: float = 0.0
+    """Sum of what fetches were expected to take."""
+    taken_seconds: float = 0.0
+    """Sum of what the same fetches took."""
 
 
 @dataclass
@@ -61,11 +52,12 @@ class _Job:
     space: int
     slot_bytes: int
     keys: list[bytes]
+    remaining: list[float]
     deadline: float
     clears: int
     """``Shard.clears`` when it began."""
     avoid: set[str] = field(default_factory=set)
-    """Nodes that did not deliver."""
+    """Places that did not deliver."""
     reason: dict[bytes, MissReason] = field(default_factory=dict)
 
     @property
@@ -78,15 +70,15 @@ class Staging:
 
     Args:
         shard: where to.
-        peers: from whom.
-        transports: how.
+        finders: who may know of places that hold them, the quickest kind of place first.
     """
 
-    def __init__(self, shard: Shard, peers: Peers, transports: Transports) -> None:
+    def __init__(self, shard: Shard, finders: Sequence[Finder]) -> None:
         self.counters = StageCounters()
+        self.models = SourceModels()
+        """How long each place takes."""
         self._shard = shard
-        self._peers = peers
-        self._transports = transports
+        self._finders = finders
         self._flights: dict[bytes, asyncio.Future[None]] = {}
 
     async def stage(self, stage: Stage) -> StageReply:
@@ -98,7 +90,7 @@ class Staging:
         space, slot_bytes = engine
         deadline = time.monotonic() + stage.within
         keys = key_list(key_array(stage.keys))
-        job = _Job(space, slot_bytes, keys, deadline, self._shard.clears)
+        job = _Job(space, slot_bytes, keys, stage.remaining, deadline, self._shard.clears)
         for _ in range(ROUNDS):
             missing = [i for i, key in enumerate(keys) if key not in state]
             if not missing or job.left <= 0 or job.clears != self._shard.clears:
@@ -135,56 +127,77 @@ class Staging:
         flights = {key: loop.create_future() for key in keys}
         self._flights |= flights
         try:
-            holdings = await self._peers.lookup(b"".join(keys), job.left)
-            if holdings is None:
-                job.reason |= dict.fromkeys(keys, MissReason.STAGE_TIMEOUT)
-                return False
+            found, everybody = await find_all(self._finders, key_array(keys), job.deadline)
+            sources = {source.name: source for source in found if source.name not in job.avoid}
             plans = plan_fetches(
-                range(len(keys)),
-                [(h.node_id, h.positions) for h in holdings if h.node_id not in job.avoid],
+                range(len(keys)), [(s.name, s.positions) for s in sources.values()]
             )
+            covered = plans[-1].positions[-1] + 1 if plans else 0
+            if not everybody:
+                job.reason |= dict.fromkeys(keys[covered:], MissReason.STAGE_TIMEOUT)
+            plans = self._worthwhile(job, keys, missing, plans)
             if not plans:
                 return False
-            await asyncio.gather(*(self._fetch_from(job, keys, plan) for plan in plans))
+            await asyncio.gather(*(self._carry_out(job, keys, p, sources[p.source]) for p in plans))
             return True
         finally:
             for key, flight in flights.items():
                 if self._flights.get(key) is flight:
                     self._land(key)
 
-    async def _fetch_from(self, job: _Job, keys: list[bytes], plan: Plan) -> None:
+    def _worthwhile(
+        self, job: _Job, keys: list[bytes], missing: Sequence[int], plans: list[Plan]
+    ) -> list[Plan]:
+        """The part of the plans that is expected to be quicker than computing."""
+        if not job.remaining or not plans:
+            return plans
+        arrival = np.zeros(len(job.keys))
+        for plan in plans:
+            nbytes = job.slot_bytes * np.arange(1, len(plan.positions) + 1)
+            at = [missing[i] for i in plan.positions]
+            arrival[at] = self.models[plan.source].seconds(nbytes)
+        end = missing[plans[-1].positions[-1]] + 1  # nobody holds the next one
+        chunks = choose(arrival[:end], job.remaining[: end + 1]).chunks
+        kept = []
+        for plan in plans:
+            wanted = tuple(i for i in plan.positions if missing[i] < chunks)
+            dropped = plan.positions[len(wanted) :]
+            self.counters.left_to_compute += len(dropped)
+            job.reason |= dict.fromkeys((keys[i] for i in dropped), MissReason.CHEAPER_TO_COMPUTE)
+            if wanted:
+                kept.append(Plan(plan.source, wanted))
+        return kept
+
+    async def _carry_out(self, job: _Job, keys: list[bytes], plan: Plan, source: Source) -> None:
         """Carry out a plan in windows of slots."""
         wanted = [keys[i] for i in plan.positions]
-        peer = await self._peers.peer(plan.node_id, job.left)
-        if peer is None:
-            self._failed(job, plan.node_id, wanted, "it does not answer")
-            return
+        model = self.models[source.name]
         while wanted and job.left > 0 and job.clears == self._shard.clears:
             slots = self._shard.reserve(job.space, job.slot_bytes, min(len(wanted), WINDOW))
             window, wanted = wanted[: len(slots)], wanted[len(slots) :]
             if not slots:
                 self._failed(job, None, wanted, "no slot is free")
                 return
+            began, nbytes = time.monotonic(), len(slots) * job.slot_bytes
+            expected = float(model.seconds(nbytes))
             try:
-                if not await self._fill(job, peer, window, slots):
+                if not await self._fill(job, source, window, slots):
                     self._failed(job, None, wanted, "an earlier chunk did not arrive")
                     return
             finally:
                 self._shard.release(job.space, job.slot_bytes, slots)
+            taken = time.monotonic() - began
+            model.observe(nbytes, taken)
+            self.counters.expected_seconds += expected
+            self.counters.taken_seconds += taken
         job.reason |= dict.fromkeys(wanted, MissReason.STAGE_TIMEOUT)
 
-    async def _fill(self, job: _Job, peer: PeerInfo, keys: list[bytes], slots: list[int]) -> bool:
+    async def _fill(self, job: _Job, source: Source, keys: list[bytes], slots: list[int]) -> bool:
         """Fetch into reserved slots, publishing each chunk as it arrives; whether all did."""
-        fetch = Fetch(
-            key_array(keys), [self._shard.writer.payload(slot) for slot in slots], job.left
-        )
-        try:
-            transport = self._transports.choose(peer)
-        except TransportError as error:
-            self._failed(job, peer.node_id, keys, str(error))
-            return False
+        views = [self._shard.writer.payload(slot) for slot in slots]
+        fetch = Fetch(key_array(keys), views, job.left)
         complete = True
-        async with contextlib.aclosing(transport.fetch(peer, fetch)) as outcomes:
+        async with contextlib.aclosing(source.fetch(fetch)) as outcomes:
             async for outcome in outcomes:
                 key, slot = keys[outcome.position], slots[outcome.position]
                 if outcome.ok:
@@ -198,17 +211,13 @@ class Staging:
                 if outcome.failure is Failure.LATE:
                     job.reason[key] = MissReason.STAGE_TIMEOUT
                 else:
-                    detail = f"{outcome.failure} {outcome.detail}"
-                    self._failed(job, peer.node_id, [key], detail)
-                    if outcome.failure is Failure.LOST:
-                        self._peers.forget(peer.node_id)
-                        self._transports.forget(peer.node_id)
+                    self._failed(job, source.name, [key], f"{outcome.failure} {outcome.detail}")
         return complete
 
-    def _failed(self, job: _Job, node_id: str | None, keys: list[bytes], why: str) -> None:
-        if node_id is not None and node_id not in job.avoid:
-            job.avoid.add(node_id)
-            logger.warning("lmkv_ray: fetching from node %s failed: %s", node_id, why)
+    def _failed(self, job: _Job, place: str | None, keys: list[bytes], why: str) -> None:
+        if place is not None and place not in job.avoid:
+            job.avoid.add(place)
+            logger.warning("lmkv_ray: fetching from %s failed: %s", place, why)
         self.counters.fetch_failed += len(keys)
         for key in keys:
             job.reason.setdefault(key, MissReason.FETCH_FAILED)

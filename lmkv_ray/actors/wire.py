@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lmkv_ray.messages import Message
+from lmkv_ray.tiers import TierStatus
 
 
 class PeerAddress(Message, frozen=True):
@@ -35,8 +36,9 @@ class ShardStatus(Message, frozen=True):
     nbytes: int
     """Bytes of all chunks."""
     engines: list[EngineStatus]
-    counters: dict[str, int]
+    counters: dict[str, float]
     """Since the shard started; see ``shard.Counters`` and ``staging.StageCounters``."""
+    tiers: list[TierStatus]
     problem: str | None = None
     """Why the shard does not work, and what to do."""
 

@@ -1,5 +1,6 @@
 """The life of a shard's chunks: pure, no I/O."""
 
+from lmkv_ray.shard.admission import Admission, Rule
 from lmkv_ray.shard.allocator import Allocator
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.instructions import AssignExtent, Free, Instruction, Publish, Reserve, Retire
@@ -8,6 +9,7 @@ from lmkv_ray.shard.state import ShardState
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
 
 __all__ = [
+    "Admission",
     "Allocator",
     "AssignExtent",
     "Counters",
@@ -20,6 +22,7 @@ __all__ = [
     "RecoveredSlot",
     "Reserve",
     "Retire",
+    "Rule",
     "ShardState",
     "plan_fetches",
 ]

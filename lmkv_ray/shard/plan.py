@@ -8,21 +8,21 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Chunks to get from one node, in order."""
+    """Chunks to get from one place, in order."""
 
-    node_id: str
+    source: str
     positions: tuple[int, ...]
 
 
 def plan_fetches(
     missing: Sequence[int], holders: Iterable[tuple[str, Iterable[int]]]
 ) -> list[Fetch]:
-    """Cover a run of chunks from as few nodes as possible, longest run first.
+    """Cover a run of chunks from as few places as possible, longest run first.
 
     Args:
         missing: positions in the prompt that are not here, ascending; positions that are not
             named are here already.
-        holders: (node, positions it holds), best first among equals.
+        holders: (place, positions it holds), best first among equals.
 
     Returns:
         fetches in the order of the prompt. They end before the first missing position that nobody

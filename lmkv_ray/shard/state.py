@@ -25,6 +25,7 @@ from lmkv_ray.messages import (
     MissReason,
     Owner,
 )
+from lmkv_ray.shard.admission import Admission
 from lmkv_ray.shard.allocator import Allocator, Assigned, Evicted
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.instructions import (
@@ -52,14 +53,21 @@ class ShardState:
         allocator: a new one.
         owner: the shard's own process, which reserves slots for staging.
         deltas: collects changes for the directory.
+        admission: collects chunks for lower tiers; default: there are none.
         limits: bounds.
     """
 
     def __init__(
-        self, allocator: Allocator, owner: Owner, deltas: DeltaLog, limits: Limits | None = None
+        self,
+        allocator: Allocator,
+        owner: Owner,
+        deltas: DeltaLog,
+        admission: Admission | None = None,
+        limits: Limits | None = None,
     ) -> None:
         self.owner = owner
         self.deltas = deltas
+        self.admission = admission or Admission(None)
         self.limits = limits or Limits()
         self.counters = Counters()
         self.nbytes = 0
@@ -174,10 +182,18 @@ class ShardState:
         """Where a ready chunk is."""
         return self._allocator.slot_of.get(key)
 
+    def space(self, key: bytes) -> int | None:
+        """The space of a ready chunk."""
+        chunk = self._chunks.get(key)
+        return None if chunk is None else chunk.space
+
     def touch(self, keys: bytes) -> None:
         """Chunks were hit, deepest of a prompt first; 16 bytes each."""
         whole = len(keys) - len(keys) % KEY_BYTES
-        self._allocator.touch([keys[i : i + KEY_BYTES] for i in range(0, whole, KEY_BYTES)])
+        touched = [keys[i : i + KEY_BYTES] for i in range(0, whole, KEY_BYTES)]
+        self._allocator.touch(touched)
+        # Heads first: written in this order, what is there is a prefix whenever the writing stops.
+        self.admission.touched(key for key in reversed(touched) if key in self._chunks)
 
     def clear(self, space: int | None = None) -> list[Instruction]:
         """Remove all chunks (of one space), and refuse those that are being filled right now."""
@@ -299,6 +315,7 @@ class ShardState:
                 )
             )
             self.deltas.added(accepted)
+            self.admission.committed(accepted)
         self._free(back, out)
         self.counters.committed += len(accepted)
         self.counters.refused += len(refused)
@@ -319,6 +336,7 @@ class ShardState:
         else:
             self.counters.evicted += len(evicted.slots)
         self.deltas.removed(evicted.keys)
+        self.admission.removed(evicted.keys)
         out.append(Retire(evicted.slots, reason))
 
     def _free(self, slots: Iterable[int], out: list[Instruction]) -> None:

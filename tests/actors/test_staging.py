@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from lmkv_ray.actors.core import open_arena
+from lmkv_ray.actors.sources import PeerFinder
 from lmkv_ray.actors.staging import Staging
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Holding
@@ -95,7 +96,8 @@ def peers(nodes: dict[str, Node]) -> FakePeers:
 
 @pytest.fixture
 def staging(here: Node, peers: FakePeers) -> Iterator[Staging]:
-    yield Staging(here.shard, peers, Transports(transports=[ObjectStoreTransport()]))
+    finder = PeerFinder(peers, Transports(transports=[ObjectStoreTransport()]))
+    yield Staging(here.shard, [finder])
     here.close()
 
 

@@ -32,4 +32,4 @@ def test_covers_exactly_the_reachable_run(missing: list[int], holders: dict[str,
         reachable.append(position)
     fetches = plan_fetches(missing, holders.items())
     assert [p for fetch in fetches for p in fetch.positions] == reachable
-    assert all(set(fetch.positions) <= holders[fetch.node_id] for fetch in fetches)
+    assert all(set(fetch.positions) <= holders[fetch.source] for fetch in fetches)

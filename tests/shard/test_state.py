@@ -24,7 +24,7 @@ LIMITS = Limits(grant_seconds=10, grace_seconds=3, holder_slots=6)
 
 
 def make_state() -> ShardState:
-    return ShardState(Allocator(4, 64, 8, LRU), SHARD, DeltaLog("n", 1), LIMITS)
+    return ShardState(Allocator(4, 64, 8, LRU), SHARD, DeltaLog("n", 1), limits=LIMITS)
 
 
 @pytest.fixture

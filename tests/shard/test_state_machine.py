@@ -69,7 +69,7 @@ class ShardMachine(RuleBasedStateMachine):
             Allocator(EXTENTS, EXTENT_BYTES, MIN_SLOT_BYTES, LRU),
             Owner(pid=next(self.pids), start=1),
             DeltaLog("n", next(self.lives), limit=5),
-            LIMITS,
+            limits=LIMITS,
         )
 
     def exchange(self, engine: Engine, exchange: Exchange) -> list[int]:

@@ -1,0 +1,69 @@
+"""Writing chunks to lower tiers, behind everything else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from functools import partial
+
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.arena import ArenaReader, Hits
+from lmkv_ray.keys import key_array
+from lmkv_ray.tiers import Tier, TierChunk
+
+PASS_BYTES = 64 << 20
+"""Written in one pass: a bound on what is in flight, and on how long a clear waits."""
+
+
+class Demotion:
+    """Gives each tier what the shard's admission rule names.
+
+    A chunk stays in memory while it is written; nothing keeps it there. If it is evicted meanwhile,
+    the tier notices before it publishes (``TierChunk.intact``).
+
+    Args:
+        shard: where from.
+        tiers: where to; each gets every chunk.
+    """
+
+    def __init__(self, shard: Shard, tiers: Sequence[Tier]) -> None:
+        self._shard = shard
+        self._tiers = tiers
+        self._writing = asyncio.Lock()
+
+    async def step(self) -> None:
+        """Write until nothing waits."""
+        while self._tiers and len(self._shard.state.admission):
+            async with self._writing:
+                chunks = self._next()
+                if chunks:
+                    await asyncio.gather(*(tier.store(chunks) for tier in self._tiers))
+
+    async def clear(self, space: int | None) -> None:
+        """Clear the tiers too; call after memory was cleared.
+
+        What is being written at this moment would be published after the clear: wait for it.
+        """
+        async with self._writing:
+            for tier in self._tiers:
+                await tier.clear(space)
+
+    def _next(self) -> list[TierChunk]:
+        """The next chunks that are still in memory."""
+        admission, reader = self._shard.state.admission, self._shard.reader
+        chunks: list[TierChunk] = []
+        total = 0
+        while total < PASS_BYTES and (key := admission.take()) is not None:
+            hits = reader.lookup(key_array(key))
+            space = self._shard.state.space(key)
+            if space is None or not hits.found[0]:
+                continue
+            at, nbytes = int(hits.offsets[0]), int(hits.nbytes[0])
+            intact = partial(_intact, reader, hits)
+            chunks.append(TierChunk(key, space, reader.data[at : at + nbytes], intact))
+            total += nbytes
+        return chunks
+
+
+def _intact(reader: ArenaReader, hits: Hits) -> bool:
+    return bool(reader.unchanged(hits.slots, hits.generations)[0])

@@ -1,0 +1,147 @@
+"""Places outside the arena that chunks can be fetched from."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from lmkv_ray.directory import Holding
+from lmkv_ray.errors import TransportError
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.tiers import Tier
+from lmkv_ray.transports import Failure, Fetch, Outcome, PeerInfo, Transports
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One place that says it holds some chunks of a run."""
+
+    name: str
+    """A node's id, or a tier's name."""
+    positions: Sequence[int]
+    """Which of the keys asked for, ascending."""
+    fetch: Callable[[Fetch], AsyncGenerator[Outcome, None]]
+    """Promises what ``Transport.fetch`` does."""
+
+
+class Finder(Protocol):
+    """Knows one kind of places."""
+
+    async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
+        """Who holds what, best first; None: nobody could say in time."""
+        ...
+
+
+class Peers(Protocol):
+    """The other nodes."""
+
+    async def lookup(self, keys: bytes, within: float) -> list[Holding] | None:
+        """Who holds what; None if the directory does not answer in time."""
+        ...
+
+    async def peer(self, node_id: str, within: float) -> PeerInfo | None:
+        """How to read from a node; None if it does not answer in time."""
+        ...
+
+    def forget(self, node_id: str) -> None:
+        """What is known about a node was wrong."""
+        ...
+
+
+class TierFinder:
+    """A tier of this node."""
+
+    def __init__(self, tier: Tier) -> None:
+        self._tier = tier
+
+    async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
+        """See ``Finder``."""
+        held = np.flatnonzero(await self._tier.lookup(keys, within)).tolist()
+        return [Source(self._tier.name, held, self._tier.fetch)] if held else []
+
+
+class PeerFinder:
+    """The shards of other nodes, as the directory knows them.
+
+    Args:
+        peers: how to ask.
+        transports: how to fetch.
+    """
+
+    def __init__(self, peers: Peers, transports: Transports) -> None:
+        self._peers = peers
+        self._transports = transports
+
+    async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
+        """See ``Finder``."""
+        holdings = await self._peers.lookup(keys.tobytes(), within)
+        if holdings is None:
+            return None
+        return [self.source(h.node_id, h.positions) for h in holdings]
+
+    def source(self, node_id: str, positions: Sequence[int]) -> Source:
+        """One node, whether or not the directory names it."""
+        return Source(node_id, positions, lambda fetch: self._fetch(node_id, fetch))
+
+    async def _fetch(self, node_id: str, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
+        deadline = time.monotonic() + fetch.within
+        peer = await self._peers.peer(node_id, fetch.within)
+        obstacle = "it does not answer"
+        if peer is not None:
+            try:
+                transport = self._transports.choose(peer)
+            except TransportError as error:
+                obstacle = str(error)
+            else:
+                fetch = Fetch(fetch.keys, fetch.destinations, deadline - time.monotonic())
+                async with contextlib.aclosing(transport.fetch(peer, fetch)) as outcomes:
+                    async for outcome in outcomes:
+                        if outcome.failure is Failure.LOST:
+                            self._forget(node_id)
+                        yield outcome
+                return
+        self._forget(node_id)
+        for position in range(len(fetch.keys)):
+            yield Outcome(position, failure=Failure.LOST, detail=obstacle)
+
+    def _forget(self, node_id: str) -> None:
+        self._peers.forget(node_id)
+        self._transports.forget(node_id)
+
+
+async def find_all(
+    finders: Sequence[Finder], keys: KeyArray, deadline: float
+) -> tuple[list[Source], bool]:
+    """Ask finders in turn, the quickest kind first, until every key has a holder.
+
+    Args:
+        finders: in this order.
+        keys: a run of chunks.
+        deadline: ``time.monotonic()`` seconds.
+
+    Returns:
+        the sources, and whether every finder that was needed answered in time.
+    """
+    found: list[Source] = []
+    everybody = True
+    missing = np.ones(len(keys), np.bool_)
+    for finder in finders:
+        left = deadline - time.monotonic()
+        sources = await finder.find(keys, left) if left > 0 else None
+        if sources is None:
+            everybody = False
+            continue
+        for source in sources:
+            missing[list(source.positions)] = False
+        found += sources
+        if not missing.any():
+            break
+    return found, everybody

@@ -1,0 +1,128 @@
+"""What goes down to the tiers, and comes up again."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.demotion import Demotion
+from lmkv_ray.actors.sources import TierFinder
+from lmkv_ray.actors.staging import Staging
+from lmkv_ray.config import load_settings
+from lmkv_ray.messages import MissReason, Stage, StageReply, decode
+from lmkv_ray.shard import Admission
+from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys, payload_of
+from tests.actors.test_core import LocalShard
+from tests.tiers.memory_tier import MemoryTier
+
+SETTINGS = load_settings({"capacity": 8 << 20})
+KEYS = make_keys(20)
+
+
+@pytest.fixture
+def shard() -> Iterator[LocalShard]:
+    shard = LocalShard(
+        open_arena(SETTINGS, f"here.{secrets.token_hex(4)}", restarted=False), SETTINGS, "here"
+    )
+    shard.state.admission = Admission("second_hit")
+    yield shard
+    shard.close()
+
+
+@pytest.fixture
+def engine(shard: LocalShard) -> Iterator[FakeEngine]:
+    engine = FakeEngine(shard.call)
+    yield engine
+    engine.close()
+
+
+def use_again(shard: Shard, keys: list[bytes]) -> None:
+    shard.state.touch(b"".join(reversed(keys)))
+
+
+def request(engine: FakeEngine, remaining: list[float] | None = None) -> Stage:
+    stage = decode(engine.stage_message(KEYS, 10), Stage)
+    return Stage(
+        engine_id=stage.engine_id,
+        keys=stage.keys,
+        slot_bytes=stage.slot_bytes,
+        within=stage.within,
+        remaining=remaining or [],
+    )
+
+
+async def test_what_is_used_again_goes_down_and_comes_up(
+    shard: LocalShard, engine: FakeEngine
+) -> None:
+    tiers = [MemoryTier("a"), MemoryTier("b")]
+    engine.save(KEYS)
+    use_again(shard, KEYS[:15])
+    await Demotion(shard, tiers).step()
+    assert [list(tier.chunks) for tier in tiers] == [KEYS[:15], KEYS[:15]]
+    assert tiers[0].chunks[KEYS[3]] == (engine.space, payload_of(KEYS[3]))
+    shard.clear(None)
+    staging = Staging(shard, [TierFinder(tiers[1])])
+    reply = await staging.stage(request(engine))
+    assert reply == StageReply(ready=15, reason=MissReason.CLEARED)
+    assert engine.intact(KEYS) == 15
+
+
+async def test_a_chunk_that_was_replaced_while_it_was_written_is_not_published(
+    shard: LocalShard, engine: FakeEngine
+) -> None:
+    tier = MemoryTier()
+    tier.gate.clear()
+    engine.save(KEYS)
+    use_again(shard, KEYS)
+    writing = asyncio.create_task(Demotion(shard, [tier]).step())
+    await tier.asked.wait()
+    shard.clear(None)
+    tier.gate.set()
+    await writing
+    assert not tier.chunks
+
+
+async def test_a_clear_waits_for_what_is_being_written(
+    shard: LocalShard, engine: FakeEngine
+) -> None:
+    tier = MemoryTier()
+    tier.gate.clear()
+    demotion = Demotion(shard, [tier])
+    engine.save(KEYS)
+    use_again(shard, KEYS)
+    writing = asyncio.create_task(demotion.step())
+    await tier.asked.wait()
+    # The tier's check that memory is intact comes before the clear, its publication after.
+    shard.state.clear = lambda space: []  # type: ignore[method-assign,assignment]
+    clearing = asyncio.create_task(demotion.clear(None))
+    await asyncio.sleep(0)
+    assert not clearing.done()
+    tier.gate.set()
+    await asyncio.gather(writing, clearing)
+    assert tier.written == 20
+    assert not tier.chunks
+
+
+async def test_only_what_is_worth_it_is_fetched(shard: LocalShard, engine: FakeEngine) -> None:
+    tier = MemoryTier()
+    engine.save(KEYS)
+    use_again(shard, KEYS)
+    await Demotion(shard, [tier]).step()
+    shard.state.admission = Admission(None)
+    shard.clear(None)
+    staging = Staging(shard, [TierFinder(tier)])
+    for _ in range(9):  # half a second a chunk
+        for n in (1, 5, 20):
+            staging.models["memory"].observe(n * CHUNK_BYTES, 0.5 * n)
+    # The first ten chunks save two seconds each, the others nearly nothing.
+    remaining = [2.0 * max(0, 10 - k) + 0.01 * (20 - k) for k in range(21)]
+    reply = await staging.stage(request(engine, remaining))
+    assert reply.ready == 10
+    assert reply.reason in (MissReason.CHEAPER_TO_COMPUTE, MissReason.CLEARED)
+    assert staging.counters.left_to_compute >= 10
+    assert staging.counters.expected_seconds > 4
+    assert (await staging.stage(request(engine))).ready == 20

@@ -1,0 +1,76 @@
+"""A tier that keeps chunks in a dictionary: for tests of those who use tiers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.keys import KeyArray, key_list
+from lmkv_ray.tiers import TierCapabilities, TierChunk, TierStatus
+from lmkv_ray.transports import Failure, Fetch, Outcome
+
+
+class MemoryTier:
+    capabilities = TierCapabilities(shared=False, instant=True)
+
+    def __init__(self, name: str = "memory") -> None:
+        self.name = name
+        self.chunks: dict[bytes, tuple[int, bytes]] = {}
+        self.gate = asyncio.Event()
+        """Writes wait for it before they are published."""
+        self.gate.set()
+        self.asked = asyncio.Event()
+        """A write has begun."""
+        self.written = 0
+        self.delay = 0.0
+
+    async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
+        return np.array([key in self.chunks for key in key_list(keys)], np.bool_)
+
+    async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
+        await asyncio.sleep(self.delay)
+        for position, key in enumerate(key_list(fetch.keys)):
+            found = self.chunks.get(key)
+            if found is None:
+                yield Outcome(position, failure=Failure.MISSING)
+                continue
+            fetch.destinations[position][: len(found[1])] = np.frombuffer(found[1], np.uint8)
+            yield Outcome(position, len(found[1]))
+
+    async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
+        stored = []
+        for chunk in chunks:
+            data = chunk.data.tobytes()
+            self.asked.set()
+            await self.gate.wait()
+            stored.append(chunk.intact())
+            if stored[-1]:
+                self.chunks[chunk.key] = (chunk.space, data)
+                self.written += 1
+        return stored
+
+    async def remove(self, keys: KeyArray) -> None:
+        for key in key_list(keys):
+            self.chunks.pop(key, None)
+
+    async def clear(self, space: int | None) -> None:
+        self.chunks = {k: v for k, v in self.chunks.items() if space not in (None, v[0])}
+
+    async def pin(self, keys: KeyArray, pinned: bool) -> None:
+        pass
+
+    def status(self) -> TierStatus:
+        return TierStatus(
+            name=self.name,
+            chunks=len(self.chunks),
+            nbytes=0,
+            capacity=-1,
+            problem=None,
+            counters={},
+        )
+
+    async def close(self) -> None:
+        pass
