@@ -101,6 +101,11 @@ class ArenaReader:
             segment.close()
             raise
 
+    @property
+    def arena_id(self) -> int:
+        """Random number of this arena."""
+        return self.header.arena_id
+
     def lookup(self, keys: KeyArray) -> Hits:
         """Find keys (n, 2): no RPC, no lock, no system call."""
         slots = self._tables.index.lookup(keys)

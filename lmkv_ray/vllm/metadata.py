@@ -40,25 +40,6 @@ class LoadJob:
     """Leading blocks of the first chunk that the engine has already."""
     blocks: list[int]
 
-    def split(self, parts: int, per_chunk: int) -> list[LoadJob]:
-        """The same copies as up to ``parts`` jobs of about equal size, each of whole chunks."""
-        size = -(-len(self.slots) // parts)
-        jobs = []
-        for at in range(0, len(self.slots), size):
-            first, end = max(0, at * per_chunk - self.skip), (at + size) * per_chunk - self.skip
-            jobs.append(
-                LoadJob(
-                    self.request_id,
-                    self.arena_id,
-                    self.first_chunk + at,
-                    self.slots[at : at + size],
-                    self.generations[at : at + size],
-                    self.skip if at == 0 else 0,
-                    self.blocks[first:end],
-                )
-            )
-        return jobs
-
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:

@@ -1,8 +1,7 @@
-"""Worker half: a copy engine without any RPC.
+"""Worker half: hands the scheduler half's jobs to a transfer engine, without any RPC.
 
-Loads and saves run on threads of their own, so that neither waits for the other. Blocks being saved
-are pinned by the scheduler half until the report; blocks being loaded belong to a request that vLLM
-does not run before the report. So no copy needs a lock.
+Blocks being saved are pinned by the scheduler half until the report; blocks being loaded belong to
+a request that vLLM does not run before the report. So no copy needs a lock.
 """
 
 from __future__ import annotations
@@ -11,16 +10,23 @@ import ctypes
 import logging
 import time
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import LmkvError, UnsupportedError
 from lmkv_ray.layout import ChunkLayout, PageView, derive_layout
-from lmkv_ray.vllm.copier import Bytes, HostCopier, Ints, place_blocks
+from lmkv_ray.transfer import (
+    Ended,
+    HostEngine,
+    Load,
+    Save,
+    ScratchArena,
+    TransferEngine,
+)
 from lmkv_ray.vllm.metadata import (
     ArenaRef,
     LayoutReport,
@@ -36,11 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOAD_PATIENCE = 0.010
-"""Seconds an otherwise idle step waits for its loads: finer than the engine's own polling."""
-
-SAVE_PATIENCE = 0.020
-"""Seconds a step waits for saves it began: most end within, and their blocks are freed at once."""
+SELF_TEST_SECONDS = 30.0
+"""Within which one block must have been copied to a chunk and back."""
 
 
 class WorkerHalf:
@@ -60,15 +63,11 @@ class WorkerHalf:
         self._num_blocks = num_blocks
         self._blocks = blocks
         self._layout: ChunkLayout | None = None
-        self._cache: Bytes = np.empty(0, np.uint8)
-        self._arena: tuple[ArenaRef, ArenaReader, HostCopier] | None = None
+        self._engine: TransferEngine | None = None
+        self._arena: tuple[ArenaRef, ArenaReader] | None = None
         self._unmappable: ArenaRef | None = None
-        self._loading = ThreadPoolExecutor(copy_threads, thread_name_prefix="lmkv-load")
-        self._saving = ThreadPoolExecutor(1, thread_name_prefix="lmkv-save")
         self._copy_threads = copy_threads
-        self._loads: list[tuple[LoadJob, list[Future[int | None]]]] = []
-        self._saves: dict[Future[bool], SaveJob] = {}
-        self._populating = _nothing()
+        self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
         self._report = WorkerReport()
         self._invalid_blocks: set[int] = set()
         self._stats = LmkvStats()
@@ -99,7 +98,8 @@ class WorkerHalf:
         ]
         self._layout = derive_layout(views, num_blocks=self._num_blocks, blocks=self._blocks)
         memory = (ctypes.c_uint8 * (end - base)).from_address(base)
-        self._cache = np.ctypeslib.as_array(memory)
+        cache = np.ctypeslib.as_array(memory)
+        self._engine = HostEngine([self._layout], cache, threads=self._copy_threads)
         self._self_test(kv_caches)
 
     def layout_report(self) -> LayoutReport:
@@ -113,26 +113,35 @@ class WorkerHalf:
 
     def _self_test(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
         """Save one block, load it into another, and compare through the engine's own views."""
-        layout = self._layout
+        layout, engine = self._layout, self._engine
         assert layout is not None
+        assert engine is not None
         if layout.num_blocks < 2:
             return
-        arena = np.zeros(layout.chunk_bytes, np.uint8)
-        copier = HostCopier(layout, self._cache, arena)
         source, target = layout.num_blocks - 1, layout.num_blocks - 2
 
         def part(tensor: torch.Tensor, block: int) -> torch.Tensor:
             rows = tensor.shape[0] // layout.num_blocks
             return tensor.view(torch.uint8)[block * rows : (block + 1) * rows]
 
+        def blocks(block: int) -> npt.NDArray[np.int64]:
+            """A whole chunk of one block, over and over."""
+            return np.full(layout.blocks, block)
+
         for i, tensor in enumerate(kv_caches.values()):
             block = part(tensor, source)
             block.copy_((torch.arange(block.numel()) % (251 - i % 7)).view(block.shape))
-        at = np.zeros(1, np.int64)
-        copier.save(place_blocks(at, np.array([source]), skip=0, per_chunk=layout.blocks))
-        copier.load(place_blocks(at, np.array([target]), skip=0, per_chunk=layout.blocks))
+        arena, slots = ScratchArena(layout.chunk_bytes), np.zeros(1, np.int64)
+        engine.attach(arena, [0])
+        deadline = time.monotonic() + SELF_TEST_SECONDS
+        engine.begin_saves([Save(arena.arena_id, slots, blocks(source), deadline)])
+        good = self._ended_well(deadline)
+        engine.begin_loads(
+            [Load(arena.arena_id, slots, np.zeros(1, np.uint64), blocks(target)[:1])], idle=True
+        )
+        good = self._ended_well(deadline) and good
         tensors = kv_caches.values()
-        good = all(torch.equal(part(t, source), part(t, target)) for t in tensors)
+        good = good and all(torch.equal(part(t, source), part(t, target)) for t in tensors)
         for tensor in tensors:
             part(tensor, source).zero_()
             part(tensor, target).zero_()
@@ -143,41 +152,52 @@ class WorkerHalf:
                 next_step="Set VLLM_KV_CACHE_LAYOUT=LBHNC, or report the attention backend.",
             )
 
+    def _ended_well(self, deadline: float) -> bool:
+        """Wait for the one copy under way."""
+        assert self._engine is not None
+        while time.monotonic() < deadline:
+            for ended in self._engine.ended():
+                return ended.ok
+            time.sleep(0.001)
+        return False
+
     # -- every step -----------------------------------------------------------------------------
 
     def begin_loads(self, step: StepMetadata) -> None:
         """Start this step's loads."""
         self._attach(step.arena)
-        if self._arena is not None and self._arena[1].grown and self._populating.done():
-            self._populating = self._saving.submit(_populate, self._arena[1])
+        if self._engine is None:
+            return
+        loads = []
         for job in step.loads:
-            parts = job.split(self._copy_threads, self._blocks)
-            self._loads.append((job, [self._loading.submit(self._load, part) for part in parts]))
-        if step.idle and self._loads:
-            futures = [future for _, parts in self._loads for future in parts]
-            wait(futures, timeout=LOAD_PATIENCE)
+            slots, generations = np.array(job.slots, np.int64), np.array(job.generations, np.uint64)
+            blocks = np.array(job.blocks, np.int64)
+            loads.append(Load(job.arena_id, slots, generations, blocks, job.skip))
+            self._jobs[loads[-1]] = job
+        self._engine.begin_loads(loads, idle=step.idle)
 
     def begin_saves(self, step: StepMetadata) -> None:
-        """Start this step's saves; the forward pass that fills their blocks has ended."""
+        """Start this step's saves; the forward pass that fills their blocks was begun before."""
+        if self._engine is None:
+            return
+        saves = []
         for job in step.saves:
-            self._saves[self._saving.submit(self._save, job)] = job
-        if self._saves:
-            wait(self._saves, timeout=SAVE_PATIENCE)
+            slots, blocks = np.array([job.slot], np.int64), np.array(job.blocks, np.int64)
+            saves.append(Save(job.arena_id, slots, blocks, job.deadline))
+            self._jobs[saves[-1]] = job
+        self._engine.begin_saves(saves)
 
     def finished_loads(self) -> set[str]:
         """Requests whose load ended, well or not, since the last call; each once."""
-        finished, going = set(), []
-        for job, parts in self._loads:
-            if not all(part.done() for part in parts):
-                going.append((job, parts))
-                continue
-            finished.add(job.request_id)
-            failed = [chunk for part in parts if (chunk := part.result()) is not None]
-            if failed:
-                self._report.failed_loads[job.request_id] = min(failed)
-                keep = (min(failed) - job.first_chunk) * self._blocks - job.skip
-                self._invalid_blocks.update(job.blocks[max(0, keep) :])
-        self._loads = going
+        finished = set()
+        for ended in self._engine.ended() if self._engine else ():
+            job = self._jobs.pop(ended.copy)
+            if isinstance(job, LoadJob):
+                finished.add(job.request_id)
+                self._end_load(job, ended)
+            else:
+                self._count("save", ended)
+                (self._report.saved if ended.ok else self._report.unsaved)[job.job_id] = 1
         return finished
 
     def invalid_blocks(self) -> set[int]:
@@ -186,10 +206,7 @@ class WorkerHalf:
         return invalid
 
     def report(self) -> WorkerReport | None:
-        """What ended since the last call."""
-        for future in [f for f in self._saves if f.done()]:
-            job = self._saves.pop(future)
-            (self._report.saved if future.result() else self._report.unsaved)[job.job_id] = 1
+        """What ended by the last ``finished_loads``."""
         report, self._report = self._report, WorkerReport()
         return report if report.saved or report.unsaved or report.failed_loads else None
 
@@ -199,17 +216,16 @@ class WorkerHalf:
         return None if stats.is_empty() else stats
 
     def shutdown(self) -> None:
-        """End the threads; copies under way finish first."""
-        self._loading.shutdown(cancel_futures=True)
-        self._saving.shutdown(cancel_futures=True)
+        """Copies under way finish first."""
+        if self._engine:
+            self._engine.close()
+            self._engine = None
         if self._arena:
             self._arena[1].close()
             self._arena = None
 
-    # -- the copies -----------------------------------------------------------------------------
-
     def _attach(self, ref: ArenaRef | None) -> None:
-        if ref is None or self._layout is None or ref == self._unmappable:
+        if ref is None or self._engine is None or ref == self._unmappable:
             return
         if self._arena is not None and self._arena[0].arena_id == ref.arena_id:
             return
@@ -219,61 +235,17 @@ class WorkerHalf:
             self._unmappable = ref  # once: there is another path when the shard has restarted
             logger.warning("lmkv_ray: cannot map the arena: %s", error)
             return
-        # A copy under way keeps the old mapping alive through its own reference.
-        self._arena = (ref, reader, HostCopier(self._layout, self._cache, reader.data))
+        self._arena = (ref, reader)
+        self._engine.attach(reader, [0])
 
-    def _load(self, job: LoadJob) -> int | None:
-        """None, or the first chunk of the request that is not good."""
-        arena = self._arena  # once: the engine's thread may exchange it
-        if arena is None or arena[0].arena_id != job.arena_id:
-            return job.first_chunk
-        _, reader, copier = arena
-        slots = np.array(job.slots, np.int64)
-        began = time.perf_counter()
-        try:
-            copier.load(self._place(reader, slots, job.blocks, job.skip))
-            unchanged = reader.unchanged(slots, np.array(job.generations, np.uint64))
-        except Exception:
-            logger.exception("lmkv_ray: a load failed; the tokens are recomputed")
-            return job.first_chunk
-        self._stats.add("load_seconds", time.perf_counter() - began)
-        self._stats.add("load_bytes", len(job.blocks) * self._block_bytes)
-        return None if unchanged.all() else job.first_chunk + int(np.argmin(unchanged))
+    def _end_load(self, job: LoadJob, ended: Ended) -> None:
+        self._count("load", ended)
+        if not ended.ok:
+            self._report.failed_loads[job.request_id] = job.first_chunk + ended.good
+            keep = ended.good * self._blocks - job.skip
+            self._invalid_blocks.update(job.blocks[max(0, keep) :])
 
-    def _save(self, job: SaveJob) -> bool:
-        arena = self._arena
-        if arena is None or arena[0].arena_id != job.arena_id:
-            return False
-        if time.monotonic() > job.deadline:
-            return False
-        _, reader, copier = arena
-        began = time.perf_counter()
-        try:
-            copier.save(self._place(reader, np.array([job.slot], np.int64), job.blocks, 0))
-        except Exception:
-            logger.exception("lmkv_ray: a save failed; the chunk is not kept")
-            return False
-        self._stats.add("save_seconds", time.perf_counter() - began)
-        self._stats.add("save_bytes", len(job.blocks) * self._block_bytes)
-        return True
-
-    def _place(self, reader: ArenaReader, slots: Ints, blocks: list[int], skip: int) -> Any:
-        ids = np.array(blocks, np.int64)
-        return place_blocks(reader.offsets(slots), ids, skip=skip, per_chunk=self._blocks)
-
-    @property
-    def _block_bytes(self) -> int:
-        assert self._layout is not None
-        return self._layout.block_bytes
-
-
-def _populate(reader: ArenaReader) -> None:
-    """Fault the arena in ahead of the first copies, beside the engine's work."""
-    for _ in reader.populate():
-        pass
-
-
-def _nothing() -> Future[None]:
-    future: Future[None] = Future()
-    future.set_result(None)
-    return future
+    def _count(self, direction: str, ended: Ended) -> None:
+        if ended.nbytes:
+            self._stats.add(f"{direction}_seconds", ended.seconds)
+            self._stats.add(f"{direction}_bytes", ended.nbytes)

@@ -16,10 +16,8 @@ import pytest
 
 import lmkv_ray.vllm.connector
 from lmkv_ray.arena import ArenaReader
-from lmkv_ray.keys import key_array
 from lmkv_ray.messages import MissReason, StageReply
-from lmkv_ray.vllm.copier import HostCopier
-from lmkv_ray.vllm.metadata import LoadJob, SaveJob
+from lmkv_ray.transfer.host_copier import HostCopier
 from lmkv_ray.vllm.stats import MISSED, LmkvStats
 from tests.vllm.conftest import wait_attached, wait_for
 from tests.vllm.engine import VOCABULARY, Engine, EngineProcess
@@ -173,24 +171,6 @@ def test_errors_of_the_cache_do_not_reach_the_engine(
     assert answer.tokens == alone.call("generate", [prompt])[0].tokens
     assert engine.reset()
     assert engine.generate([prompt])[0].cached == 288, "it goes on when the error is gone"
-
-
-def test_jobs_of_another_arena_are_not_carried_out(engine: Engine, shard: LocalShard) -> None:
-    """A restarted shard may come with a new arena while orders for the old one are on their way."""
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
-
-    prompt = tokens(50, 300)
-    save(engine, prompt)
-    worker = get_kv_transfer_group()._worker
-    before = worker._cache.copy(), shard.shard.reader.data.copy()
-    hits = shard.shard.reader.lookup(key_array(list(shard.state._chunks)[:1]))
-    slots, generations = hits.slots.tolist(), hits.generations.tolist()
-    right, wrong = shard.writer.arena_id, shard.writer.arena_id + 1
-    assert worker._load(LoadJob("r", wrong, 7, slots, generations, 0, [3])) == 7
-    assert not worker._save(SaveJob(0, wrong, slots[0], [3], time.monotonic() + 9))
-    assert not worker._save(SaveJob(0, right, slots[0], [3], time.monotonic() - 1)), "too late"
-    assert (worker._cache == before[0]).all()
-    assert (shard.shard.reader.data == before[1]).all()
 
 
 def test_a_frozen_shard_costs_nothing_but_its_chunks(

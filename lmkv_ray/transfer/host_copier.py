@@ -11,12 +11,10 @@ import ctypes
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from lmkv_ray.layout import ChunkLayout
-
-Ints = npt.NDArray[np.int64]
-Bytes = npt.NDArray[np.uint8]
+from lmkv_ray.transfer.base import Bytes
+from lmkv_ray.transfer.places import BlockPlaces
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,25 +32,6 @@ class CopyRun:
     index_step: int
     block: int
     block_step: int
-
-
-@dataclass(frozen=True, slots=True)
-class BlockPlaces:
-    """Which block of the engine is which block of which chunk; three arrays of equal length.
-
-    ``chunks``: byte offset of the chunk in the arena; ``indices``: the block's number inside the
-    chunk; ``blocks``: the engine's block id.
-    """
-
-    chunks: Ints
-    indices: Ints
-    blocks: Ints
-
-
-def place_blocks(chunk_offsets: Ints, blocks: Ints, *, skip: int, per_chunk: int) -> BlockPlaces:
-    """Lay ``blocks`` over chunks of ``per_chunk`` blocks, leaving out the first ``skip`` blocks."""
-    order = np.arange(skip, skip + len(blocks), dtype=np.int64)
-    return BlockPlaces(chunk_offsets[order // per_chunk], order % per_chunk, blocks)
 
 
 def plan_copies(places: BlockPlaces) -> list[CopyRun]:
@@ -105,7 +84,7 @@ class HostCopier:
         self._copy(places, to_arena=True)
 
     def _copy(self, places: BlockPlaces, *, to_arena: bool) -> None:
-        self._check(places)
+        places.check(self._layout, len(self._arena))
         arena, cache = self._arena, self._cache
         arena_at, cache_at = arena.ctypes.data, cache.ctypes.data
         plan = plan_copies(places)
@@ -128,15 +107,3 @@ class HostCopier:
                     in_arena[...] = in_cache
                 else:
                     in_cache[...] = in_arena
-
-    def _check(self, places: BlockPlaces) -> None:
-        if not len(places.blocks):
-            return
-        blocks, chunks, indices = places.blocks, places.chunks, places.indices
-        layout = self._layout
-        if blocks.min() < 0 or blocks.max() >= layout.num_blocks:
-            raise IndexError(f"block ids {blocks.min()}..{blocks.max()} of {layout.num_blocks}")
-        if chunks.min() < 0 or chunks.max() + layout.chunk_bytes > len(self._arena):
-            raise IndexError(f"chunk at {chunks.max()} of an arena of {len(self._arena)} bytes")
-        if indices.min() < 0 or indices.max() >= layout.blocks:
-            raise IndexError(f"block {indices.max()} of a chunk of {layout.blocks}")

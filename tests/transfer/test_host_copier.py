@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.layout import ChunkLayout, Run
-from lmkv_ray.vllm.copier import BlockPlaces, HostCopier, place_blocks, plan_copies
+from lmkv_ray.transfer.host_copier import HostCopier, plan_copies
+from lmkv_ray.transfer.places import BlockPlaces, place_blocks
 
 NUM_BLOCKS = 24
 

@@ -1,0 +1,26 @@
+"""Moving chunks between the arena and an engine's pages: on threads, or on a GPU's streams.
+
+    engine = HostEngine([layout], cache, threads=2)            # pages in host memory
+    engine.attach(ArenaReader.attach(path, arena_id), offsets=[0])
+    engine.begin_loads([Load(arena_id, slots, generations, blocks)], idle=False)
+    ...                                                         # the forward pass
+    engine.begin_saves([Save(arena_id, slots, blocks, deadline)])
+    for ended in engine.ended():
+        ended.copy, ended.ok
+
+What an engine promises: ``TransferEngine``.
+"""
+
+from lmkv_ray.transfer.base import Arena, Ended, Load, Save, TransferEngine
+from lmkv_ray.transfer.host_engine import HostEngine
+from lmkv_ray.transfer.scratch import ScratchArena
+
+__all__ = [
+    "Arena",
+    "Ended",
+    "HostEngine",
+    "Load",
+    "Save",
+    "ScratchArena",
+    "TransferEngine",
+]

@@ -1,0 +1,32 @@
+"""An arena of zeros for one copy and back: the self-test of layouts and engines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.transfer.base import Bytes, Generations, Ints
+
+
+class ScratchArena:
+    """One slot, number 0, in ordinary memory, that never changes its generation."""
+
+    arena_id = -1
+    grown = False
+
+    def __init__(self, nbytes: int) -> None:
+        self.data: Bytes = np.zeros(nbytes, np.uint8)
+
+    def offsets(self, slots: Ints) -> Ints:
+        """0 for slot 0."""
+        return slots * len(self.data)
+
+    def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
+        """All of them."""
+        return np.ones(len(slots), np.bool_)
+
+    def populate(self) -> Iterator[int]:
+        """Nothing to do."""
+        return iter(())

@@ -1,0 +1,158 @@
+"""The engine of threads: what it promises, on pages in ordinary memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmkv_ray.layout import ChunkLayout, Run
+from lmkv_ray.transfer import Ended, HostEngine, Load, Save
+from lmkv_ray.transfer.host_copier import HostCopier
+from lmkv_ray.transfer.host_engine import split
+from tests.transfer.fake_arena import FakeArena
+
+BLOCKS, PAGE, PER_CHUNK = 32, 64, 2
+LAYOUT = ChunkLayout((Run(0, PAGE, PAGE), Run(BLOCKS * PAGE, PAGE, PAGE)), PER_CHUNK, BLOCKS)
+
+
+@pytest.fixture
+def cache() -> np.ndarray:
+    return np.random.default_rng(0).integers(1, 256, 2 * BLOCKS * PAGE, np.uint8)
+
+
+@pytest.fixture
+def arena() -> FakeArena:
+    return FakeArena(8, 2 * LAYOUT.chunk_bytes)
+
+
+@pytest.fixture
+def engine(cache: np.ndarray, arena: FakeArena) -> Iterator[HostEngine]:
+    engine = HostEngine([LAYOUT, LAYOUT], cache, threads=2)
+    engine.attach(arena, [0, LAYOUT.chunk_bytes])
+    yield engine
+    engine.close()
+
+
+def ints(*values: int) -> np.ndarray:
+    return np.array(values, np.int64)
+
+
+def save(*slots: int, deadline: float | None = None, arena_id: int = 1, group: int = 0) -> Save:
+    blocks = np.arange(len(slots) * PER_CHUNK)
+    deadline = time.monotonic() + 60 if deadline is None else deadline
+    return Save(arena_id, ints(*slots), blocks, deadline, group)
+
+
+def load(*slots: int, arena_id: int = 1, group: int = 0) -> Load:
+    blocks = np.arange(len(slots) * PER_CHUNK) + 16
+    return Load(arena_id, ints(*slots), np.zeros(len(slots), np.uint64), blocks, group=group)
+
+
+def wait_ended(engine: HostEngine) -> Ended:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        for ended in engine.ended():
+            return ended
+    raise TimeoutError
+
+
+@pytest.mark.parametrize("group", [0, 1])
+def test_what_was_saved_is_loaded(
+    engine: HostEngine, arena: FakeArena, cache: np.ndarray, group: int
+) -> None:
+    engine.begin_saves([save(3, 1, 4, group=group)])
+    saved = wait_ended(engine)
+    assert saved.ok
+    assert saved.nbytes == 3 * LAYOUT.chunk_bytes
+    mine = slice(group * LAYOUT.chunk_bytes, (group + 1) * LAYOUT.chunk_bytes)
+    assert arena.slot(3)[mine].all()
+    assert not np.delete(arena.slot(3), np.r_[mine]).any(), "another rank's part"
+    before = cache.copy().reshape(2, BLOCKS, PAGE)
+    engine.begin_loads([load(3, 1, 4, group=group)], idle=True)
+    assert wait_ended(engine).good == 3
+    assert (cache.reshape(2, BLOCKS, PAGE)[:, 16:22] == before[:, :6]).all()
+    assert engine.ended() == [], "each once"
+
+
+def test_a_load_is_good_as_far_as_its_generations(engine: HostEngine, arena: FakeArena) -> None:
+    arena.generations[5] += 1
+    engine.begin_loads([load(1, 2, 3, 5, 7)], idle=True)
+    assert wait_ended(engine).good == 3
+
+
+def test_jobs_of_another_arena_are_not_carried_out(
+    engine: HostEngine, arena: FakeArena, cache: np.ndarray
+) -> None:
+    """A restarted shard may come with a new arena while orders for the old one are on their way."""
+    before = cache.copy(), arena.data.copy()
+    engine.begin_loads([load(1, arena_id=2)], idle=True)
+    assert wait_ended(engine).good == 0
+    engine.begin_saves([save(1, arena_id=2)])
+    assert not wait_ended(engine).ok
+    assert (cache == before[0]).all()
+    assert (arena.data == before[1]).all()
+
+
+def test_a_load_from_nowhere_fails(engine: HostEngine) -> None:
+    engine.begin_loads([load(arena_id=0)], idle=True)
+    assert not wait_ended(engine).ok
+
+
+def test_a_save_does_not_begin_after_its_deadline(engine: HostEngine, arena: FakeArena) -> None:
+    engine.begin_saves([save(1, deadline=time.monotonic() - 1)])
+    assert not wait_ended(engine).ok
+    assert not arena.data.any()
+
+
+def test_a_block_out_of_range_is_a_copy_that_is_not_good(
+    engine: HostEngine, arena: FakeArena
+) -> None:
+    engine.begin_saves([Save(1, ints(1), ints(0, BLOCKS), time.monotonic() + 60)])
+    assert not wait_ended(engine).ok
+    assert not arena.data.any()
+
+
+def test_an_error_is_a_copy_that_is_not_good(
+    engine: HostEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(HostCopier, "load", broken)
+        engine.begin_loads([load(1, 2)], idle=True)
+        assert wait_ended(engine).good == 0
+    engine.begin_loads([load(1, 2)], idle=True)
+    assert wait_ended(engine).ok, "it goes on"
+
+
+def test_new_memory_is_faulted_in(engine: HostEngine, arena: FakeArena) -> None:
+    arena.grown = True
+    engine.begin_loads([], idle=False)
+    engine.begin_saves([save(1)])
+    assert wait_ended(engine).ok
+    assert arena.populated == 1
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.data())
+def test_the_pieces_of_a_load_are_the_load(
+    chunks: int, per_chunk: int, pieces: int, data: st.DataObject
+) -> None:
+    skip = data.draw(st.integers(0, per_chunk - 1))
+    count = data.draw(st.integers(1, max(1, chunks * per_chunk - skip)))
+    slots, blocks = np.arange(chunks), np.arange(100, 100 + count)
+    whole = Load(1, slots, np.full(chunks, 2, np.uint64), blocks, skip, 3)
+    parts = split(whole, pieces, per_chunk)
+    assert len(parts) <= pieces
+    assert [s for part in parts for s in part.slots] == slots.tolist()
+    assert [b for part in parts for b in part.blocks] == blocks.tolist()
+    for part in parts:
+        assert part.group == 3
+        first = max(0, int(part.slots[0]) * per_chunk - skip)
+        assert part.skip == (skip if part is parts[0] else 0)
+        assert part.blocks.tolist() == blocks[first : first + len(part.blocks)].tolist()
