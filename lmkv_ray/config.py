@@ -100,6 +100,29 @@ class Settings(BaseSettings):
     transport: Literal["auto", "shared_memory", "object_store"] = Field(
         "auto", description="How chunks move between nodes; auto takes the fastest that works."
     )
+    disk_dir: Path | None = Field(
+        None,
+        description="A directory on a local disk for this node's disk tier, and for nothing else. "
+        "Default: no disk tier.",
+    )
+    disk_capacity: ByteSize | None = Field(
+        None,
+        ge=1 << 20,
+        description="Bytes the disk tier may take, for instance 1TiB. "
+        "Default: a quarter of what its file system has free, what the tier holds included.",
+    )
+    disk_admission: Literal["second_hit", "all"] = Field(
+        "second_hit",
+        description="Which chunks are written to disk: those that were used again, or all.",
+    )
+    disk_key_file: Path | None = Field(
+        None,
+        description="Encrypts the disk tier (AES-256-GCM) with the key in this file, 32 bytes or "
+        "more; changing it drops what is on disk. Default: no encryption.",
+    )
+    disk_threads: int = Field(
+        4, ge=1, le=64, description="Chunks read from disk at a time; half as many are written."
+    )
     directory_capacity: int = Field(
         1 << 20, ge=1024, description="Chunks the directory remembers; the oldest make room."
     )

@@ -43,3 +43,7 @@ class ConnectError(LmkvError):
 
 class TransportError(LmkvError):
     """Bytes could not be moved between two shards."""
+
+
+class TierError(LmkvError):
+    """A tier below memory cannot be used as it is configured."""

@@ -34,7 +34,7 @@ class TierChunk:
     """The chunk's bytes: a view of its slot, which may be given to another chunk at any time."""
     intact: Callable[[], bool]
     """Whether the slot held this chunk all the time until now. Asked after the bytes were written
-    and before they can be found: if not, they are thrown away."""
+    and before they can be found: if not, they are thrown away. Called in a thread of the tier."""
 
 
 class TierStatus(Message, frozen=True):
@@ -69,7 +69,11 @@ class Tier(Protocol):
 
     Promises:
       * ``fetch`` promises what ``Transport.fetch`` does: one outcome for each key, in time, no
-        writes into a destination after its outcome or after the iterator was closed.
+        writes into a destination after its outcome or after the iterator was closed. Where these
+        two exclude each other the second one wins: a read that a kernel or device does not give
+        back holds back its own outcome and the end of the iterator, and no other outcome. So who
+        must answer in time waits for outcomes with a timeout of its own, and leaves the iterator
+        to a task that gives back the slots when it has ended.
       * No method raises. A tier in trouble (full, gone, refused, too slow) says so in
         ``status().problem``, answers as if it were empty, and tries again by itself.
       * Bounded: bytes on the medium, bytes and requests in flight, threads.

@@ -6,7 +6,8 @@ import asyncio
 import enum
 import os
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -148,21 +149,28 @@ def host_id() -> str:
     return f"{boot}/{pids}/{os.getuid()}"
 
 
-async def to_the_end(function: Callable[[], T]) -> T:
+async def to_the_end(function: Callable[[], T], executor: Executor | None = None) -> T:
     """Run in a thread, and do not leave before it has ended, even when cancelled.
 
     It writes into slots: whoever cancels a fetch gives them away next.
     """
-    future = asyncio.get_running_loop().run_in_executor(None, function)
+    future = asyncio.get_running_loop().run_in_executor(executor, function)
+    await all_ended([future])
+    return future.result()
+
+
+async def all_ended(futures: Iterable[asyncio.Future[T]]) -> None:
+    """Wait until all have ended, also when cancelled meanwhile (that is passed on afterwards)."""
+    running = [future for future in futures if not future.done()]
     cancelled = False
-    while not future.done():
+    while running:
         try:
-            await asyncio.wait([future])
+            await asyncio.wait(running)
         except asyncio.CancelledError:
             cancelled = True
+        running = [future for future in running if not future.done()]
     if cancelled:
         raise asyncio.CancelledError
-    return future.result()
 
 
 def groups(sizes: Sequence[int], limit: int) -> list[range]:

@@ -1,0 +1,227 @@
+"""The tier's directory: whose it is, what is in it, and whether it works. All of this blocks.
+
+    CACHEDIR.TAG    marks the directory as ours (and as nothing that a backup should hold)
+    tmp/            files being written, emptied when the directory is taken into use
+    00/ ... ff/     published chunks, by the first byte of their key
+
+The directory itself is locked (flock), not a file in it: the lock ends with its owner, needs no
+write permission, and cannot be deleted away under us. All paths are relative to the open directory,
+so when it is removed or mounted over, we never touch what is in its place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import itertools
+import mmap
+import os
+import stat
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmkv_ray.errors import TierError
+from lmkv_ray.tiers.disk.format import PAGE, Label, file_bytes, parse_name
+
+TEMPORARY = "tmp"
+_FANOUT = [f"{byte:02x}" for byte in range(256)]
+_TAG = "CACHEDIR.TAG"
+_TAG_TEXT = (
+    "Signature: 8a477f597d28d172789f06886806bc55\n"
+    "# Chunks of a disk tier of lmkv_ray. May be deleted while it is not running.\n"
+)
+_IGNORED = frozenset({"lost+found"})
+_LOCK_STEP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A published file. What is in it is verified when it is read."""
+
+    label: Label
+    blocks: int
+    """Bytes it takes on the medium."""
+    used: float
+    """When it was last used, as far as is known; seconds since 1970."""
+
+
+class Directory:
+    """An open, locked directory. Made by ``open``."""
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self.fd = fd
+        self.direct = False
+        """Whether files may be opened with O_DIRECT; known after ``probe``."""
+        self._numbers = itertools.count()
+
+    @property
+    def closed(self) -> bool:
+        """``close`` was called."""
+        return self.fd < 0
+
+    @classmethod
+    def open(cls, path: Path, patience: float) -> Directory:
+        """Take a directory into use, making it if need be.
+
+        Args:
+            path: of nothing else than this tier.
+            patience: seconds to wait for a predecessor that is just ending.
+
+        Raises:
+            TierError: another process uses it, or it holds something else.
+            OSError: the medium does not let us.
+        """
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory = cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        try:
+            directory._lock(patience)
+            directory._claim()
+        except BaseException:
+            directory.close()
+            raise
+        return directory
+
+    def scan(self, suite: str, overhead: int) -> tuple[list[Found], int]:
+        """What can be served, least recently used first; the rest is removed.
+
+        Returns:
+            what was found, and how many sound-looking chunks of another suite were removed.
+        """
+        for name in _list(self.fd, TEMPORARY):
+            self.unlink(f"{TEMPORARY}/{name.name}")
+        found, foreign = [], 0
+        for prefix in _FANOUT:
+            for file in _list(self.fd, prefix):
+                parsed = parse_name(file.name)
+                status = file.stat(follow_symlinks=False)
+                expected = parsed and file_bytes(parsed[0].nbytes, overhead)
+                if parsed and parsed[1] == suite and status.st_size == expected:
+                    blocks = max(status.st_blocks * 512, status.st_size)
+                    found.append(Found(parsed[0], blocks, status.st_mtime))
+                    continue
+                foreign += bool(parsed and parsed[1] != suite)
+                self.unlink(f"{prefix}/{file.name}")
+        return sorted(found, key=lambda file: file.used), foreign
+
+    def probe(self, nbytes: int) -> None:
+        """Write, read and remove a file of ``nbytes``; notes whether O_DIRECT works.
+
+        Raises:
+            OSError: what the medium says.
+        """
+        self.check()
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(TEMPORARY, 0o700, dir_fd=self.fd)
+        path = self.temporary()
+        try:
+            try:
+                self._try_file(path, nbytes, os.O_DIRECT)
+                self.direct = True
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
+                    raise
+                self.unlink(path)
+                self._try_file(path, nbytes, 0)
+                self.direct = False
+        finally:
+            with contextlib.suppress(OSError):
+                self.unlink(path)
+
+    def check(self) -> None:
+        """That our directory is the one that its path names.
+
+        Raises:
+            OSError: it was removed, or something was mounted over it.
+        """
+        if not os.path.samestat(self.path.stat(), os.fstat(self.fd)):
+            raise OSError(errno.ESTALE, "the directory was replaced", str(self.path))
+
+    def temporary(self) -> str:
+        """A new path in ``TEMPORARY``."""
+        return f"{TEMPORARY}/{next(self._numbers)}"
+
+    def unlink(self, path: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path, dir_fd=self.fd)
+
+    def free(self) -> int:
+        """Bytes the file system has left for us."""
+        status = os.fstatvfs(self.fd)
+        return status.f_bavail * status.f_frsize
+
+    def close(self) -> None:
+        """Let go of the directory; others may use it from now on."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def _lock(self, patience: float) -> None:
+        give_up = time.monotonic() + patience
+        while True:
+            try:
+                return fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= give_up:
+                    break
+            time.sleep(_LOCK_STEP)
+        raise TierError(
+            f"The disk tier's directory {self.path} is in use by another shard.",
+            next_step="set LMKV_DISK_DIR to another directory for each shard of this host "
+            f"('fuser -v {self.path}' names the process that has it).",
+        )
+
+    def _claim(self) -> None:
+        names = set(os.listdir(self.fd)) - _IGNORED  # noqa: PTH208 (a file descriptor)
+        if _TAG in names:
+            return
+        if names:
+            raise TierError(
+                f"The directory {self.path} is neither empty nor a disk tier of lmkv_ray.",
+                next_step="set LMKV_DISK_DIR to an empty or a new directory: what is in a tier's "
+                "directory gets deleted.",
+            )
+        fd = os.open(_TAG, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self.fd)
+        try:
+            os.write(fd, _TAG_TEXT.encode())
+        finally:
+            os.close(fd)
+
+    def _try_file(self, path: str, nbytes: int, direct: int) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | direct
+        fd = os.open(path, flags, 0o600, dir_fd=self.fd)
+        try:
+            with mmap.mmap(-1, PAGE) as page:
+                page.write(os.urandom(PAGE))
+                wrote = page[:]
+                if os.pwritev(fd, [page], 0) != PAGE:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                page[:] = bytes(PAGE)
+                if os.preadv(fd, [page], 0) != PAGE or page[:] != wrote:
+                    raise OSError(errno.EIO, "what was written is not what is read")
+            os.posix_fallocate(fd, 0, max(nbytes, PAGE))
+        finally:
+            os.close(fd)
+
+
+def _list(parent: int, name: str) -> Iterator[os.DirEntry[str]]:
+    """Regular files (and other things that are no directories) in a subdirectory, made if missing.
+
+    Directories in it are not ours; they are left alone.
+    """
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(name, 0o700, dir_fd=parent)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(name, flags, dir_fd=parent)
+    try:
+        with os.scandir(fd) as entries:
+            # A list: entries are removed while we look at them.
+            for entry in list(entries):
+                if not stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
+                    yield entry
+    finally:
+        os.close(fd)

@@ -1,0 +1,109 @@
+"""A directory in use: files and index, kept in step."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lmkv_ray.policies import Policy
+from lmkv_ray.tiers.disk.cipher import Cipher
+from lmkv_ray.tiers.disk.directory import Directory
+from lmkv_ray.tiers.disk.files import ChunkFiles
+from lmkv_ray.tiers.disk.index import DiskIndex, Entry
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_SHARE = 4
+"""Without a capacity: this part of what the file system could give us."""
+
+
+@dataclass
+class Mount:
+    """What ``open_mount`` made."""
+
+    files: ChunkFiles
+    index: DiskIndex
+
+    def erase(self, entries: Iterable[Entry]) -> tuple[list[Entry], Exception | None]:
+        """Remove files; returns those that are gone. Blocks; touches no index."""
+        gone: list[Entry] = []
+        for entry in entries:
+            try:
+                self.files.remove(entry.label)
+            except OSError as error:
+                self.files.littered = True
+                return gone, error
+            gone.append(entry)
+        return gone, None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a mount."""
+
+    path: Path
+    capacity: int | None
+    make_policy: Callable[[], Policy]
+    make_files: Callable[[Directory, Cipher | None], ChunkFiles]
+    cipher: Cipher | None
+    patience: float
+    """Seconds to wait for a predecessor's lock."""
+
+
+def open_mount(recipe: Recipe, last: Mount | None, *, empty: bool) -> Mount:
+    """Take the directory into use. Blocks: 100,000 chunks take a few seconds.
+
+    Args:
+        recipe: how.
+        last: the mount before this one, which nothing uses any more: what was pinned stays pinned,
+            what was forgotten stays forgotten.
+        empty: remove everything that is found.
+
+    Raises:
+        TierError: see ``Directory.open``.
+        OSError: what the medium says.
+    """
+    directory = _directory(recipe, last)
+    try:
+        directory.probe(0)
+        files = recipe.make_files(directory, recipe.cipher)
+        found, foreign = directory.scan(files.suite, files.overhead)
+        if foreign:
+            logger.warning(
+                "lmkv_ray: removed %d chunks of %s that were stored with another encryption key, "
+                "or without one", foreign, recipe.path,
+            )  # fmt: skip
+        capacity = recipe.capacity
+        if capacity is None:
+            capacity = (directory.free() + sum(file.blocks for file in found)) // DEFAULT_SHARE
+        index = DiskIndex(capacity, recipe.make_policy())
+        forgotten = set(last.index.going()) if last else set()
+        for file in found:
+            if empty or file.label.key in forgotten or index.knows(file.label.key):
+                files.remove(file.label)
+            else:
+                index.recover(file.label, file.blocks)
+        for entry in index.make_room(0) or ():
+            files.remove(entry.label)
+            index.erased(entry)
+        for key in last.index.keys(pinned=True) if last else ():
+            index.pin(key, True)
+    except BaseException:
+        if last is None or directory is not last.files.directory:
+            directory.close()
+        raise
+    return Mount(files, index)
+
+
+def _directory(recipe: Recipe, last: Mount | None) -> Directory:
+    """The directory that is still ours, or a new one."""
+    if last is not None:
+        try:
+            last.files.directory.check()
+        except OSError:
+            last.files.directory.close()
+        else:
+            return last.files.directory
+    return Directory.open(recipe.path, recipe.patience)

@@ -1,0 +1,380 @@
+"""Chunks on a local disk."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.errors import LmkvError
+from lmkv_ray.keys import KeyArray, key_list
+from lmkv_ray.policies import Policy
+from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
+from lmkv_ray.tiers.disk.cipher import MAX_NBYTES, load_cipher
+from lmkv_ray.tiers.disk.files import ChunkFiles
+from lmkv_ray.tiers.disk.format import Label
+from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
+from lmkv_ray.tiers.disk.index import Entry
+from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
+from lmkv_ray.tiers.disk.reading import Reading
+from lmkv_ray.tiers.disk.workers import Workers
+from lmkv_ray.transports import Failure, Fetch, Outcome
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PENDING_BYTES = 128 << 20
+"""Chunks that are being written, all together; past it they are not stored."""
+SLOW_WRITE_SECONDS = 10.0
+"""When so long nothing could be written, the disk is out of use for a while."""
+GIVE_WAY = 64
+"""On a full file system, this part of what we hold is evicted before we try again."""
+PATIENCE_SECONDS = 2.0
+CLOSE_SECONDS = 5.0
+
+
+@dataclass(kw_only=True)
+class DiskCounters:
+    """What happened since the tier was opened. Chunks, if it does not say otherwise."""
+
+    stored: int = 0
+    stored_bytes: int = 0
+    store_busy: int = 0
+    """Not stored: too much was being written already."""
+    store_no_room: int = 0
+    """Not stored: all that could make room is pinned or being read."""
+    store_changed: int = 0
+    """Not stored: evicted from memory while it was written."""
+    store_failed: int = 0
+    """Not stored: the disk refused."""
+    read: int = 0
+    read_bytes: int = 0
+    read_corrupt: int = 0
+    read_late: int = 0
+    read_failed: int = 0
+    evicted: int = 0
+    troubles: int = 0
+    """How often the disk went out of use."""
+
+
+class DiskTier:
+    """See ``Tier``. Made by ``open``."""
+
+    name = "disk"
+    capabilities = TierCapabilities(shared=False, instant=True)
+
+    def __init__(self, recipe: Recipe, threads: int, health: Health) -> None:
+        self._recipe = recipe
+        self._health = health
+        self._readers = Workers("disk-read", threads)
+        # Fewer: nobody waits for a write, and reads share the device with them.
+        self._writers = Workers("disk-write", max(threads // 2, 1))
+        self._counters = DiskCounters()
+        self._mount: Mount | None = None
+        self._changing = False
+        self._clear_all = False
+        self._room = asyncio.Lock()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closing = asyncio.Event()
+        self._pending = 0
+        self._progress_at = 0.0
+        self._largest = 0
+        self._mender: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        capacity: int | None,
+        *,
+        make_policy: Callable[[], Policy],
+        key_file: Path | None = None,
+        threads: int = 4,
+        patience: float = PATIENCE_SECONDS,
+        make_files: Callable[..., ChunkFiles] = ChunkFiles,
+        health: Health | None = None,
+    ) -> DiskTier:
+        """Take a directory into use; a disk that does not work now is tried again by itself.
+
+        Args:
+            directory: of this tier alone; made if need be.
+            capacity: bytes it may take; None: a quarter of what the file system could give.
+            make_policy: makes the eviction policy.
+            key_file: encrypts with the key in this file.
+            threads: that read at a time; half as many write.
+            patience: seconds to wait for a predecessor that is just ending.
+            make_files: how files are read and written.
+            health: when it is tried again.
+
+        Raises:
+            TierError: another shard uses the directory, or it holds something else.
+            ConfigError: the key file cannot be used.
+            UnsupportedError: encryption is wanted and the package for it is missing.
+        """
+        cipher = load_cipher(key_file)
+        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, patience)
+        tier = cls(recipe, threads, health or Health())
+        error = await tier._remount()
+        if isinstance(error, LmkvError):
+            await tier.close()
+            raise error
+        if error is not None:
+            tier._failed(error)
+        return tier
+
+    async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
+        """See ``Tier``."""
+        mount = self._readable()
+        if mount is None:
+            return np.zeros(len(keys), np.bool_)
+        found = (mount.index.get(key) is not None for key in key_list(keys))
+        return np.fromiter(found, np.bool_, len(keys))
+
+    async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
+        """See ``Tier``."""
+        reading = Reading(fetch, self._readers, self._readable, self._read_failed)
+        async with contextlib.aclosing(reading.outcomes()) as outcomes:
+            async for outcome in outcomes:
+                self._count(outcome)
+                yield outcome
+
+    async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
+        """See ``Tier``. What is not written at once when there is much to write is dropped."""
+        # Tasks of their own: what is begun is finished and accounted for, whoever is cancelled.
+        tasks = [self._begin_store(chunk) for chunk in chunks]
+        waiting = [task for task in tasks if isinstance(task, asyncio.Task)]
+        if waiting:
+            await asyncio.wait(waiting)
+        return [task.result() if isinstance(task, asyncio.Task) else task for task in tasks]
+
+    async def remove(self, keys: KeyArray) -> None:
+        """See ``Tier``."""
+        if self._mount is not None:
+            await self._forget(self._mount, key_list(keys))
+
+    async def clear(self, space: int | None) -> None:
+        """See ``Tier``."""
+        if self._mount is None:
+            self._clear_all = True  # we know no spaces; and it must not come back
+        else:
+            await self._forget(self._mount, self._mount.index.keys(space))
+
+    async def pin(self, keys: KeyArray, pinned: bool) -> None:
+        """See ``Tier``. Unknown chunks are ignored, and nothing is pinned after a restart."""
+        for key in key_list(keys):
+            if self._mount is not None:
+                self._mount.index.pin(key, pinned)
+
+    def status(self) -> TierStatus:
+        """See ``Tier``."""
+        index = self._mount.index if self._mount else None
+        return TierStatus(
+            name=self.name,
+            chunks=len(index) if index else 0,
+            nbytes=index.used if index else 0,
+            capacity=index.capacity if index else self._recipe.capacity or 0,
+            problem=self._health.problem,
+            counters=asdict(self._counters),
+        )
+
+    async def close(self) -> None:
+        """See ``Tier``. A directory that a hanging write may still touch is not given to others."""
+        self._closing.set()
+        if self._mender is not None:
+            await asyncio.wait([self._mender], timeout=CLOSE_SECONDS)
+        self._changing = True
+        self._readers.close()
+        self._writers.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+        idle = await self._readers.idle(CLOSE_SECONDS)
+        idle = await self._writers.idle(CLOSE_SECONDS) and idle
+        if self._mount is not None and idle:
+            self._mount.files.directory.close()
+
+    # What is in use
+
+    def _readable(self) -> Mount | None:
+        return self._mount if self._health.readable and not self._changing else None
+
+    def _writable(self) -> Mount | None:
+        return self._mount if self._health.writable and not self._changing else None
+
+    async def _remount(self) -> Exception | None:
+        """Open the directory anew; returns what is in the way."""
+        self._changing = True
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        await self._readers.idle()
+        await self._writers.idle()
+        opened = await self._writers.run(
+            partial(open_mount, self._recipe, self._mount, empty=self._clear_all)
+        )
+        if isinstance(opened, Mount):
+            self._mount = opened
+            self._clear_all = False
+        self._changing = self._mount is None or self._mount.files.directory.closed
+        return None if isinstance(opened, Mount) else opened
+
+    # Storing
+
+    def _begin_store(self, chunk: TierChunk) -> asyncio.Task[bool] | bool:
+        mount = self._writable()
+        if mount is None or not 0 < len(chunk.data) <= MAX_NBYTES:
+            return False
+        if mount.index.knows(chunk.key):
+            mount.index.touched([chunk.key])
+            return mount.index.get(chunk.key) is not None
+        if self._pending and self._pending + len(chunk.data) > PENDING_BYTES:
+            self._counters.store_busy += 1
+            stuck = time.monotonic() - self._progress_at
+            if stuck > SLOW_WRITE_SECONDS:
+                self._failed(TimeoutError(f"nothing could be written for {stuck:.0f} s"))
+            return False
+        if not self._pending:
+            self._progress_at = time.monotonic()
+        self._pending += len(chunk.data)
+        return self._spawn(self._store(mount, chunk))
+
+    async def _store(self, mount: Mount, chunk: TierChunk) -> bool:
+        try:
+            label = Label(chunk.key, chunk.space, len(chunk.data))
+            entry = await self._reserve(mount, label)
+            if entry is None:
+                self._counters.store_no_room += 1
+                return False
+            return await self._write(mount, entry, chunk)
+        finally:
+            self._pending -= len(chunk.data)
+            self._progress_at = time.monotonic()
+
+    async def _reserve(self, mount: Mount, label: Label) -> Entry | None:
+        """Count a chunk, after making room for it. One at a time, so that none makes too much."""
+        blocks = mount.files.blocks(label.nbytes)
+        self._largest = max(self._largest, blocks)
+        async with self._room:
+            victims = mount.index.make_room(blocks)
+            if victims:
+                self._counters.evicted += len(victims)
+                await self._erase(mount, victims)
+            return mount.index.reserve(label, blocks)
+
+    async def _write(self, mount: Mount, entry: Entry, chunk: TierChunk) -> bool:
+        index = mount.index
+        written = await self._writers.run(
+            partial(mount.files.write, entry.label, chunk.data, chunk.intact)
+        )
+        if written is True and index.publish(entry):
+            self._counters.stored += 1
+            self._counters.stored_bytes += entry.label.nbytes
+            return True
+        if written is True:  # forgotten while it was written
+            await self._erase(mount, [entry])
+            return False
+        if isinstance(written, Exception):
+            self._counters.store_failed += 1
+            self._failed(written)
+        else:
+            self._counters.store_changed += 1
+        if mount.files.littered:
+            index.forget(entry.label.key)  # still counted: a part of it may be there
+        else:
+            index.erased(entry)
+        return False
+
+    # Removing
+
+    async def _forget(self, mount: Mount, keys: Sequence[bytes]) -> None:
+        going = [entry for key in keys if (entry := mount.index.forget(key))]
+        await self._erase(mount, going)
+
+    async def _erase(self, mount: Mount, entries: Sequence[Entry]) -> None:
+        """Remove the files of forgotten entries."""
+        if not entries:
+            return
+        result = await self._writers.run(partial(mount.erase, entries))
+        if not isinstance(result, tuple):  # closing
+            return
+        gone, error = result
+        for entry in gone:
+            mount.index.erased(entry)
+        if error is not None:
+            self._failed(error)
+
+    # Trouble
+
+    def _count(self, outcome: Outcome) -> None:
+        counters = self._counters
+        match outcome.failure:
+            case None:
+                counters.read += 1
+                counters.read_bytes += outcome.nbytes
+            case Failure.CORRUPT:
+                counters.read_corrupt += 1
+            case Failure.LATE:
+                counters.read_late += 1
+            case Failure.LOST:
+                counters.read_failed += 1
+
+    def _read_failed(self, mount: Mount, entry: Entry, error: Exception) -> None:
+        self._failed(error)
+        if not isinstance(error, TimeoutError):
+            self._spawn(self._forget(mount, [entry.label.key]))
+
+    def _failed(self, error: Exception) -> None:
+        """The disk is in trouble: out of use until the mender has succeeded."""
+        if self._closing.is_set() or not self._health.failed(error, time.monotonic()):
+            return
+        self._counters.troubles += 1
+        logger.warning("lmkv_ray: disk tier %s: %s", self._recipe.path, self._health.problem)
+        if self._mender is None or self._mender.done():
+            self._mender = asyncio.create_task(self._mend())
+
+    async def _mend(self) -> None:
+        """Try again, with growing pauses, until the disk works."""
+        health = self._health
+        while health.trouble is not None:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), health.pause)
+            if self._closing.is_set():
+                return
+            error = await self._try_again(health.trouble)
+            if error is None:
+                health.mended(time.monotonic())
+                logger.info("lmkv_ray: disk tier %s is in use again", self._recipe.path)
+            else:
+                health.still(error)
+
+    async def _try_again(self, trouble: Trouble) -> Exception | None:
+        """What is still in the way."""
+        mount = self._mount
+        if mount is None:
+            return await self._remount()
+        if trouble is Trouble.FULL:
+            victims = mount.index.evict(mount.index.used // GIVE_WAY) or []
+            self._counters.evicted += len(victims)
+            await self._erase(mount, victims)
+        if trouble is Trouble.SLOW:
+            await self._readers.idle()  # threads that hang would keep others waiting
+        error = await self._writers.run(partial(mount.files.directory.probe, self._largest))
+        if error is None and not mount.files.littered:
+            return None
+        if error is not None and trouble_of(error) is not Trouble.BROKEN:
+            return error
+        return await self._remount()
+
+    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run to the end whatever becomes of the caller; ``close`` waits for it."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
