@@ -39,8 +39,8 @@ def run() -> list[dict[str, Any]]:
     rng = np.random.default_rng(1)
     prompts = [keys[i : i + RUN] for i in rng.integers(0, CHUNKS - RUN, 512)]
     unknown = rng.integers(0, 1 << 63, (512, RUN, 2), dtype=np.uint64)
-    hits = _rate(lambda i: directory.lookup(prompts[i % 512], "asking"))
-    misses = _rate(lambda i: directory.lookup(unknown[i % 512], "asking"))
+    hits = _rate(lambda i: directory.lookup(prompts[i % 512], "asking", 0, 0))
+    misses = _rate(lambda i: directory.lookup(unknown[i % 512], "asking", 0, 0))
     batch = 512
     fresh = rng.integers(0, 1 << 63, (4096, batch, 2), dtype=np.uint64)
     updates = _rate(
@@ -73,7 +73,8 @@ def _delta(
         seq=seq,
         added=added.tobytes(),
         removed=b"" if removed is None else removed.tobytes(),
-        snapshot=snapshot,
+        begin=snapshot,
+        end=snapshot,
     )
 
 

@@ -124,7 +124,16 @@ class Settings(BaseSettings):
         4, ge=1, le=64, description="Chunks read from disk at a time; half as many are written."
     )
     directory_capacity: int = Field(
-        1 << 20, ge=1024, description="Chunks the directory remembers; the oldest make room."
+        1 << 20,
+        ge=1024,
+        description="Chunks the directory remembers, at about 80 bytes each; the oldest make room.",
+    )
+    directory_shards: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="Actors that share the directory's keys; one is enough for some ten nodes "
+        "or ten million chunks.",
     )
     reconcile_seconds: float = Field(
         2.0, gt=0, description="Seconds between checks that every live node has a shard."

@@ -83,3 +83,8 @@ def key_list(keys: KeyArray) -> list[bytes]:
 def chunk_keys(namespace: bytes, last_block_hashes: Sequence[bytes], group: int = 0) -> KeyArray:
     """Keys of many chunks, given the engine's hash of each chunk's last block."""
     return key_array(chunk_key(namespace, block_hash, group) for block_hash in last_block_hashes)
+
+
+def parts_of(keys: KeyArray, parts: int) -> npt.NDArray[np.intp]:
+    """Which part of a directory that is cut into ``parts`` knows each key, intp[n]."""
+    return (keys[:, 1] % np.uint64(parts)).astype(np.intp)

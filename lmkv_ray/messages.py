@@ -143,10 +143,12 @@ class StageReply(Message, frozen=True, kw_only=True, array_like=True):
 
 
 class Delta(Message, frozen=True, kw_only=True, array_like=True):
-    """Shard to directory: what changed in a shard since the last delta.
+    """Shard to one part of the directory: what changed in a shard since the last delta.
 
-    Deltas of one (node, epoch) are numbered without gaps; on a gap or a new epoch the directory
-    answers ``resync`` and the shard sends its whole content as a delta with ``snapshot`` set.
+    Deltas of one (node, epoch, part) are numbered without gaps. On a gap or a new epoch the part
+    answers ``resync`` and the shard sends its whole content, as a run of deltas of which the first
+    has ``begin`` set and the last one ``end``; each names a piece of the content as added, besides
+    what changed meanwhile.
     """
 
     node_id: str
@@ -155,7 +157,22 @@ class Delta(Message, frozen=True, kw_only=True, array_like=True):
     seq: int
     added: bytes
     removed: bytes
-    snapshot: bool = False
+    begin: bool = False
+    end: bool = False
+    cleared: int = 0
+    """The last clear that the shard has carried out."""
+    room: int = 0
+    """Bytes of other nodes' chunks that it would take."""
+    draining: bool = False
+    """The node is about to leave."""
+
+
+class Clear(Message, frozen=True, kw_only=True, array_like=True):
+    """Directory to shard: remove chunks. Clears are numbered, later ones higher."""
+
+    number: int
+    space: bytes = b""
+    """8 bytes, little endian; none: all spaces."""
 
 
 class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):
@@ -164,6 +181,8 @@ class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):
     resync: bool
     peers: int
     """Other nodes that hold at least one chunk."""
+    clears: list[Clear] = []
+    """Clears that the shard has missed, in order."""
 
 
 M = TypeVar("M", bound=Message)

@@ -70,7 +70,7 @@ class Shard:
         self.state = ShardState(
             allocator,
             this_process(),
-            DeltaLog(node_id, epoch=time.time_ns()),
+            DeltaLog(node_id, time.time_ns(), settings.directory_shards),
             Admission(settings.tier_admission if settings.has_tiers else None),
             Limits(grant_seconds=settings.grant_seconds),
         )
@@ -82,6 +82,11 @@ class Shard:
     def capacity(self) -> int:
         """Bytes for payloads."""
         return self.writer.geometry.capacity
+
+    @property
+    def cleared(self) -> int:
+        """The last clear of the whole cache that was carried out; the arena remembers it."""
+        return self.writer.cleared
 
     def hello(self, hello: Hello) -> Grant:
         """Attach an engine.

@@ -1,4 +1,4 @@
-"""The Ray actor that knows who holds what, and sees to it that every node has a shard."""
+"""The Ray actors that know who holds what, and see to it that every node has a shard."""
 
 from __future__ import annotations
 
@@ -10,42 +10,49 @@ from collections.abc import Iterable
 import msgspec
 import ray
 
-from lmkv_ray.actors.launch import Handle, kill, start
+from lmkv_ray.actors.launch import Handle, actor_names, kill, start
 from lmkv_ray.actors.loops import forever
-from lmkv_ray.actors.names import DIRECTORY, shard_name
-from lmkv_ray.actors.peers import in_time
+from lmkv_ray.actors.names import directory_name, shard_name
+from lmkv_ray.actors.parts import in_time
 from lmkv_ray.actors.shard import start_shard
-from lmkv_ray.actors.wire import CacheStatus, ShardStatus
+from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, ShardStatus
 from lmkv_ray.config import Settings
 from lmkv_ray.directory import DirectoryState
 from lmkv_ray.keys import key_array
-from lmkv_ray.messages import Delta, decode, encode
+from lmkv_ray.messages import Clear, Delta, decode, encode
 
 logger = logging.getLogger(__name__)
 
 SHARD_SECONDS = 2.0
-"""How long a shard may take to answer the directory."""
+"""How long another actor may take to answer the directory."""
 
 
-def start_directory(settings: Settings) -> Handle:
-    """The directory, started if there is none. Blocks."""
-    return start(DirectoryActor, DIRECTORY, settings.ray_namespace, (settings,))
+def start_directory(settings: Settings, part: int = 0) -> Handle:
+    """A part of the directory, started if there is none; part 0 starts the others. Blocks."""
+    name, namespace = directory_name(part), settings.ray_namespace
+    return start(DirectoryActor, name, namespace, (settings, part))
 
 
 class DirectoryActor:
     """Holds no truth: it may be killed at any time, and is rebuilt from the shards' snapshots.
 
+    Every part knows its share of the keys. Part 0 also keeps the actors of the cache running and
+    orders clears.
+
     Args:
-        settings: of the cache; shards are started with them.
+        settings: of the cache; its other actors are started with them.
+        part: which one this is.
     """
 
-    async def __init__(self, settings: Settings) -> None:  # type: ignore[misc]
+    async def __init__(self, settings: Settings, part: int) -> None:  # type: ignore[misc]
         self._settings = settings
-        self._state = DirectoryState(settings.directory_capacity)
+        self._part = part
+        self._capacity = -(-settings.directory_capacity // settings.directory_shards)
+        self._state = DirectoryState(self._capacity, orders_clears=part == 0)
         self._shards: dict[str, Handle] = {}
-        self._clearing = 0
-        self._owed: dict[str, set[bytes]] = {}
-        """Clears that a node has not carried out yet; nobody is sent to it meanwhile."""
+        self._doubtful: set[str] = set()
+        """Nodes whose shard did not answer: maybe it was ended, and there is a new one."""
+        self._others: list[Handle] = []
         self._task = asyncio.create_task(
             forever("reconciling shards", settings.reconcile_seconds, self._reconcile)
         )
@@ -54,74 +61,107 @@ class DirectoryActor:
         """``Delta`` -> ``DeltaReply``."""
         return encode(self._state.delta(decode(message, Delta), time.monotonic()))
 
-    async def lookup(self, keys: bytes, node_id: str) -> bytes:
+    async def lookup(self, keys: bytes, node_id: str, cleared: int) -> bytes:
         """Which other nodes hold which of a run of keys: a list of ``Holding``."""
-        if self._clearing:
-            return msgspec.msgpack.encode([])
-        found = self._state.lookup(key_array(keys), node_id)
-        return msgspec.msgpack.encode([h for h in found if h.node_id not in self._owed])
+        found = self._state.lookup(key_array(keys), node_id, cleared, time.monotonic())
+        return msgspec.msgpack.encode(found)
+
+    async def rooms(self, node_id: str) -> bytes:
+        """Bytes of other nodes' chunks that each node but this one would take."""
+        return msgspec.msgpack.encode(self._state.rooms(node_id, time.monotonic()))
 
     async def clear(self, space: bytes) -> bytes:
         """Clear a space (8 bytes; none: all) on all nodes.
 
-        Returns when every shard that answers has done so; the others do before anybody is sent
-        to them again.
+        Returns when every shard that answers has done so. The others do when they speak again;
+        nobody is sent to them before.
         """
-        # Nobody is sent anywhere meanwhile: a node that is cleared already would be refilled.
-        self._clearing += 1
-        try:
-            if not self._shards:  # just started
-                await self._reconcile()
-            for node_id in self._shards:
-                self._owed.setdefault(node_id, set()).add(space)
-            await self._pay()
-        finally:
-            self._clearing -= 1
-        return b""
+        if not self._shards:  # just started
+            await self._reconcile()
+        while True:
+            clear = self._state.clears.new(space, time.time_ns())
+            answers = await self._ask_shards("catch_up", encode(clear))
+            before = [decode(a, Clear).number for a in answers.values() if a is not None]
+            for number in before:
+                self._state.clears.heard(number)
+            # A clock that was turned back: to those shards it was no news.
+            if max(before, default=0) <= clear.number:
+                return b""
 
     async def status(self) -> bytes:
         """``CacheStatus``."""
-        shards = dict(self._shards)
-        answers = await asyncio.gather(
-            *(in_time(shard.status.remote(), SHARD_SECONDS) for shard in shards.values())
+        shards, parts = await asyncio.gather(
+            self._ask_shards("status"),
+            asyncio.gather(
+                self.part_status(),
+                *(in_time(p.part_status.remote(), SHARD_SECONDS) for p in self._others),
+            ),
         )
-        found = dict(zip(shards, answers, strict=True))
         return encode(
             CacheStatus(
-                nodes=[decode(a, ShardStatus) for a in found.values() if a is not None],
-                silent=[node_id for node_id, a in found.items() if a is None],
-                directory_chunks=len(self._state.table),
+                nodes=[decode(a, ShardStatus) for a in shards.values() if a is not None],
+                silent=[node_id for node_id, a in shards.items() if a is None],
+                directory=[decode(a, DirectoryStatus) for a in parts if a is not None],
             )
         )
 
-    async def _pay(self) -> None:
-        owed = [(node_id, space) for node_id, spaces in self._owed.items() for space in spaces]
-        shards = [(self._shards[node_id], space) for node_id, space in owed]
-        answers = await asyncio.gather(
-            *(in_time(shard.clear_here.remote(space), SHARD_SECONDS) for shard, space in shards)
+    async def part_status(self) -> bytes:
+        """``DirectoryStatus``."""
+        nodes = self._state.nodes(time.monotonic())
+        return encode(
+            DirectoryStatus(
+                part=self._part,
+                nodes=len(nodes),
+                unsynced=sum(not node.synced for node in nodes),
+                chunks=len(self._state.table),
+                capacity=self._capacity,
+            )
         )
-        for (node_id, space), answer in zip(owed, answers, strict=True):
-            if answer is not None and node_id in self._owed:
-                self._owed[node_id].discard(space)
-        self._owed = {node_id: spaces for node_id, spaces in self._owed.items() if spaces}
+
+    async def _ask_shards(self, method: str, *args: object) -> dict[str, bytes | None]:
+        shards = dict(self._shards)
+        answers = await asyncio.gather(
+            *(in_time(getattr(s, method).remote(*args), SHARD_SECONDS) for s in shards.values())
+        )
+        for node_id, answer in zip(shards, answers, strict=True):
+            if answer is None:
+                self._doubtful.add(node_id)
+        return dict(zip(shards, answers, strict=True))
 
     async def _reconcile(self) -> None:
         # Before asking Ray: a node that joins meanwhile must not look dead.
         known = {node.node_id for node in self._state.nodes(time.monotonic())} | set(self._shards)
         nodes = await asyncio.to_thread(ray.nodes)
         alive = {node["NodeID"] for node in nodes if node["Alive"]}
-        await self._drop(known - alive)
-        # Asking again for those there are finds the ones that were ended by somebody.
-        handles = await asyncio.gather(
-            *(asyncio.to_thread(start_shard, self._settings, node_id) for node_id in alive)
-        )
-        self._shards = dict(zip(alive, handles, strict=True))
-        await self._pay()
-
-    async def _drop(self, dead: Iterable[str]) -> None:
-        for node_id in dead:
+        for node_id in known - alive:
             logger.info("lmkv_ray: node %s is gone", node_id)
             self._state.node_lost(node_id)
+        if self._part == 0:
+            await self._end(known - alive)
+            await self._start(alive)
+
+    async def _end(self, dead: Iterable[str]) -> None:
+        for node_id in dead:
             self._shards.pop(node_id, None)
-            self._owed.pop(node_id, None)
             await asyncio.to_thread(kill, shard_name(node_id), self._settings.ray_namespace)
+
+    async def _start(self, alive: Iterable[str]) -> None:
+        """Start what is missing: parts of the directory, and shards."""
+        running = set(await asyncio.to_thread(actor_names, self._settings.ray_namespace))
+        parts = range(1, self._settings.directory_shards)
+        if not self._others or not running.issuperset(map(directory_name, parts)):
+            self._others = await asyncio.gather(
+                *(asyncio.to_thread(start_directory, self._settings, part) for part in parts)
+            )
+        missing = [
+            node_id
+            for node_id in alive
+            if node_id not in self._shards
+            or node_id in self._doubtful
+            or shard_name(node_id) not in running
+        ]
+        handles = await asyncio.gather(
+            *(asyncio.to_thread(start_shard, self._settings, node_id) for node_id in missing)
+        )
+        self._shards |= zip(missing, handles, strict=True)
+        self._doubtful.difference_update(missing)

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from lmkv_ray.actors.names import DIRECTORY, is_ours
+from lmkv_ray.actors.names import DIRECTORY, is_directory, is_ours
 
 Handle: TypeAlias = Any
 """A ``ray.actor.ActorHandle``, whose methods no type checker knows."""
@@ -22,10 +22,10 @@ def find(name: str, namespace: str) -> Handle | None:
 
 
 def actor_names(namespace: str) -> list[str]:
-    """The names of the actors of a cache, the directory first."""
+    """The names of the actors of a cache, the directory's first part first."""
     found = ray.util.list_named_actors(all_namespaces=True)
     ours = [a["name"] for a in found if a["namespace"] == namespace and is_ours(a["name"])]
-    return sorted(ours, key=lambda name: (name != DIRECTORY, name))
+    return sorted(ours, key=lambda name: (name != DIRECTORY, not is_directory(name), name))
 
 
 def kill(name: str, namespace: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import time
 from dataclasses import asdict
 
 import msgspec
@@ -16,22 +15,22 @@ from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.launch import Handle, start
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.names import arena_name, shard_name
+from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.actors.sources import Finder, PeerFinder, TierFinder
 from lmkv_ray.actors.staging import Staging
+from lmkv_ray.actors.telling import Telling
 from lmkv_ray.actors.tiers import open_tiers
 from lmkv_ray.actors.wire import EngineStatus, PeerAddress, ShardStatus
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.keys import key_array
-from lmkv_ray.messages import Exchange, Hello, Stage, Welcome, decode, encode
+from lmkv_ray.messages import Clear, Exchange, Hello, Stage, Welcome, decode, encode
 from lmkv_ray.transports import Batch, ChunkReader, Transports, host_id
 
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
-HEARTBEAT_SECONDS = 1.0
-"""How often the directory hears of a shard that has nothing to tell."""
 
 
 def start_shard(settings: Settings, node_id: str) -> Handle:
@@ -53,7 +52,9 @@ class ShardActor:
     async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
         self._settings = settings
         self._node_id = node_id
-        self._peers = RayPeers(settings.ray_namespace, node_id)
+        self._directory = Directory(settings.ray_namespace, settings.directory_shards)
+        self._peers = RayPeers(settings.ray_namespace, node_id, self._directory)
+        self._clearing = asyncio.Lock()
         self._failure: LmkvError | None = None
         try:
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
@@ -72,10 +73,11 @@ class ShardActor:
             logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
             self._failure = error
             return
-        self._told_at = 0.0
+        self._peers.cleared = self._shard.cleared
+        self._telling = Telling(self._shard, self._directory, self._catch_up)
         self._tasks = [
+            *self._telling.start(),
             asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
-            asyncio.create_task(forever("telling the directory", TICK_SECONDS, self._tell)),
             asyncio.create_task(forever("writing to tiers", TICK_SECONDS, self._demotion.step)),
         ]
 
@@ -133,20 +135,20 @@ class ShardActor:
         Raises:
             ArenaError: the directory did not take it on; only this node is cleared.
         """
-        await self.clear_here(space)
-        if not await self._peers.clear(space):
+        await self._clear(space)
+        if not await self._directory.clear(space):
             raise ArenaError(
                 "Only this node was cleared: the directory does not answer.",
                 next_step="clear again in a few seconds.",
             )
         return b""
 
-    async def clear_here(self, space: bytes = b"") -> bytes:
-        """Remove the chunks of a space from this node."""
-        which = int.from_bytes(space, "little") if space else None
-        self._working.clear(which)
-        await self._demotion.clear(which)
-        return b""
+    async def catch_up(self, message: bytes) -> bytes:
+        """``Clear`` -> ``Clear``: carry out a clear of the cache; tells the last one before it."""
+        clear = decode(message, Clear)
+        before = Clear(number=self._working.cleared)
+        await self._catch_up(clear)
+        return encode(before)
 
     async def status(self) -> bytes:
         """``ShardStatus``."""
@@ -190,16 +192,19 @@ class ShardActor:
     @property
     def _elsewhere(self) -> int:
         """Places outside the arena that hold chunks, or may."""
-        return self._peers.count + sum(tier.status().chunks != 0 for tier in self._tiers)
+        return self._directory.others + sum(tier.status().chunks != 0 for tier in self._tiers)
 
     async def _tick(self) -> None:
         self._shard.tick()
 
-    async def _tell(self) -> None:
-        deltas = self._shard.state.deltas
-        if not deltas and time.monotonic() < self._told_at + HEARTBEAT_SECONDS:
-            return
-        self._told_at = time.monotonic()
-        reply = await self._peers.tell(self._shard.state.delta())
-        if reply is not None and reply.resync:
-            deltas.resync()
+    async def _catch_up(self, clear: Clear) -> None:
+        async with self._clearing:
+            if clear.number > self._shard.cleared:
+                await self._clear(clear.space)
+                # Noted last: whoever is interrupted does it again.
+                self._shard.writer.cleared = self._peers.cleared = clear.number
+
+    async def _clear(self, space: bytes) -> None:
+        which = int.from_bytes(space, "little") if space else None
+        self._working.clear(which)
+        await self._demotion.clear(which)

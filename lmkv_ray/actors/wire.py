@@ -43,14 +43,32 @@ class ShardStatus(Message, frozen=True):
     """Why the shard does not work, and what to do."""
 
 
+class DirectoryStatus(Message, frozen=True):
+    """One part of the directory."""
+
+    part: int
+    nodes: int
+    unsynced: int
+    """Nodes whose whole content it has not been told yet."""
+    chunks: int
+    """Distinct chunks it knows."""
+    capacity: int
+    """Chunks it can remember."""
+
+
 class CacheStatus(Message, frozen=True):
     """The whole cache, as far as its shards answered."""
 
     nodes: list[ShardStatus]
     silent: list[str]
     """Nodes whose shard did not answer in time."""
-    directory_chunks: int
-    """Distinct chunks the directory knows."""
+    directory: list[DirectoryStatus]
+    """Its parts, as far as they answered."""
+
+    @property
+    def directory_chunks(self) -> int:
+        """Distinct chunks the directory knows."""
+        return sum(part.chunks for part in self.directory)
 
     @property
     def chunks(self) -> int:

@@ -63,6 +63,8 @@ HEADER = np.dtype(
         ("writer_epoch", "u8"),
         ("writer_pid", "u8"),
         ("writer_start", "u8"),
+        # The last clear of the whole cache that was carried out here.
+        ("cleared", "u8"),
     ]
 )
 _SEALED_BYTES = HEADER.fields["checksum"][1]  # type: ignore[index]

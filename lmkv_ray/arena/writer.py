@@ -149,6 +149,15 @@ class ArenaWriter:
         """1 for the creator, one more for each adoption."""
         return int(self._tables.header["writer_epoch"][0])
 
+    @property
+    def cleared(self) -> int:
+        """A number that outlives the writer: the last clear that was carried out."""
+        return int(self._tables.header["cleared"][0])
+
+    @cleared.setter
+    def cleared(self, number: int) -> None:
+        self._tables.header["cleared"] = number
+
     def assign_extent(self, extent: int, slot_bytes: int) -> SlotArray:
         """Cut an extent into slots of ``slot_bytes`` (see ``Geometry.slot_size``), all free.
 

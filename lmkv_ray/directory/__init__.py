@@ -1,6 +1,8 @@
 """Which node holds which chunk: pure, no I/O. A hint, never the truth; shards have that."""
 
-from lmkv_ray.directory.state import DirectoryState, Holding, NodeStatus
+from lmkv_ray.directory.clears import ClearLog
+from lmkv_ray.directory.holdings import Holding, merge
+from lmkv_ray.directory.state import DirectoryState, NodeStatus
 from lmkv_ray.directory.table import ChunkTable
 
-__all__ = ["ChunkTable", "DirectoryState", "Holding", "NodeStatus"]
+__all__ = ["ChunkTable", "ClearLog", "DirectoryState", "Holding", "NodeStatus", "merge"]

@@ -1,25 +1,21 @@
-"""What the directory knows, as a state machine without I/O."""
+"""What one part of the directory knows, as a state machine without I/O."""
 
 from __future__ import annotations
 
+import enum
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from lmkv_ray.directory.clears import ClearLog
+from lmkv_ray.directory.holdings import Holding
 from lmkv_ray.directory.table import NOBODY, ChunkTable
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
 from lmkv_ray.messages import Delta, DeltaReply, Message
 
-
-class Holding(Message, frozen=True):
-    """Directory to shard: what one other node holds of a run of chunks."""
-
-    node_id: str
-    run: int
-    """Leading chunks of the request that it holds without a gap."""
-    positions: list[int]
-    """All chunks of the request that it holds, ascending."""
+SILENT_SECONDS = 5.0
+"""Nobody is sent to a node that was not heard for so long. Shards speak once a second."""
 
 
 class NodeStatus(Message, frozen=True):
@@ -31,15 +27,31 @@ class NodeStatus(Message, frozen=True):
     """False while the directory waits for the node's whole content."""
     age: float
     """Seconds since the node's shard was last heard."""
+    room: int
+    """Bytes of other nodes' chunks that it would take."""
+    draining: bool
+
+
+class _Sync(enum.Enum):
+    """Whether a node's content is known."""
+
+    WANTED = enum.auto()
+    COMING = enum.auto()
+    DONE = enum.auto()
 
 
 @dataclass(slots=True)
 class _Node:
     number: int
+    before: int = NOBODY
+    """Its number before the snapshot that is coming: hints that are not confirmed yet."""
     epoch: int = -1
     seq: int = 0
-    synced: bool = False
+    sync: _Sync = _Sync.WANTED
     heard: float = -math.inf
+    cleared: int = 0
+    room: int = 0
+    draining: bool = False
 
 
 class DirectoryState:
@@ -47,16 +59,21 @@ class DirectoryState:
 
     A shard's deltas count only as long as none is missing: after a gap, or from a new life of the
     shard, the directory keeps what it knew (hints, which may be stale) and asks for a
-    snapshot until one comes.
+    snapshot until one comes. A snapshot comes in pieces and fills a new number of the node; with
+    the last piece the old number is retired, and with it what the node does not hold any more.
 
     Args:
         capacity: chunks it remembers at most.
+        orders_clears: whether it is the part that clears are asked of.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, orders_clears: bool = True) -> None:
         self.table = ChunkTable(capacity)
+        self.clears = ClearLog()
+        self._orders_clears = orders_clears
         self._nodes: dict[str, _Node] = {}
         self._names: dict[int, str] = {}
+        self._numbers = np.empty(0, np.uint16)  # of all nodes, for counting those that hold chunks
 
     def delta(self, delta: Delta, now: float) -> DeltaReply:
         """A shard's news. Any delta may be lost, repeated, late or lying.
@@ -66,72 +83,125 @@ class DirectoryState:
         """
         if (len(delta.added) | len(delta.removed)) % KEY_BYTES:
             raise ValueError("keys of a delta are 16 bytes each")
+        self.table.sweep()
         node = self._nodes.get(delta.node_id) or self._new_node(delta.node_id)
         node.heard = now
         same_life = delta.epoch == node.epoch
-        if same_life and delta.seq <= node.seq:
-            pass  # late or repeated: what it said is known already
-        elif delta.snapshot:
-            self.table.drop_node(node.number)
-            self.table.add(key_array(delta.added), node.number)
-            node.epoch, node.seq, node.synced = delta.epoch, delta.seq, True
-        elif same_life and node.synced and delta.seq == node.seq + 1:
-            self.table.remove(key_array(delta.removed), node.number)
-            self.table.add(key_array(delta.added), node.number)
-            node.seq = delta.seq
-        else:
-            node.synced = False
-        return DeltaReply(resync=not node.synced, peers=self.peers(delta.node_id))
+        if not (same_life and delta.seq <= node.seq):  # else what it said is known already
+            self.clears.heard(delta.cleared)
+            node.cleared, node.room, node.draining = delta.cleared, delta.room, delta.draining
+            follows = same_life and node.sync is not _Sync.WANTED and delta.seq == node.seq + 1
+            if delta.begin:
+                self._begin(node, delta.node_id)
+            if delta.begin or follows:
+                self._apply(node, delta)
+            else:
+                node.sync = _Sync.WANTED
+        return DeltaReply(
+            resync=node.sync is _Sync.WANTED,
+            peers=self.peers(delta.node_id),
+            clears=self.clears.owed(node.cleared) if self._orders_clears else [],
+        )
 
     def node_lost(self, node_id: str) -> None:
         """A node died: nobody can get anything from it."""
         node = self._nodes.pop(node_id, None)
         if node is not None:
-            self.table.drop_node(node.number)
-            del self._names[node.number]
+            self._retire(node.number)
+            self._retire(node.before)
+            self._renumbered()
 
-    def lookup(self, keys: KeyArray, asking: str) -> list[Holding]:
-        """Which other nodes hold which of a prompt's chunks, longest leading run first."""
+    def lookup(self, keys: KeyArray, asking: str, cleared: int, now: float) -> list[Holding]:
+        """Which other nodes hold which of a prompt's chunks, longest leading run first.
+
+        Nodes that were not heard lately, or have missed a clear that anybody has carried out, hold
+        nothing.
+
+        Args:
+            keys: of the chunks.
+            asking: node that is not meant.
+            cleared: the last clear that it has carried out.
+            now: monotonic seconds.
+        """
+        self.clears.heard(cleared)
         holders = self.table.lookup(keys)
-        own = self._nodes.get(asking)
-        found = []
-        for number in np.unique(holders).tolist():
-            if number != NOBODY and (own is None or number != own.number):
-                held = (holders == number).any(axis=1)
-                run = len(held) if held.all() else int(held.argmin())
-                positions = np.flatnonzero(held).tolist()
-                found.append(Holding(node_id=self._names[number], run=run, positions=positions))
-        found.sort(key=lambda holding: (-holding.run, -len(holding.positions), holding.node_id))
-        return found
-
-    def clear(self) -> None:
-        """Forget all chunks, and ask every shard for what it still has."""
-        self.table.clear()
-        for node in self._nodes.values():
-            node.synced = False
+        where, lanes = np.nonzero(holders != NOBODY)
+        numbers = holders[where, lanes].astype(np.int64)
+        order = np.argsort(numbers, kind="stable")
+        numbers, where = numbers[order], where[order]
+        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
+        found: dict[str, list[int]] = {}
+        for first, positions in zip(firsts, np.split(where, firsts[1:]), strict=False):
+            name = self._names[int(numbers[first])]
+            if name != asking and self._is_usable(self._nodes[name], now):
+                found.setdefault(name, []).extend(positions.tolist())
+        return Holding.ranked(found)
 
     def peers(self, asking: str) -> int:
         """Other nodes that hold at least one chunk."""
-        return sum(
-            self.table.count(node.number) > 0
+        own = self._nodes.get(asking)
+        holding = int(np.count_nonzero(self.table.counts(self._numbers)))
+        return holding - (own is not None and self.table.count(own.number) > 0)
+
+    def rooms(self, asking: str, now: float) -> dict[str, int]:
+        """Bytes of other nodes' chunks that each node but the asking one would take."""
+        return {
+            name: node.room
             for name, node in self._nodes.items()
-            if name != asking
-        )
+            if name != asking and not node.draining and self._is_usable(node, now)
+        }
 
     def nodes(self, now: float) -> list[NodeStatus]:
         """All nodes, for status pages and for finding silent ones."""
         return [
             NodeStatus(
                 node_id=name,
-                chunks=self.table.count(node.number),
-                synced=node.synced,
+                chunks=self.table.count(node.number) + self.table.count(node.before),
+                synced=node.sync is _Sync.DONE,
                 age=now - node.heard,
+                room=node.room,
+                draining=node.draining,
             )
             for name, node in sorted(self._nodes.items())
         ]
 
+    def _is_usable(self, node: _Node, now: float) -> bool:
+        return node.cleared >= self.clears.highest and now - node.heard <= SILENT_SECONDS
+
+    def _begin(self, node: _Node, name: str) -> None:
+        """A snapshot comes: what was known before it is not confirmed any more."""
+        self._retire(node.before)
+        node.before, node.number = node.number, self._new_number(name)
+        node.sync = _Sync.COMING
+        self._renumbered()
+
+    def _apply(self, node: _Node, delta: Delta) -> None:
+        removed, added = key_array(delta.removed), key_array(delta.added)
+        self.table.remove(removed, node.number)
+        if node.before != NOBODY:
+            self.table.remove(removed, node.before)
+        self.table.add(added, node.number, instead_of=node.before)
+        node.epoch, node.seq = delta.epoch, delta.seq
+        if delta.end and node.sync is _Sync.COMING:
+            self._retire(node.before)
+            node.before, node.sync = NOBODY, _Sync.DONE
+
     def _new_node(self, node_id: str) -> _Node:
-        number = next(n for n in range(NOBODY) if n not in self._names)
-        self._names[number] = node_id
-        node = self._nodes[node_id] = _Node(number)
+        node = self._nodes[node_id] = _Node(self._new_number(node_id))
+        self._renumbered()
         return node
+
+    def _new_number(self, node_id: str) -> int:
+        number = next(
+            n for n in range(NOBODY) if n not in self._names and not self.table.is_retired(n)
+        )
+        self._names[number] = node_id
+        return number
+
+    def _renumbered(self) -> None:
+        self._numbers = np.array([node.number for node in self._nodes.values()], np.uint16)
+
+    def _retire(self, number: int) -> None:
+        if number != NOBODY:
+            self.table.retire(number)
+            del self._names[number]

@@ -11,6 +11,8 @@ from lmkv_ray.keys import KeyArray
 HOLDERS = 4
 """Nodes remembered per chunk. The newest: they will keep it longest."""
 NOBODY = 0xFFFF
+SWEEP = 1 << 16
+"""Rows that are swept at a time: about a millisecond."""
 
 Nodes = npt.NDArray[np.uint16]
 Rows = npt.NDArray[np.int64]
@@ -19,7 +21,8 @@ Rows = npt.NDArray[np.int64]
 class ChunkTable:
     """A bounded, vectorised multimap of chunks to node numbers (0 to 65534).
 
-    When it is full, the rows that were filled longest ago make room.
+    When it is full, the rows that were filled longest ago make room. A node's number is *retired*
+    in no time: nobody sees its chunks any more, and ``sweep`` removes them in small steps.
 
     Args:
         capacity: chunks it can hold; about 77 bytes each.
@@ -36,28 +39,43 @@ class ChunkTable:
         self._hand = 0  # rows are first used, and later overwritten, in this order
         self._wrapped = False
         self._counts = np.zeros(NOBODY + 1, dtype=np.int64)
+        self._retired = np.zeros(NOBODY + 1, dtype=np.bool_)
+        self._unswept: dict[int, int] = {}  # retired number -> rows that may still name it
+        self._broom = 0
         self.nbytes = buffer.nbytes + self._keys.nbytes + self._holders.nbytes + self._freed.nbytes
         """Bytes of all arrays that grow with the capacity."""
         self.overwritten = 0
         """Chunks that were forgotten because the table was full."""
 
     def __len__(self) -> int:
-        """Chunks that at least one node holds."""
+        """Chunks that at least one node holds, or held that is not swept yet."""
         return (self.capacity if self._wrapped else self._hand) - self._n_freed
 
     def count(self, node: int) -> int:
         """Chunks that are known to be on a node."""
-        return int(self._counts[node])
+        return 0 if self._retired[node] else int(self._counts[node])
+
+    def counts(self, nodes: Nodes) -> npt.NDArray[np.int64]:
+        """The same of many nodes, none of them retired."""
+        return self._counts[nodes]
 
     def lookup(self, keys: KeyArray) -> Nodes:
         """Holders of each key, shape (n, 4), ``NOBODY`` where there are fewer."""
         rows = self._rows(keys)
         holders: Nodes = self._holders[rows]
         holders[rows < 0] = NOBODY
+        if self._unswept:
+            holders[self._retired[holders]] = NOBODY
         return holders
 
-    def add(self, keys: KeyArray, node: int) -> None:
-        """The node holds these chunks now."""
+    def add(self, keys: KeyArray, node: int, instead_of: int = NOBODY) -> None:
+        """The node holds these chunks now.
+
+        Args:
+            keys: of the chunks.
+            node: its number.
+            instead_of: another number of the same node, which does not hold them now.
+        """
         # Batches above the capacity would overwrite their own rows: the last part counts.
         keys = _distinct(keys)[-self.capacity :]
         rows = self._rows(keys)
@@ -67,6 +85,11 @@ class ChunkTable:
             # Taking rows for the new may have overwritten known ones of this very batch.
             rows = rows[(rows >= 0) & (self._keys[rows] == keys).all(axis=1)]
         holders = self._holders[rows]
+        if self._unswept or instead_of != NOBODY:
+            stale = self._retired[holders] | ((holders == instead_of) & (holders != NOBODY))
+            np.subtract.at(self._counts, holders[stale], 1)
+            holders[stale] = NOBODY
+            self._holders[rows] = holders
         fresh = (holders != node).all(axis=1)
         rows, holders = rows[fresh], holders[fresh]
         free = holders == NOBODY
@@ -81,34 +104,49 @@ class ChunkTable:
     def remove(self, keys: KeyArray, node: int) -> None:
         """The node does not hold these chunks any more."""
         rows = np.unique(self._rows(keys))
-        self._remove_holder(rows[rows >= 0], node)
-
-    def drop_node(self, node: int) -> None:
-        """The node holds nothing any more."""
-        if self._counts[node]:
-            self._remove_holder(np.flatnonzero((self._holders == node).any(axis=1)), node)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._index.clear()
-        self._holders[:] = NOBODY
-        self._counts[:] = 0
-        self._n_freed = self._hand = 0
-        self._wrapped = False
-
-    def _rows(self, keys: KeyArray) -> Rows:
-        """Rows of keys, -1 where unknown; the index knows tags only, so whole keys are compared."""
-        rows = self._index.lookup(keys)
-        rows[(self._keys[rows] != keys).any(axis=1)] = -1
-        return rows
-
-    def _remove_holder(self, rows: Rows, node: int) -> None:
+        rows = rows[rows >= 0]
         holders = self._holders[rows]
         mine = holders == node
         self._counts[node] -= int(mine.sum())
         holders[mine] = NOBODY
         self._holders[rows] = holders
         self._forget(rows[mine.any(axis=1) & (holders == NOBODY).all(axis=1)])
+
+    def retire(self, node: int) -> None:
+        """The node holds nothing any more. Its number can be used again once it is swept."""
+        if self._counts[node]:
+            self._retired[node] = True
+            self._unswept[node] = self.capacity
+
+    def is_retired(self, node: int) -> bool:
+        """Whether there may be rows that still name this number, which is retired."""
+        return node in self._unswept
+
+    def sweep(self, rows: int = SWEEP) -> None:
+        """Remove what retired numbers left in the next ``rows`` rows."""
+        if not self._unswept:
+            return
+        first, self._broom = self._broom, min(self._broom + rows, self.capacity)
+        swept = np.arange(first, self._broom, dtype=np.int64)
+        holders = self._holders[first : self._broom]
+        gone = self._retired[holders]
+        touched = gone.any(axis=1)
+        np.subtract.at(self._counts, holders[gone], 1)
+        holders[gone] = NOBODY
+        self._forget(swept[touched & (holders == NOBODY).all(axis=1)])
+        if self._broom == self.capacity:
+            self._broom = 0
+        for node in [*self._unswept]:
+            self._unswept[node] -= len(swept)
+            if self._unswept[node] <= 0:
+                del self._unswept[node]
+                self._retired[node] = False
+
+    def _rows(self, keys: KeyArray) -> Rows:
+        """Rows of keys, -1 where unknown; the index knows tags only, so whole keys are compared."""
+        rows = self._index.lookup(keys)
+        rows[(self._keys[rows] != keys).any(axis=1)] = -1
+        return rows
 
     def _forget(self, rows: Rows) -> None:
         """These rows have no holder (any more): they can be used again."""

@@ -210,9 +210,9 @@ class ShardState:
         quarter = self._allocator.capacity(slot_bytes) // 4
         return min(self.limits.holder_slots, max(1, quarter))
 
-    def delta(self) -> Delta:
-        """What to tell the directory now (an empty delta is a heartbeat)."""
-        return self.deltas.take(self._chunks)
+    def delta(self, part: int = 0) -> Delta:
+        """What to tell a part of the directory now (an empty delta is a heartbeat)."""
+        return self.deltas.take(self._chunks, part)
 
     def engines(self) -> dict[str, tuple[str, int]]:
         """Attached engines: (model, reserved slots) by engine_id."""

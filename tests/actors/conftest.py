@@ -35,13 +35,10 @@ def cluster() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-@pytest.fixture(params=["auto"])
+@pytest.fixture(params=[{}])
 def nodes(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator["Nodes"]:
-    """A cache of its own, with a shard on both nodes."""
-    overrides = SETTINGS | {
-        "ray_namespace": f"lmkv-{uuid.uuid4().hex[:6]}",
-        "transport": request.param,
-    }
+    """A cache of its own, with a shard on both nodes; the parameter: settings."""
+    overrides = SETTINGS | {"ray_namespace": f"lmkv-{uuid.uuid4().hex[:6]}"} | request.param
     nodes = Nodes(connect(settings=load_settings(overrides)))
     try:
         nodes.wait_for(lambda status: len(status.nodes) == 2)
@@ -118,15 +115,15 @@ def eventually(condition: Callable[[], bool], within: float = 30) -> None:
         time.sleep(0.05)
 
 
-def directory_pid(namespace: str) -> int:
-    """The directory's process."""
+def directory_pid(namespace: str, name: str = "lmkv-directory") -> int:
+    """The process of a part of the directory."""
     from ray.util.state import list_actors
 
     (actor,) = list_actors(
         filters=[
             ("ray_namespace", "=", namespace),
             ("state", "=", "ALIVE"),
-            ("name", "=", "lmkv-directory"),
+            ("name", "=", name),
         ]
     )
     return int(actor.pid)

@@ -22,7 +22,10 @@ from tests.actors.fakes import make_keys
 pytestmark = pytest.mark.ray
 
 KEYS = make_keys(30)
-both_transports = pytest.mark.parametrize("nodes", ["shared_memory", "object_store"], indirect=True)
+TRANSPORTS = [{"transport": name} for name in ("shared_memory", "object_store")]
+both_transports = pytest.mark.parametrize(
+    "nodes", TRANSPORTS, indirect=True, ids=lambda its: its["transport"]
+)
 
 
 @both_transports
@@ -90,6 +93,22 @@ def test_a_killed_directory_is_rebuilt_from_the_shards(nodes: Nodes) -> None:
     assert there.stage(KEYS).ready == 30
 
 
+@pytest.mark.parametrize("nodes", [{"directory_shards": 2}], indirect=True, ids=["2 parts"])
+def test_a_directory_in_parts_is_rebuilt_from_the_shards(nodes: Nodes) -> None:
+    here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
+    here.save(KEYS)
+    nodes.wait_until_known(30)
+    parts = nodes.cache.status().directory
+    assert [part.part for part in parts] == [0, 1]
+    assert all(part.chunks > 5 for part in parts)
+    assert there.stage(KEYS[:20]).ready == 20
+    for name in ("lmkv-directory", "lmkv-directory-1"):
+        os.kill(directory_pid(nodes.namespace, name), signal.SIGKILL)
+    nodes.wait_for(lambda s: s.directory_chunks == 30 and not any(p.unsynced for p in s.directory))
+    eventually(lambda: there.stage(KEYS).ready == 30)
+    assert there.intact(KEYS) == 30
+
+
 def test_a_frozen_directory_delays_nobody(nodes: Nodes) -> None:
     here = nodes.engine(nodes.cache.node_id)
     nodes.freeze(directory_pid(nodes.namespace))
@@ -118,7 +137,10 @@ def test_a_frozen_shard_delays_nobody(nodes: Nodes) -> None:
     assert time.monotonic() - start < 10
     assert here.intact(KEYS) == 30
     assert there.intact(KEYS) == 0
-    # It owes a clear: nobody is sent to it before that is done.
+    # It has missed a clear: nobody is sent to it before it catches up, whoever dies meanwhile.
+    assert there.stage(KEYS, within=1).ready == 0
+    os.kill(directory_pid(nodes.namespace), signal.SIGKILL)
+    nodes.wait_for(lambda status: status.directory[0].nodes == 1)
     assert there.stage(KEYS, within=1).ready == 0
     nodes.resume()
     eventually(lambda: here.intact(KEYS) == 0)

@@ -2,19 +2,23 @@
 
 import math
 
+import msgspec
+import numpy as np
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lmkv_ray.directory import DirectoryState
-from lmkv_ray.keys import key_array
-from lmkv_ray.messages import Delta
+from lmkv_ray.directory import DirectoryState, Holding, merge
+from lmkv_ray.directory.state import SILENT_SECONDS
+from lmkv_ray.keys import key_array, parts_of
+from lmkv_ray.messages import Clear, Delta, DeltaReply
 from lmkv_ray.shard import DeltaLog
 
 KEYS = [bytes([i]) * 16 for i in range(1, 25)]
 ALL = key_array(KEYS)
 NODES = ["a", "b", "c"]
+PARTS = 2
 nodes = st.sampled_from(NODES)
 
 
@@ -22,11 +26,29 @@ class Shard:
     """The content of one node, and the log of its changes."""
 
     def __init__(self, name: str, epoch: int) -> None:
-        self.name, self.content = name, dict[bytes, None]()
-        self.log = DeltaLog(name, epoch, limit=10)
+        self.name = name
+        self.content: dict[bytes, int] = {}  # key -> newest clear when it was saved
+        self.cleared = 0
+        self.start(epoch)
 
-    def delta(self) -> Delta:
-        return self.log.take(self.content)
+    def start(self, epoch: int) -> None:
+        self.log = DeltaLog(self.name, epoch, parts=PARTS, limit=10, piece=3)
+
+    def delta(self, part: int) -> Delta:
+        delta = self.log.take(self.content, part)
+        return msgspec.structs.replace(delta, cleared=self.cleared)
+
+    def clear(self, clear: Clear) -> None:
+        if clear.number > self.cleared:
+            self.log.removed(list(self.content))
+            self.content.clear()
+            self.cleared = clear.number
+
+    def hear(self, part: int, reply: DeltaReply) -> None:
+        for clear in reply.clears:
+            self.clear(clear)
+        if reply.resync:
+            self.log.resync(part)
 
 
 class DirectoryMachine(RuleBasedStateMachine):
@@ -34,68 +56,106 @@ class DirectoryMachine(RuleBasedStateMachine):
         super().__init__()
         self.epochs = iter(range(1, 1 << 30))
         self.shards = {name: Shard(name, next(self.epochs)) for name in NODES}
-        self.directory = DirectoryState(64)
-        self.on_the_way: list[Delta] = []
-        self.gone: set[str] = set()
+        self.on_the_way: list[tuple[int, Delta]] = []
+        self.newest_clear = 0
+        self.directory_restarts()
 
     @rule(name=nodes, which=st.lists(st.sampled_from(KEYS), max_size=14), add=st.booleans())
     def change(self, name: str, which: list[bytes], add: bool) -> None:
         shard = self.shards[name]
         for key in which:
             if add:
-                shard.content[key] = None
+                shard.content[key] = self.newest_clear
                 shard.log.added([key])
             else:
                 shard.content.pop(key, None)
                 shard.log.removed([key])
 
-    @rule(name=nodes)
-    def send(self, name: str) -> None:
-        self.on_the_way.append(self.shards[name].delta())
+    @rule(name=nodes, part=st.integers(0, PARTS - 1))
+    def send(self, name: str, part: int) -> None:
+        self.on_the_way.append((part, self.shards[name].delta(part)))
 
-    @rule(i=st.integers(0, 99), copies=st.integers(0, 2))
-    def arrive(self, i: int, copies: int) -> None:
-        """Any message, in any order; twice (and again later) or never."""
+    @rule(i=st.integers(0, 99), copies=st.integers(0, 2), answered=st.booleans())
+    def arrive(self, i: int, copies: int, answered: bool) -> None:
+        """Any message, in any order; twice (and again later) or never; maybe unanswered."""
         if not self.on_the_way:
             return
-        delta = self.on_the_way.pop(i % len(self.on_the_way))
+        part, delta = self.on_the_way.pop(i % len(self.on_the_way))
         for _ in range(copies):
-            reply = self.directory.delta(delta, 0)
-            if reply.resync:
-                self.shards[delta.node_id].log.resync()
+            reply = self.parts[part].delta(delta, 0)
+            if answered:
+                self.shards[delta.node_id].hear(part, reply)
         if copies == 2:
-            self.on_the_way.append(delta)
+            self.on_the_way.append((part, delta))
 
     @rule(name=nodes)
     def shard_restarts_empty(self, name: str) -> None:
         self.shards[name] = Shard(name, next(self.epochs))
 
     @rule(name=nodes)
+    def shard_restarts_and_adopts_its_arena(self, name: str) -> None:
+        self.shards[name].start(next(self.epochs))
+
+    @rule(name=nodes)
     def node_lost(self, name: str) -> None:
-        self.directory.node_lost(name)
-        assert all(h.node_id != name for h in self.directory.lookup(ALL, "x"))
+        for part in self.parts:
+            part.node_lost(name)
+        assert all(h.node_id != name for h in self.lookup("x"))
 
     @rule()
     def directory_restarts(self) -> None:
-        self.directory = DirectoryState(64)
+        self.parts = [DirectoryState(64, orders_clears=not part) for part in range(PARTS)]
 
-    @rule()
-    def cleared(self) -> None:
-        self.directory.clear()
-        assert self.directory.lookup(ALL, "x") == []
+    @rule(reached=st.sets(nodes))
+    def clear(self, reached: set[str]) -> None:
+        """As the actor does it: pushed to all, and again if somebody knows a later number."""
+        if not reached:
+            return  # the user is told that it failed
+        while True:
+            clear = self.parts[0].clears.new(b"", 0)
+            later = [self.shards[name].cleared for name in reached]
+            for number in later:
+                self.parts[0].clears.heard(number)
+            for name in reached:
+                self.shards[name].clear(clear)
+            if max(later) <= clear.number:
+                break
+        self.newest_clear = clear.number
 
     @rule()
     def quiet(self) -> None:
-        """Once messages arrive again, two exchanges a shard are enough."""
-        for shard in self.shards.values():
-            if self.directory.delta(shard.delta(), 0).resync:
-                shard.log.resync()
-                assert not self.directory.delta(shard.delta(), 0).resync
+        """Once messages arrive again, all is known exactly."""
+        for _ in range(3):  # who is behind another one hears it when that one has spoken
+            for shard in self.shards.values():
+                for part, its in enumerate(self.parts):
+                    for _ in range(20):
+                        shard.hear(part, its.delta(shard.delta(part), 0))
+                        if not shard.log.pending(part):
+                            break
+                    else:
+                        raise AssertionError("a snapshot does not end")
         for asking in (*NODES, "x"):
             self.check_lookup(asking)
 
+    def lookup(self, asking: str) -> list[Holding]:
+        cleared = self.shards[asking].cleared if asking in self.shards else 0
+        answers = []
+        for part, its in enumerate(self.parts):
+            asked = np.flatnonzero(parts_of(ALL, PARTS) == part)
+            answers.append((asked.tolist(), its.lookup(ALL[asked], asking, cleared, now=0)))
+        return merge(answers)
+
+    @invariant()
+    def nobody_is_sent_to_what_was_cleared(self) -> None:
+        for asking in NODES:
+            for holding in self.lookup(asking):
+                content = self.shards[holding.node_id].content
+                for position in holding.positions:
+                    saved = content.get(KEYS[position])
+                    assert saved is None or saved >= self.shards[asking].cleared
+
     def check_lookup(self, asking: str) -> None:
-        holdings = self.directory.lookup(ALL, asking)
+        holdings = self.lookup(asking)
         truth = {
             name: [i for i, key in enumerate(KEYS) if key in shard.content]
             for name, shard in self.shards.items()
@@ -106,12 +166,15 @@ class DirectoryMachine(RuleBasedStateMachine):
             assert holding.positions[: holding.run] == list(range(holding.run))
             assert holding.run not in holding.positions
         assert [h.run for h in holdings] == sorted((h.run for h in holdings), reverse=True)
-        assert self.directory.peers(asking) == len(holdings)
+        assert (max(part.peers(asking) for part in self.parts) > 0) == bool(holdings)
 
     @invariant()
     def bounded(self) -> None:
-        assert len(self.directory.table) <= 64
-        assert all(len(shard.log._pending) <= 10 for shard in self.shards.values())
+        for part in self.parts:
+            assert len(part.table) <= 64
+            assert len(part._names) <= 2 * len(NODES)
+        for shard in self.shards.values():
+            assert all(len(its.changes) <= 10 for its in shard.log._parts)
 
 
 TestDirectoryMachine = DirectoryMachine.TestCase
@@ -119,7 +182,9 @@ TestDirectoryMachine.settings = settings(max_examples=100, stateful_step_count=5
 
 
 def delta(seq: int, added: bytes = b"", epoch: int = 1, snapshot: bool = False) -> Delta:
-    return Delta(node_id="a", epoch=epoch, seq=seq, added=added, removed=b"", snapshot=snapshot)
+    return Delta(
+        node_id="a", epoch=epoch, seq=seq, added=added, removed=b"", begin=snapshot, end=snapshot
+    )
 
 
 def test_an_unknown_shard_is_asked_for_everything() -> None:
@@ -134,8 +199,30 @@ def test_a_gap_keeps_what_was_known_until_the_snapshot() -> None:
     directory = DirectoryState(64)
     directory.delta(delta(1, KEYS[0], snapshot=True), 0)
     assert directory.delta(delta(3, KEYS[1]), 0).resync
-    assert directory.lookup(ALL, "b")[0].positions == [0]
+    assert directory.lookup(ALL, "b", 0, 0)[0].positions == [0]
     assert directory.delta(delta(4), 0).resync
+
+
+def test_a_snapshot_in_pieces_replaces_what_was_known_with_its_last_piece() -> None:
+    directory = DirectoryState(64)
+    directory.delta(delta(1, KEYS[0] + KEYS[1], snapshot=True), 0)
+    pieces = [
+        Delta(node_id="a", epoch=2, seq=1, added=KEYS[1], removed=b"", begin=True),
+        Delta(node_id="a", epoch=2, seq=2, added=KEYS[2], removed=b"", end=True),
+    ]
+    assert not directory.delta(pieces[0], 0).resync
+    assert directory.lookup(ALL, "b", 0, 0)[0].positions == [0, 1]
+    assert not directory.delta(pieces[1], 0).resync
+    assert directory.lookup(ALL, "b", 0, 0)[0].positions == [1, 2]
+
+
+def test_a_silent_node_holds_nothing_until_it_speaks_again() -> None:
+    directory = DirectoryState(64)
+    directory.delta(delta(1, KEYS[0], snapshot=True), now=0)
+    assert directory.lookup(ALL, "b", 0, SILENT_SECONDS)
+    assert not directory.lookup(ALL, "b", 0, SILENT_SECONDS + 1)
+    directory.delta(delta(2), now=SILENT_SECONDS + 1)
+    assert directory.lookup(ALL, "b", 0, SILENT_SECONDS + 1)
 
 
 def test_half_a_key_is_refused() -> None:

@@ -1,5 +1,4 @@
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -75,9 +74,25 @@ def test_dropping_a_node_forgets_what_only_it_had() -> None:
     table, keys = ChunkTable(64), some_keys(10)
     table.add(keys, 1)
     table.add(keys[:5], 2)
-    table.drop_node(1)
-    assert (len(table), table.count(1)) == (5, 0)
+    table.retire(1)
+    assert table.count(1) == 0
     assert holders(table, keys) == [{2}] * 5 + [set()] * 5
+    assert table.is_retired(1)
+    for _ in range(4):
+        table.sweep(16)
+    assert (len(table), table.is_retired(1)) == (5, False)
+
+
+def test_a_number_of_a_node_takes_the_place_of_another() -> None:
+    table, keys = ChunkTable(64), some_keys(6)
+    for node in (1, 2, 3, 4):
+        table.add(keys, node)
+    table.add(keys[:4], 5, instead_of=2)
+    assert holders(table, keys) == [{1, 3, 4, 5}] * 4 + [{1, 2, 3, 4}] * 2
+    assert [table.count(n) for n in (2, 5)] == [2, 4]
+    table.retire(2)
+    table.add(keys, 6)  # where 2 was there is room: nobody else is forgotten
+    assert holders(table, keys)[4:] == [{1, 3, 4, 6}] * 2
 
 
 def test_costs_less_than_150_bytes_a_chunk() -> None:
@@ -107,8 +122,10 @@ def test_never_claims_what_is_not_so_and_knows_all_while_there_is_room(
         elif kind == "remove":
             table.remove(keys[which], node)
         else:
-            table.drop_node(node)
+            table.retire(node)
             which = list(range(80))
+            while table.is_retired(node):
+                table.sweep(32)
         for i in which:
             (truth[i].add if kind == "add" else truth[i].discard)(node)
         known = holders(table, keys)
@@ -116,13 +133,3 @@ def test_never_claims_what_is_not_so_and_knows_all_while_there_is_room(
         assert capacity < 80 or known == truth
         assert len(table) == sum(map(bool, known)) <= capacity
         assert [table.count(n) for n in range(4)] == [sum(n in k for k in known) for n in range(4)]
-
-
-def test_clear() -> None:
-    table, keys = ChunkTable(64), some_keys(64)
-    table.add(keys, 1)
-    table.clear()
-    assert len(table) == 0
-    assert holders(table, keys) == [set()] * 64
-    table.add(keys, 2)
-    assert table.count(2) == pytest.approx(64)

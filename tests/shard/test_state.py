@@ -186,7 +186,8 @@ def test_recovery(state: ShardState, hello: HelloFactory) -> None:
     again, _ = state.hello(hello(held=(2, 9, 31)), 0)
     assert again.slots == [2]
     delta = state.delta()
-    assert delta.snapshot
+    assert delta.begin
+    assert delta.end
     assert delta.added == A + B
     state.owner_gone(ENGINE, 10)
     assert state.tick(13) == [Free((2, 1))]

@@ -1,0 +1,130 @@
+"""The directory as a shard sees it: one actor, or several that share the keys."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable
+
+import msgspec
+import numpy as np
+from ray.exceptions import RayError
+
+from lmkv_ray.actors.launch import Handle, find
+from lmkv_ray.actors.names import directory_name
+from lmkv_ray.directory import Holding, merge
+from lmkv_ray.keys import key_array, parts_of
+from lmkv_ray.messages import Delta, DeltaReply, decode, encode
+
+SILENT_SECONDS = 3.0
+"""A directory that owes an answer for longer is not asked, nor waited for."""
+ANSWER_SECONDS = 30.0
+"""A delta that is not answered for so long is given up."""
+
+_HOLDINGS = msgspec.msgpack.Decoder(list[Holding])
+_ROOMS = msgspec.msgpack.Decoder(dict[str, int])
+
+
+class Directory:
+    """All parts of the directory; every call ends in time.
+
+    Args:
+        namespace: Ray's.
+        parts: how many there are.
+    """
+
+    def __init__(self, namespace: str, parts: int) -> None:
+        self._parts = [_Part(directory_name(part), namespace) for part in range(parts)]
+
+    @property
+    def others(self) -> int:
+        """Other nodes that hold chunks; 0 while a part could not say which."""
+        if any(part.is_silent for part in self._parts):
+            return 0
+        return max(part.others for part in self._parts)
+
+    async def tell(self, part: int, delta: Delta) -> DeltaReply | None:
+        """Send a delta to a part; None if there is no answer. One at a time."""
+        return await self._parts[part].tell(delta)
+
+    async def lookup(
+        self, keys: bytes, asking: str, cleared: int, within: float
+    ) -> list[Holding] | None:
+        """Who holds what; None if a part that has to be asked does not answer in time."""
+        rows = key_array(keys)
+        part_of = parts_of(rows, len(self._parts))
+        asked = {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}
+        if any(self._parts[part].is_silent for part in asked):
+            return None
+        answers = await asyncio.gather(
+            *(
+                self._parts[part].ask(
+                    "lookup",
+                    rows[positions].tobytes(),
+                    asking,
+                    cleared,
+                    within=min(within, SILENT_SECONDS),
+                )
+                for part, positions in asked.items()
+            )
+        )
+        found = [_HOLDINGS.decode(answer) for answer in answers if answer is not None]
+        if len(found) < len(asked):
+            return None
+        if len(asked) == 1:
+            return found[0]
+        return merge(zip((p.tolist() for p in asked.values()), found, strict=True))
+
+    async def clear(self, space: bytes) -> bool:
+        """Ask for a clear on all nodes; whether it was accepted."""
+        return await self._parts[0].ask("clear", space, within=SILENT_SECONDS) is not None
+
+    async def rooms(self, asking: str) -> dict[str, int] | None:
+        """Bytes that other nodes would take; None if the directory does not answer in time."""
+        answer = await self._parts[0].ask("rooms", asking, within=SILENT_SECONDS)
+        return None if answer is None else _ROOMS.decode(answer)
+
+
+class _Part:
+    """One actor of the directory, by its name."""
+
+    def __init__(self, name: str, namespace: str) -> None:
+        self._name = name
+        self._namespace = namespace
+        self._handle: Handle | None = None
+        self._told_at: float | None = None
+        self.others = 0
+
+    @property
+    def is_silent(self) -> bool:
+        return self._told_at is not None and time.monotonic() > self._told_at + SILENT_SECONDS
+
+    async def tell(self, delta: Delta) -> DeltaReply | None:
+        # A directory that hangs finds one message when it wakes up, not thousands.
+        self._told_at = time.monotonic()
+        answer = await self.ask("delta", encode(delta), within=ANSWER_SECONDS)
+        if answer is None:
+            self.others = 0
+            return None
+        self._told_at = None
+        reply = decode(answer, DeltaReply)
+        self.others = reply.peers
+        return reply
+
+    async def ask(self, method: str, *args: object, within: float) -> bytes | None:
+        if self._handle is None:
+            self._handle = await asyncio.to_thread(find, self._name, self._namespace)
+        if self._handle is None:
+            return None
+        answer = await in_time(getattr(self._handle, method).remote(*args), within)
+        if answer is None:
+            self._handle = None  # maybe it was ended for good and there is a new one
+        return answer
+
+
+async def in_time(answer: Awaitable[bytes], within: float) -> bytes | None:
+    """The answer of an actor, or None: it is dead, restarting, or too slow."""
+    try:
+        return await asyncio.wait_for(answer, max(within, 0))
+    except (TimeoutError, RayError):
+        return None

@@ -1,0 +1,78 @@
+"""What a shard tells the directory, and what it is told in return."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import msgspec
+
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.actors.loops import forever
+from lmkv_ray.actors.parts import Directory
+from lmkv_ray.messages import Clear
+
+TELL_SECONDS = 0.1
+HEARTBEAT_SECONDS = 1.0
+"""How often the directory hears of a shard that has nothing to tell."""
+GUEST_SHARE = 8
+"""A full shard takes in as much from nodes that leave as this part of itself (an eighth)."""
+
+
+class Telling:
+    """Keeps every part of the directory informed.
+
+    Args:
+        shard: about whom.
+        directory: whom.
+        clear: how to carry out a clear that was missed.
+    """
+
+    def __init__(
+        self, shard: Shard, directory: Directory, clear: Callable[[Clear], Awaitable[None]]
+    ) -> None:
+        self.draining = False
+        """Whether the node is about to leave."""
+        self._shard = shard
+        self._directory = directory
+        self._clear = clear
+        self._told: dict[int, tuple[float, int, bool]] = {}
+
+    def start(self) -> list[asyncio.Task[None]]:
+        """One loop for each part."""
+        parts = range(self._shard.state.deltas.parts)
+        return [
+            asyncio.create_task(
+                forever("telling the directory", TELL_SECONDS, partial(self._tell, part))
+            )
+            for part in parts
+        ]
+
+    async def _tell(self, part: int) -> None:
+        state = self._shard.state
+        now, facts = time.monotonic(), (self._shard.cleared, self.draining)
+        at, *told = self._told.get(part, (0.0, -1, False))
+        beat = now >= at + HEARTBEAT_SECONDS or tuple(told) != facts
+        if not beat and not state.deltas.pending(part):
+            return
+        self._told[part] = (now, *facts)
+        while True:
+            delta = msgspec.structs.replace(
+                state.delta(part), cleared=facts[0], draining=facts[1], room=self._room()
+            )
+            reply = await self._directory.tell(part, delta)
+            if reply is None:
+                return
+            for clear in reply.clears:
+                await self._clear(clear)
+            if reply.resync:
+                state.deltas.resync(part)
+            # The pieces of a snapshot follow each other; anything else can wait.
+            if not state.deltas.midway(part):
+                return
+
+    def _room(self) -> int:
+        free = self._shard.capacity - self._shard.state.nbytes
+        return max(free, 0) + self._shard.capacity // GUEST_SHARE

@@ -1,0 +1,56 @@
+"""Which clears there were, so that no node is read from that has missed one."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from lmkv_ray.messages import Clear
+
+KEPT = 64
+"""Clears that are remembered one by one; who missed more than these clears everything."""
+
+
+class ClearLog:
+    """The newest clears, by number.
+
+    Shards remember the number of the last clear that they carried out and tell it with every delta.
+    So nothing is lost with the directory: a new one learns the highest number from any shard
+    that has it, and whoever is behind in a way it knows nothing about clears everything.
+    """
+
+    def __init__(self) -> None:
+        self.highest = 0
+        self._clears: deque[Clear] = deque(maxlen=KEPT)
+        self._since = 0  # all clears after this one are in the log
+
+    def new(self, space: bytes, now_ns: int) -> Clear:
+        """A clear that has to be carried out from now on.
+
+        Args:
+            space: 8 bytes, or none for all.
+            now_ns: wall-clock time; it makes numbers higher than those of a forgotten log. If the
+                clock was turned back, ``heard`` does.
+        """
+        clear = Clear(number=max(self.highest + 1, now_ns), space=space)
+        if len(self._clears) == KEPT:
+            self._since = self._clears[0].number
+        self._clears.append(clear)
+        self.highest = clear.number
+        return clear
+
+    def heard(self, number: int) -> None:
+        """A shard has carried out this clear."""
+        if number in (self.highest, self._since) or number < self._since:
+            return
+        if all(clear.number != number for clear in self._clears):
+            # Of another life of the directory: what else there was before it, nobody knows.
+            self._since = number
+            self.highest = max(self.highest, number)
+
+    def owed(self, cleared: int) -> list[Clear]:
+        """What a shard has yet to do whose last clear was this one, in order."""
+        if cleared >= self.highest:
+            return []
+        if cleared < self._since:
+            return [Clear(number=self.highest)]
+        return [clear for clear in self._clears if clear.number > cleared]
