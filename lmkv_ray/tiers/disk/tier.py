@@ -176,12 +176,12 @@ class DiskTier:
 
     def status(self) -> TierStatus:
         """See ``Tier``."""
-        index = self._mount.index if self._mount else None
+        index = self._mount.index if self._mount is not None else None
         return TierStatus(
             name=self.name,
-            chunks=len(index) if index else 0,
-            nbytes=index.used if index else 0,
-            capacity=index.capacity if index else self._recipe.capacity or 0,
+            chunks=len(index) if index is not None else 0,
+            nbytes=index.used if index is not None else 0,
+            capacity=index.capacity if index is not None else self._recipe.capacity or 0,
             problem=self._health.problem,
             counters=asdict(self._counters),
         )
