@@ -84,8 +84,15 @@ class Settings(BaseSettings):
     exchange_seconds: float = Field(
         0.1, gt=0, description="Seconds between an engine's batched messages to its shard."
     )
-    eviction_policy: Literal["lru"] = Field(
-        "lru", description="Which chunks make room when the arena is full."
+    eviction_policy: Literal["arc", "hinted", "lru", "s3fifo"] = Field(
+        "arc", description="Which chunks make room when the arena is full (docs/policies.md)."
+    )
+    tenant_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a shard's chunks past which a tenant (salt) makes room before others "
+        "do. Default: tenants have no shares.",
     )
     tier_admission: Literal["second_hit", "all"] = Field(
         "second_hit",
