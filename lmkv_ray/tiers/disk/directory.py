@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv_ray.errors import TierError
-from lmkv_ray.tiers.disk.format import PAGE, Label, file_bytes, parse_path
+from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
 
 TEMPORARY = "tmp"
 _FANOUT = [f"{byte:02x}" for byte in range(256)]

@@ -19,14 +19,14 @@ from lmkv_ray.errors import LmkvError
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
-from lmkv_ray.tiers.disk.cipher import MAX_NBYTES, load_cipher
+from lmkv_ray.tiers.cipher import MAX_NBYTES, load_cipher
 from lmkv_ray.tiers.disk.files import ChunkFiles
-from lmkv_ray.tiers.disk.format import Label
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
 from lmkv_ray.tiers.disk.workers import Workers
+from lmkv_ray.tiers.format import Label
 from lmkv_ray.transports import Failure, Fetch, Outcome
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ import pytest
 
 from lmkv_ray.errors import TierError
 from lmkv_ray.tiers.disk.directory import Directory
-from lmkv_ray.tiers.disk.format import Label, file_bytes
+from lmkv_ray.tiers.format import Label, file_bytes
 
 LABEL = Label(bytes(range(16)), 5, 1000)
 

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from lmkv_ray.policies import LRU
-from lmkv_ray.tiers.disk.format import Label
 from lmkv_ray.tiers.disk.index import DiskIndex, Entry, State
+from lmkv_ray.tiers.format import Label
 
 KEYS = [bytes([i]) * 16 for i in range(8)]
 CAPACITY = 40

@@ -3,7 +3,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkv_ray.tiers.disk.format import PAGE, Header, Label, file_bytes, parse_path
+from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes, parse_path
 
 labels = st.builds(
     Label,

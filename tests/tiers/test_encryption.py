@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from lmkv_ray.errors import ConfigError, UnsupportedError
-from lmkv_ray.tiers.disk.cipher import AesGcm, load_cipher
-from lmkv_ray.tiers.disk.format import Header, Label
+from lmkv_ray.tiers.cipher import AesGcm, load_cipher
+from lmkv_ray.tiers.format import Header, Label
 from lmkv_ray.transports import Failure
 from tests.tiers.harness import COUNT, DiskHarness, content_of, fetch, slots, some_keys, store
 
