@@ -12,7 +12,7 @@ from lmkv_ray.actors.parts import SILENT_SECONDS, Directory, in_time
 from lmkv_ray.actors.wire import PeerAddress
 from lmkv_ray.directory import Holding
 from lmkv_ray.messages import decode
-from lmkv_ray.transports import PeerInfo
+from lmkv_ray.transports import PeerInfo, host_id
 
 
 class RayPeers:
@@ -44,7 +44,7 @@ class RayPeers:
         handle = await asyncio.to_thread(find, shard_name(node_id), self._namespace)
         if handle is None:
             return None
-        answer = await in_time(handle.address.remote(), min(within, SILENT_SECONDS))
+        answer = await in_time(handle.address.remote(host_id()), min(within, SILENT_SECONDS))
         if answer is None:
             return None
         address = decode(answer, PeerAddress)
@@ -53,7 +53,19 @@ class RayPeers:
             batch: Awaitable[Any] = handle.read.remote(keys)
             return batch
 
-        peer = PeerInfo(node_id, address.host, address.arena_path, address.arena_id, read)
+        def locate(keys: bytes, known: str) -> Awaitable[bytes]:
+            located: Awaitable[bytes] = handle.locate.remote(keys, known)
+            return located
+
+        peer = PeerInfo(
+            node_id=node_id,
+            host=address.host,
+            arena_path=address.arena_path,
+            arena_id=address.arena_id,
+            read=read,
+            locate=locate,
+            nixl_obstacle=address.nixl_obstacle,
+        )
         self._peers[node_id] = peer
         return peer
 

@@ -26,7 +26,15 @@ from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Clear, Exchange, Hello, Stage, Welcome, decode, encode
-from lmkv_ray.transports import Batch, ChunkReader, Transports, host_id
+from lmkv_ray.transports import (
+    Batch,
+    ChunkReader,
+    Helper,
+    NixlSource,
+    Transports,
+    all_transports,
+    host_id,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,13 +70,15 @@ class ShardActor:
             writer = await asyncio.to_thread(open_arena, settings, name, restarted=restarted)
             self._shard = Shard(writer, settings, node_id)
             self._tiers, self._refused = await open_tiers(settings)
-            peers = PeerFinder(self._peers, Transports(settings.transport))
+            known = all_transports(writer, Helper(writer))
+            peers = PeerFinder(self._peers, Transports(known, settings.transport))
             instant = [t for t in self._tiers if t.capabilities.instant]
             distant = [t for t in self._tiers if not t.capabilities.instant]
             finders: list[Finder] = [*map(TierFinder, instant), peers, *map(TierFinder, distant)]
             self._staging = Staging(self._shard, finders)
             self._demotion = Demotion(self._shard, self._tiers)
             self._chunks = ChunkReader(self._shard.reader)
+            self._nixl = NixlSource(self._shard.reader, Helper(writer), writer.set_checksum)
         except LmkvError as error:
             logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
             self._failure = error
@@ -108,21 +118,32 @@ class ShardActor:
         _ = self._working
         return encode(await self._staging.stage(decode(message, Stage)))
 
-    async def address(self) -> bytes:
+    async def address(self, host: str = "") -> bytes:
         """``PeerAddress``: how other shards read from this one; also says that it works.
+
+        Args:
+            host: the ``host_id`` of a shard that is going to read.
 
         Raises:
             ArenaError: there is no arena.
         """
         writer = self._working.writer
+        if host not in ("", host_id()):
+            self._nixl.start()
         return encode(
             PeerAddress(
                 node_id=self._node_id,
                 host=host_id(),
                 arena_path=writer.path,
                 arena_id=writer.arena_id,
+                nixl_obstacle=self._nixl.obstacle,
             )
         )
+
+    async def locate(self, keys: bytes, known: str) -> bytes:
+        """Where chunks are, for another shard (see ``NixlTransport``)."""
+        _ = self._working
+        return await self._nixl.locate(keys, known)
 
     async def read(self, keys: bytes) -> Batch:
         """Chunks for another shard (see ``ObjectStoreTransport``)."""

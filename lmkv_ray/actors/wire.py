@@ -14,6 +14,8 @@ class PeerAddress(Message, frozen=True):
     """See ``transports.host_id``."""
     arena_path: str
     arena_id: int
+    nixl_obstacle: str | None
+    """Why NIXL cannot read from it; None: it can."""
 
 
 class EngineStatus(Message, frozen=True):

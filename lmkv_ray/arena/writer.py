@@ -253,6 +253,10 @@ class ArenaWriter:
             raise _bug(f"slot {slot} is not in an assigned extent")
         return self._data[offsets[0] : offsets[0] + size[0]]
 
+    def offset_of(self, payload: npt.NDArray[np.uint8]) -> int:
+        """Where in the data a view begins that ``payload`` gave."""
+        return payload.ctypes.data - self._data.ctypes.data
+
     def scan(self) -> Content:
         """All that is in the arena; for a shard that has just adopted it."""
         return scan(self._tables)

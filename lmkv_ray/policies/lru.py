@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
-
-from lmkv_ray.hints import NO_HINTS, Hints
-from lmkv_ray.policies.base import Policy
+from collections.abc import Iterable
+from itertools import islice
 
 
-class LRU(Policy):
+class LRU:
     """Evicts what was not used for longest.
 
     A prompt's chunks are touched deepest first, so its tail ages before its head: a tail without
@@ -19,7 +17,7 @@ class LRU(Policy):
     def __init__(self) -> None:
         self._order: OrderedDict[bytes, None] = OrderedDict()
 
-    def added(self, key: bytes, hints: Hints = NO_HINTS) -> None:
+    def added(self, key: bytes) -> None:
         self._order[key] = None
         self._order.move_to_end(key)
 
@@ -31,8 +29,8 @@ class LRU(Policy):
     def removed(self, key: bytes) -> None:
         self._order.pop(key, None)
 
-    def order(self) -> Iterator[bytes]:
-        return iter(self._order)
+    def victims(self, n: int) -> list[bytes]:
+        return list(islice(self._order, max(n, 0)))
 
     def __len__(self) -> int:
         return len(self._order)

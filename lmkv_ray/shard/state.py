@@ -67,7 +67,7 @@ class ShardState:
     ) -> None:
         self.owner = owner
         self.deltas = deltas
-        self.admission = Admission(None) if admission is None else admission
+        self.admission = admission or Admission(None)
         self.limits = limits or Limits()
         self.counters = Counters()
         self.nbytes = 0

@@ -9,7 +9,7 @@ What a shard actor does with this package:
 
     # As the one that fetches: know your peers, choose, fetch into reserved slots.
     peer = PeerInfo(node_id, host, arena_path, arena_id, read=lambda keys: handle.read.remote(keys))
-    transports = Transports(settings.transport)
+    transports = Transports(all_transports(writer, Helper(writer)), settings.transport)
     fetch = Fetch(keys, [writer.payload(slot) for slot in slots], within=seconds)
     async with contextlib.aclosing(transports.choose(peer).fetch(peer, fetch)) as outcomes:
         async for outcome in outcomes:
@@ -31,8 +31,9 @@ from lmkv_ray.transports.base import (
     host_id,
 )
 from lmkv_ray.transports.chunk_reader import Batch, ChunkReader
+from lmkv_ray.transports.nixl import Helper, NixlSource, NixlTransport
 from lmkv_ray.transports.object_store import ObjectStoreTransport
-from lmkv_ray.transports.select import Transports
+from lmkv_ray.transports.select import Transports, all_transports
 from lmkv_ray.transports.shared_memory import SharedMemoryTransport
 
 __all__ = [
@@ -41,11 +42,15 @@ __all__ = [
     "ChunkReader",
     "Failure",
     "Fetch",
+    "Helper",
+    "NixlSource",
+    "NixlTransport",
     "ObjectStoreTransport",
     "Outcome",
     "PeerInfo",
     "SharedMemoryTransport",
     "Transport",
     "Transports",
+    "all_transports",
     "host_id",
 ]

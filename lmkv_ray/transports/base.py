@@ -28,7 +28,7 @@ class Capabilities:
     same_host: bool
     """Reaches only peers that share our kernel, pid namespace and user."""
     one_sided: bool
-    """The peer's process takes no part: it may be busy or hang, and the fetch goes on."""
+    """The peer's shard takes no part: it may be busy or hang, and the fetch goes on."""
     verified: bool
     """Bytes cross a network, so each chunk is checked against its checksum when it is in place."""
 
@@ -45,6 +45,10 @@ class PeerInfo:
     read: Callable[[bytes], Awaitable[Batch]]
     """Calls the peer's ``ChunkReader.read`` with keys of 16 bytes each (for Ray: what
     ``handle.read.remote`` returns)."""
+    locate: Callable[[bytes, str], Awaitable[bytes]] | None = None
+    """Calls the peer's ``NixlSource.locate``."""
+    nixl_obstacle: str | None = None
+    """Why NIXL cannot read from the peer, as far as it knows itself."""
 
 
 class Failure(enum.StrEnum):
@@ -102,12 +106,15 @@ class Transport(Protocol):
 
     1. (our loop) The shard reserves a slot for each key and calls ``fetch`` with views of the
        slots. Nothing is visible to engines yet: the slots' generations are odd.
-    2. (shared memory: our thread | object store: a thread of the peer's actor) The keys are
-       looked up in the peer's arena. Which are missing is known now.
-    3. (same place) The bytes are copied out, and *then* the generations are checked: a chunk that
-       was evicted meanwhile is reported, and its bytes are never used.
+    2. (shared memory: our thread | else: a thread of the peer's actor) The keys are looked up in
+       the peer's arena. Which are missing is known now.
+    3. (same place) The bytes are copied out (NIXL: checksums are computed where the peer has none
+       yet), and *then* the generations are checked: a chunk that was evicted meanwhile is reported,
+       and its bytes are never used.
     4. (object store) The peer computes checksums, Ray carries the batch, and a thread of ours
        copies each chunk into its slot and verifies the checksum of the bytes *in the slot*.
+       (NIXL) A process of ours reads the bytes from the peer's arena into the slots and does the
+       same. A chunk that was evicted and overwritten since step 3 fails there.
     5. (our loop) One ``Outcome`` for each key, as soon as its chunk is done: the shard publishes
        the slot, and engines see the chunk while others are still on their way.
 

@@ -8,15 +8,15 @@ flow control.
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import time
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator
 from functools import partial
 
 import numpy as np
 
 from lmkv_ray.arena import checksum
+from lmkv_ray.transports.asking import NoAnswerError, answer_of
 from lmkv_ray.transports.base import (
     Capabilities,
     Failure,
@@ -27,6 +27,7 @@ from lmkv_ray.transports.base import (
     to_the_end,
 )
 from lmkv_ray.transports.chunk_reader import BATCH_BYTES, CHANGED, Batch
+from lmkv_ray.transports.windows import failed, in_windows
 
 IN_FLIGHT = 2
 
@@ -51,63 +52,29 @@ class ObjectStoreTransport:
     async def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see ``Transport``."""
         deadline = time.monotonic() + fetch.within
-        waiting = deque(groups([len(d) for d in fetch.destinations], self._batch_bytes))
-        asked: deque[tuple[range, asyncio.Task[Batch]]] = deque()
-        try:
-            while waiting or asked:
-                while waiting and len(asked) < IN_FLIGHT:
-                    group = waiting.popleft()
-                    asked.append((group, asyncio.create_task(_ask(peer, fetch, group))))
-                group, answer = asked[0]
-                failure = await _wait(answer, deadline)
-                if failure is not None:
-                    break
-                batch = answer.result()
-                # No name may keep the answer, or its memory in the object store stays pinned.
-                asked.popleft()
-                del answer
-                outcomes = await to_the_end(partial(_land, batch, fetch, group))
-                del batch
-                for outcome in outcomes:
-                    yield outcome
-            else:
-                return
-            # The first failure ends the fetch: what else was asked for would fail alike.
-            for group in [*(group for group, _ in asked), *waiting]:
-                for position in group:
-                    yield Outcome(position, failure=failure[0], detail=failure[1])
-        finally:
-            for _, answer in asked:
-                answer.cancel()
-            await asyncio.gather(*(answer for _, answer in asked), return_exceptions=True)
+        windows = groups([len(d) for d in fetch.destinations], self._batch_bytes)
+        bring = partial(_bring, peer, fetch, deadline)
+        async with contextlib.aclosing(in_windows(windows, bring, IN_FLIGHT)) as outcomes:
+            async for outcome in outcomes:
+                yield outcome
 
 
-async def _ask(peer: PeerInfo, fetch: Fetch, group: range) -> Batch:
-    answer: Awaitable[Batch] = peer.read(fetch.keys[group.start : group.stop].tobytes())
-    return await answer
-
-
-async def _wait(answer: asyncio.Task[Batch], deadline: float) -> tuple[Failure, str] | None:
-    """Wait for a batch; None, or why there is none."""
-    await asyncio.wait([answer], timeout=max(deadline - time.monotonic(), 0))
-    if not answer.done():
-        return Failure.LATE, ""
-    error = answer.exception()
-    if error is None:
-        return None
-    # Whatever it is: the peer's death, its error, a broken network. Ray's errors are long texts
-    # that end with the cause.
-    cause = str(error).strip().rpartition("\n")[2]
-    return Failure.LOST, f"{type(error).__name__}: {cause}"[:500]
+async def _bring(peer: PeerInfo, fetch: Fetch, deadline: float, window: range) -> list[Outcome]:
+    keys = fetch.keys[window.start : window.stop].tobytes()
+    try:
+        batch = await answer_of(lambda: peer.read(keys), deadline)
+    except NoAnswerError as error:
+        return failed(window, error.failure, error.detail)
+    return await to_the_end(partial(_land, batch, fetch, window))
 
 
 def _land(batch: Batch, fetch: Fetch, group: range) -> list[Outcome]:
     """Copy the chunks of a batch into their destinations and verify them there."""
     sizes = np.maximum(batch.nbytes, 0)
     if len(sizes) != len(group) or len(batch.checksums) != len(group):
-        return _lost(group, "the batch is not for the keys that were asked for")
+        return failed(group, Failure.LOST, "the batch is not for the keys that were asked for")
     if sizes.sum() != len(batch.payload):
-        return _lost(group, "the batch is shorter or longer than it says")
+        return failed(group, Failure.LOST, "the batch is shorter or longer than it says")
     outcomes, start = [], 0
     for position, nbytes, expected in zip(
         group, batch.nbytes.tolist(), batch.checksums.tolist(), strict=True
@@ -128,7 +95,3 @@ def _land(batch: Batch, fetch: Fetch, group: range) -> list[Outcome]:
         else:
             outcomes.append(Outcome(position, failure=Failure.CORRUPT))
     return outcomes
-
-
-def _lost(group: range, detail: str) -> list[Outcome]:
-    return [Outcome(position, failure=Failure.LOST, detail=detail) for position in group]

@@ -5,24 +5,35 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.errors import TransportError
 from lmkv_ray.transports.base import PeerInfo, Transport
+from lmkv_ray.transports.nixl import Helper, NixlTransport
 from lmkv_ray.transports.object_store import ObjectStoreTransport
 from lmkv_ray.transports.shared_memory import SharedMemoryTransport
 
 logger = logging.getLogger(__name__)
 
 
+def all_transports(arena: ArenaWriter, helper: Helper) -> list[Transport]:
+    """Those there are, best first.
+
+    Args:
+        arena: what is fetched into.
+        helper: for NIXL to read into it.
+    """
+    return [SharedMemoryTransport(), NixlTransport(arena, helper), ObjectStoreTransport()]
+
+
 class Transports:
     """Chooses a transport for each peer, once for each life of the peer's arena.
 
     Args:
+        known: best first.
         setting: a transport's name, or ``auto`` for the first one that can serve the peer.
-        transports: all there are, best first.
     """
 
-    def __init__(self, setting: str = "auto", transports: Sequence[Transport] = ()) -> None:
-        known = transports or (SharedMemoryTransport(), ObjectStoreTransport())
+    def __init__(self, known: Sequence[Transport], setting: str = "auto") -> None:
         self._transports = [t for t in known if setting in ("auto", t.name)]
         self._chosen: dict[str, tuple[int, Transport]] = {}
         if not self._transports:

@@ -96,7 +96,7 @@ def peers(nodes: dict[str, Node]) -> FakePeers:
 
 @pytest.fixture
 def staging(here: Node, peers: FakePeers) -> Iterator[Staging]:
-    finder = PeerFinder(peers, Transports(transports=[ObjectStoreTransport()]))
+    finder = PeerFinder(peers, Transports([ObjectStoreTransport()]))
     yield Staging(here.shard, [finder])
     here.close()
 

@@ -5,16 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+import sys
 import threading
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter, Hits, this_process
 from lmkv_ray.keys import KeyArray, key_array
-from lmkv_ray.messages import MissReason
-from lmkv_ray.transports import Batch, ChunkReader, PeerInfo, host_id
+from lmkv_ray.messages import MissReason, decode, encode
+from lmkv_ray.transports import (
+    Batch,
+    ChunkReader,
+    Helper,
+    NixlSource,
+    NixlTransport,
+    PeerInfo,
+    host_id,
+)
+from lmkv_ray.transports.nixl import Located
 
 CHUNK = 64 << 10
 COUNT = 12
@@ -39,8 +50,11 @@ class Store:
         self.keys = some_keys()
         self.slots = self.writer.assign_extent(0, CHUNK)[:COUNT]
         self.fill(self.keys)
+        self.helper = Helper(self.writer)
+        self.source = NixlSource(self.reader, self.helper, self.writer.set_checksum)
         self.mood = ""
         self.calls = 0
+        self.hanging = asyncio.Event()
 
     def fill(self, keys: KeyArray) -> None:
         self.writer.reserve(self.slots, this_process())
@@ -48,6 +62,15 @@ class Store:
             content = content_of(key)
             self.writer.payload(slot)[: len(content)] = content
         self.writer.publish(self.slots, keys, len(content), 1)
+
+    def reset(self) -> None:
+        """As if new."""
+        self.writer.retire(self.slots, MissReason.CLEARED)
+        self.fill(self.keys)
+        self.set_mood("")
+        self.calls = 0
+        self.hanging.set()
+        self.hanging = asyncio.Event()
 
     def describe(self) -> tuple[str, str, int]:
         return host_id(), self.writer.path, self.writer.arena_id
@@ -72,16 +95,7 @@ class Store:
         ArenaReader.lookup = wrapped
 
     async def read(self, keys: bytes) -> Batch:
-        self.calls += 1
-        match self.mood:
-            case "die":
-                os._exit(1)
-            case "fail":
-                raise ConnectionError("the peer does not want to")
-            case "hang":
-                await asyncio.Event().wait()
-            case "hang_later" if self.calls > 1:
-                await asyncio.Event().wait()
+        await self.behave()
         batch = await asyncio.to_thread(self.chunks.read, key_array(keys))
         if self.mood == "corrupt":
             payload = batch.payload.copy()
@@ -91,8 +105,54 @@ class Store:
             batch = replace(batch, payload=batch.payload[:-1])
         return batch
 
+    async def locate(self, keys: bytes, known: str) -> bytes:
+        await self.behave()
+        answer = await self.source.locate(keys, known)
+        located = decode(answer, Located)
+        if self.mood == "corrupt":
+            self.reader.data[int.from_bytes(located.offsets[:8], sys.byteorder) + 7] ^= 1
+        if self.mood == "nonsense":
+            answer = encode(msgspec.structs.replace(located, nbytes=located.nbytes[:-8]))
+        return answer
+
+    async def behave(self) -> None:
+        self.calls += 1
+        match self.mood:
+            case "die":
+                os._exit(1)
+            case "fail":
+                raise ConnectionError("the peer does not want to")
+            case "hang":
+                await self.hanging.wait()
+            case "hang_later" if self.calls > 1:
+                await self.hanging.wait()
+
     def close(self) -> None:
+        self.helper.close()
         self.reader.close()
+        self.writer.close()
+
+
+class Here:
+    """The arena that chunks are fetched into, and what reads into it."""
+
+    def __init__(self) -> None:
+        self.writer = ArenaWriter.create(f"here{secrets.token_hex(4)}", 4 << 20)
+        slots = [self.writer.assign_extent(extent, CHUNK) for extent in range(2)]
+        self.slots = np.concatenate(slots).tolist()
+        self.helper = Helper(self.writer)
+        self.helper.start()
+        self.transport = NixlTransport(self.writer, self.helper, window_bytes=2 * CHUNK)
+
+    def places(self, count: int, start: int = 0) -> list[np.ndarray]:
+        """Zeroed slots."""
+        places = [self.writer.payload(slot) for slot in self.slots[start : start + count]]
+        for place in places:
+            place[:] = 0
+        return places
+
+    def close(self) -> None:
+        self.helper.close()
         self.writer.close()
 
 
@@ -101,14 +161,17 @@ class LocalPeer:
 
     def __init__(self) -> None:
         self.store = Store()
+        self.alive = True
 
     def info(self) -> PeerInfo:
-        return PeerInfo("peer", *self.store.describe(), read=self.store.read)
+        store = self.store
+        return PeerInfo("peer", *store.describe(), read=store.read, locate=store.locate)
 
     def do(self, method: str, *args: object) -> None:
         getattr(self.store, method)(*args)
 
     def die(self) -> None:
+        self.alive = False
         self.store.close()
         self.store.set_mood("fail")
 
@@ -123,17 +186,24 @@ class RayPeer:
         import ray
 
         self.ray = ray
+        self.alive = True
         self.actor: Any = ray.remote(num_cpus=0, max_concurrency=8)(Store).remote()
 
     def info(self) -> PeerInfo:
         description = self.ray.get(self.actor.describe.remote())
         # A lambda, not the bound method: what a shard actor does.
-        return PeerInfo("peer", *description, read=lambda keys: self.actor.read.remote(keys))
+        return PeerInfo(
+            "peer",
+            *description,
+            read=lambda keys: self.actor.read.remote(keys),
+            locate=lambda keys, known: self.actor.locate.remote(keys, known),
+        )
 
     def do(self, method: str, *args: object) -> None:
         self.ray.get(getattr(self.actor, method).remote(*args))
 
     def die(self) -> None:
+        self.alive = False
         self.do("set_mood", "die")
 
     def close(self) -> None:

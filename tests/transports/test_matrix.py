@@ -22,7 +22,7 @@ from lmkv_ray.transports import (
     Transport,
     shared_memory,
 )
-from tests.transports.harness import CHUNK, COUNT, LocalPeer, RayPeer, content_of, some_keys
+from tests.transports.harness import CHUNK, COUNT, Here, LocalPeer, RayPeer, content_of, some_keys
 
 KEYS = some_keys()
 STRANGERS = some_keys(3, seed=5)
@@ -36,6 +36,7 @@ class Pair:
     transport: Transport
     peer: LocalPeer | RayPeer
     info: PeerInfo
+    here: Here
     destinations: list[np.ndarray]
 
     def fetch(self, keys: np.ndarray = KEYS, within: float = SECONDS) -> Fetch:
@@ -65,23 +66,63 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture(scope="module")
+def here() -> Iterator[Here]:
+    here = Here()
+    yield here
+    here.close()
+
+
+class Peers:
+    """One peer in this process and one in Ray, for as long as they live: starting takes time."""
+
+    def __init__(self) -> None:
+        self._peers: dict[type, LocalPeer | RayPeer] = {}
+
+    def get(self, kind: type[LocalPeer | RayPeer]) -> LocalPeer | RayPeer:
+        if kind in self._peers:
+            if self._peers[kind].alive:
+                self._peers[kind].do("reset")
+                return self._peers[kind]
+            self._peers[kind].close()
+        self._peers[kind] = kind()
+        return self._peers[kind]
+
+    def close(self) -> None:
+        if LocalPeer in self._peers:  # the other one ends with Ray
+            self._peers[LocalPeer].close()
+
+
+@pytest.fixture(scope="module")
+def peers() -> Iterator[Peers]:
+    peers = Peers()
+    yield peers
+    peers.close()
+
+
 @pytest.fixture(
-    params=["shared_memory", "object_store", pytest.param("ray", marks=pytest.mark.ray)]
+    params=[
+        "shared_memory",
+        "object_store",
+        "nixl",
+        pytest.param("object_store in Ray", marks=pytest.mark.ray),
+        pytest.param("nixl in Ray", marks=pytest.mark.ray),
+    ]
 )
-def pair(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
-    """Batches and steps of two chunks."""
+def pair(
+    request: pytest.FixtureRequest, here: Here, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> Pair:
+    """Batches, steps and windows of two chunks."""
     monkeypatch.setattr(shared_memory, "STEP_BYTES", 2 * CHUNK)
-    transport: Transport = ObjectStoreTransport(batch_bytes=2 * CHUNK)
-    if request.param == "shared_memory":
-        transport = SharedMemoryTransport()
-    if request.param == "ray":
+    transports: list[Transport] = [
+        ObjectStoreTransport(batch_bytes=2 * CHUNK), SharedMemoryTransport(), here.transport
+    ]  # fmt: skip
+    name, _, where = request.param.partition(" in ")
+    if where:
         request.getfixturevalue("ray_cluster")
-        peer: LocalPeer | RayPeer = RayPeer()
-    else:
-        peer = LocalPeer()
-    destinations = [np.zeros(CHUNK, np.uint8) for _ in range(COUNT + len(STRANGERS))]
-    yield Pair(transport, peer, peer.info(), destinations)
-    peer.close()
+    peer = peers.get(RayPeer if where else LocalPeer)
+    transport = next(t for t in transports if t.name == name)
+    return Pair(transport, peer, peer.info(), here, here.places(COUNT + len(STRANGERS)))
 
 
 @pytest.fixture
@@ -160,7 +201,7 @@ async def test_a_closed_fetch_writes_no_more(pair: Pair) -> None:
     before = [destination.copy() for destination in pair.destinations]
     assert not (await anext(stream, None))
     # A fetch to other places takes at least as long as what was left of the first.
-    other = Fetch(KEYS, [np.zeros(CHUNK, np.uint8) for _ in KEYS], SECONDS)
+    other = Fetch(KEYS, pair.here.places(COUNT, start=16), SECONDS)
     async for outcome in pair.transport.fetch(pair.info, other):
         assert outcome.ok
     for old, new in zip(before, pair.destinations, strict=True):

@@ -16,10 +16,17 @@ from hypothesis import strategies as st
 from lmkv_ray.arena import checksum
 from lmkv_ray.errors import TransportError
 from lmkv_ray.messages import MissReason
-from lmkv_ray.transports import ChunkReader, Transports, host_id
+from lmkv_ray.transports import ChunkReader, Helper, Transport, Transports, all_transports, host_id
 from lmkv_ray.transports.base import groups, to_the_end
 from lmkv_ray.transports.chunk_reader import MISSING
 from tests.transports.harness import CHUNK, COUNT, LocalPeer, content_of, some_keys
+
+
+@pytest.fixture
+def known(peer: LocalPeer) -> Iterator[list[Transport]]:
+    helper = Helper(peer.store.writer)
+    yield all_transports(peer.store.writer, helper)
+    helper.close()
 
 
 @pytest.fixture
@@ -30,38 +37,43 @@ def peer() -> Iterator[LocalPeer]:
 
 
 def test_the_choice_is_logged_once_with_its_reason(
-    peer: LocalPeer, caplog: pytest.LogCaptureFixture
+    peer: LocalPeer, known: list[Transport], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    transports = Transports()
+    transports = Transports(known)
     assert transports.choose(peer.info()).name == "shared_memory"
     assert transports.choose(peer.info()).name == "shared_memory"
     assert [r.getMessage() for r in caplog.records] == [
         "Fetching from node peer by shared_memory: it is the best there is"
     ]
     caplog.clear()
-    elsewhere = replace(peer.info(), host="another", arena_id=1)
+    elsewhere = replace(peer.info(), host="another", arena_id=1, nixl_obstacle="it has none")
     assert transports.choose(elsewhere).name == "object_store"
     assert "not shared_memory, as the peer is on another host" in caplog.text
+    assert "not nixl, as the peer says: it has none" in caplog.text
 
 
-def test_memory_that_cannot_be_opened_is_an_obstacle(peer: LocalPeer) -> None:
+def test_memory_that_cannot_be_opened_is_an_obstacle(
+    peer: LocalPeer, known: list[Transport]
+) -> None:
     hidden = replace(peer.info(), arena_path="/proc/1/fd/99999")
-    assert Transports().choose(hidden).name == "object_store"
+    assert Transports(known).choose(hidden).name == "nixl"
 
 
-def test_a_setting_that_cannot_work_is_a_typed_error(peer: LocalPeer) -> None:
+def test_a_setting_that_cannot_work_is_a_typed_error(
+    peer: LocalPeer, known: list[Transport]
+) -> None:
     with pytest.raises(TransportError, match="LMKV_TRANSPORT"):
-        Transports("pigeon")
+        Transports(known, "pigeon")
     with pytest.raises(TransportError, match=r"No transport reaches.*LMKV_TRANSPORT=auto"):
-        Transports("shared_memory").choose(replace(peer.info(), host="another"))
+        Transports(known, "shared_memory").choose(replace(peer.info(), host="another"))
 
 
-def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer) -> None:
-    transports = Transports()
+def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer, known: list[Transport]) -> None:
+    transports = Transports(known)
     transports.choose(peer.info())
     transports.forget("peer")
-    assert transports.choose(replace(peer.info(), host="another")).name == "object_store"
+    assert transports.choose(replace(peer.info(), host="another")).name == "nixl"
 
 
 def test_host_id_is_stable() -> None:

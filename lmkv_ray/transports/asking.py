@@ -1,0 +1,47 @@
+"""Asking a peer's actor."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from lmkv_ray.transports.base import Failure
+
+T = TypeVar("T")
+
+
+class NoAnswerError(Exception):
+    """The peer has not answered with what was asked for."""
+
+    def __init__(self, failure: Failure, detail: str = "") -> None:
+        super().__init__(detail)
+        self.failure = failure
+        self.detail = detail
+
+
+async def answer_of(ask: Callable[[], Awaitable[T]], deadline: float) -> T:
+    """The answer to a call of a peer.
+
+    Args:
+        ask: makes the call.
+        deadline: ``time.monotonic()`` seconds.
+
+    Raises:
+        NoAnswerError: there is none in time, or an error instead.
+    """
+
+    async def asked() -> T:
+        return await ask()
+
+    try:
+        return await asyncio.wait_for(asked(), deadline - time.monotonic())
+    except TimeoutError:
+        raise NoAnswerError(Failure.LATE) from None
+    except Exception as error:
+        # Whatever it is: the peer's death, its error, a broken network. Ray's errors are long
+        # texts that end with the cause.
+        cause = str(error).strip().rpartition("\n")[2]
+        detail = f"{type(error).__name__}: {cause}"[:500]
+        raise NoAnswerError(Failure.LOST, detail) from None

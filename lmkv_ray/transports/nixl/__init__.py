@@ -1,0 +1,28 @@
+"""One-sided READs between nodes, by NIXL (RDMA, TCP or whatever UCX finds).
+
+The agent lives in a process of its own, one that serves reads of our arena and one that reads from
+peers, each started when it is first needed (half a second, 60 MiB) and ended with us. Because:
+
+* Where UCX has no hardware to read with (TCP), it emulates READs, and then a reader that dies in
+  the middle can take the process it reads from with it (seen with UCX 1.21: SIGABRT and SIGSEGV
+  within a few tries). Only a process that holds nothing may be exposed to that.
+* A READ cannot be taken back: after ``release`` and ``remove_remote_agent`` the bytes of a frozen
+  peer still arrived when it woke up (seen over TCP). The end of the reading process is a fence that
+  holds for every kind of network.
+* The calls block for as long as some transfers take, and some of them keep the GIL.
+
+    transport   ``NixlTransport``: windows of chunks, located by RPC, read one-sided, verified
+    source      ``NixlSource``: the peer's answer to ``locate``
+    helper      the process, as its parent sees it
+    process     the program it runs: the only code that knows NIXL
+    wire        what the two say to each other
+
+Targets are slots of the arena, in DRAM. GPU memory as a target needs no other protocol: a row of
+``Read`` would name a region of VRAM that the process has opened (CUDA IPC) and registered.
+"""
+
+from lmkv_ray.transports.nixl.helper import Helper
+from lmkv_ray.transports.nixl.source import Located, NixlSource
+from lmkv_ray.transports.nixl.transport import NixlTransport
+
+__all__ = ["Helper", "Located", "NixlSource", "NixlTransport"]

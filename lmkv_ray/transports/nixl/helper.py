@@ -1,0 +1,216 @@
+"""A process that owns a NIXL agent, as its parent sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import msgspec
+
+from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.transports.nixl.wire import (
+    PACKAGES,
+    Answer,
+    Failed,
+    Read,
+    Ready,
+    Register,
+    Request,
+    Result,
+    receive,
+    send,
+)
+
+START_SECONDS = 20.0
+"""A process that is not ready by then never will be."""
+GRACE_SECONDS = 1.0
+"""What a command may take beyond its deadline before the process is ended for it."""
+RETRY_SECONDS = 60.0
+"""A process that could not start is not tried again for so long."""
+THREADS = 8
+"""Commands under way at a time; more wait."""
+PROGRAM = "lmkv_ray.transports.nixl.process"
+
+
+class HelperError(Exception):
+    """The process could not do it; nothing of it writes into the slots any more."""
+
+    def __init__(self, why: str, *, late: bool = False) -> None:
+        super().__init__(why)
+        self.late = late
+
+
+class Helper:
+    """Starts its process when it is needed, and again when it has died. Thread-safe.
+
+    Args:
+        arena: what the process serves from or reads into.
+    """
+
+    def __init__(self, arena: ArenaWriter) -> None:
+        self._arena = arena
+        self._lock = threading.Lock()
+        self._life: _Life | None = None
+        self._closed = False
+        self._problem: tuple[float, str] | None = None
+        self.executor = ThreadPoolExecutor(THREADS, "nixl")
+        """For calls of ``call``."""
+
+    @property
+    def problem(self) -> str | None:
+        """Why there can be no process, as far as is known without trying."""
+        if self._closed:
+            return "the shard ends"
+        if not any(importlib.util.find_spec(package) for package in PACKAGES):
+            return "the package nixl is not installed"
+        if self._problem is not None and time.monotonic() < self._problem[0]:
+            return self._problem[1]
+        return None
+
+    @property
+    def agent(self) -> Ready | None:
+        """The agent of the process, None while there is none; another one after a restart."""
+        life = self._life
+        return life.agent if life is not None else None
+
+    def start(self) -> None:
+        """Have a process, if there can be one, before it is needed. Does not wait for it."""
+        with contextlib.suppress(HelperError):
+            self._living()
+
+    def call(self, command: Register | Read, deadline: float) -> Result:
+        """Have a command carried out. Blocks, at most a little longer than to the deadline.
+
+        When this has returned or raised, nothing writes into the slots of a ``Read`` any more: a
+        command that does not end is ended with the process, and everybody else's with it.
+
+        Args:
+            command: what.
+            deadline: ``time.monotonic()`` seconds.
+
+        Raises:
+            HelperError: it was not, or not in time.
+        """
+        if time.monotonic() >= deadline:
+            raise HelperError("the deadline had passed", late=True)
+        life = self._living()
+        try:
+            life.ready.result(deadline - time.monotonic())
+        except TimeoutError:
+            raise HelperError("the NIXL process is still starting", late=True) from None
+        except HelperError as error:
+            self._problem = time.monotonic() + RETRY_SECONDS, str(error)
+            raise
+        answer = life.send(command)
+        try:
+            result = answer.result(max(deadline - time.monotonic(), 0) + GRACE_SECONDS)
+        except TimeoutError:
+            life.end()
+            raise HelperError("the transfer hung; its process was ended", late=True) from None
+        if isinstance(result, Failed):
+            raise HelperError(result.why)
+        return result
+
+    def close(self) -> None:
+        """End the process."""
+        with self._lock:
+            self._closed = True
+            if self._life is not None:
+                self._life.end()
+        self.executor.shutdown()
+
+    def _living(self) -> _Life:
+        with self._lock:
+            if self._life is not None and self._life.is_stuck:
+                self._life.end()
+            if self._life is None or self._life.has_ended:
+                problem = self.problem
+                if problem is not None:
+                    raise HelperError(problem)
+                self._life = _Life(self._arena)
+            return self._life
+
+
+class _Life:
+    """One process, from its start to its end."""
+
+    def __init__(self, arena: ArenaWriter) -> None:
+        self.ready: Future[Result] = Future()
+        self._started_at = time.monotonic()
+        self._numbers = itertools.count(1)
+        self._open: dict[int, Future[Result]] = {0: self.ready}
+        self._lock = threading.Lock()
+        self.has_ended = False
+        self._link, theirs = socket.socketpair()
+        command = [
+            sys.executable, "-m", PROGRAM,
+            arena.path, str(arena.arena_id), str(os.getpid()), str(theirs.fileno()),
+        ]  # fmt: skip
+        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
+        with theirs:
+            self._process = subprocess.Popen(
+                command, pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": path},
+                stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+        threading.Thread(target=self._listen, name="nixl answers", daemon=True).start()
+
+    @property
+    def agent(self) -> Ready | None:
+        """Its agent, once it is ready and while it lives."""
+        if self.has_ended or not self.ready.done() or self.ready.exception() is not None:
+            return None
+        ready = self.ready.result()
+        return ready if isinstance(ready, Ready) else None
+
+    @property
+    def is_stuck(self) -> bool:
+        """It does not get ready."""
+        return not self.ready.done() and time.monotonic() > self._started_at + START_SECONDS
+
+    def send(self, command: Register | Read) -> Future[Result]:
+        """Send a command; its result comes later, ``HelperError`` if the process ends first."""
+        answer: Future[Result] = Future()
+        with self._lock:
+            number = next(self._numbers)
+            if self.has_ended:
+                answer.set_exception(HelperError("the NIXL process has ended"))
+                return answer
+            self._open[number] = answer
+            # A process that does not read is ended for the command it does not answer; that also
+            # ends this call.
+            with contextlib.suppress(OSError):  # it has ended: ``_listen`` says so
+                send(self._link, Request(number=number, command=command))
+        return answer
+
+    def end(self) -> None:
+        """Kill the process; when this returns it writes nowhere any more."""
+        self._process.kill()
+        # No limit: until it is gone, all that it may still write to must stay reserved.
+        self._process.wait()
+
+    def _listen(self) -> None:
+        answers = msgspec.msgpack.Decoder(Answer)
+        while (answer := receive(self._link, answers)) is not None:
+            waiting = self._open.pop(answer.number, None)
+            if waiting is None:
+                continue
+            if answer.number == 0 and isinstance(answer.result, Failed):
+                waiting.set_exception(HelperError(answer.result.why))
+            else:
+                waiting.set_result(answer.result)
+        self.end()
+        with self._lock:
+            self.has_ended = True
+            left, self._open = list(self._open.values()), {}
+            self._link.close()
+        for waiting in left:
+            waiting.set_exception(HelperError("the NIXL process has ended"))

@@ -1,0 +1,167 @@
+"""The peer's side of a READ: where chunks are, and what their bytes must be."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from lmkv_ray.arena import ArenaReader, checksum
+from lmkv_ray.errors import TransportError
+from lmkv_ray.keys import KeyArray, key_array
+from lmkv_ray.messages import Message, encode
+from lmkv_ray.transports.chunk_reader import CHANGED, MISSING
+from lmkv_ray.transports.nixl.helper import Helper, HelperError
+from lmkv_ray.transports.nixl.wire import Register, Registered
+
+REGISTER_SECONDS = 20.0
+"""Bounds a ``locate``, whose caller may have gone long before."""
+
+
+class Located(Message, frozen=True):
+    """Where chunks are, one number for each key that was asked for."""
+
+    agent: str
+    regions: int
+    """How many extents that agent has registered: the version of its metadata."""
+    metadata: bytes
+    """Of the agent; empty if the caller knows it."""
+    base: int
+    """Address of the data area in the agent's process."""
+    extent_bytes: int
+    nbytes: bytes
+    """int64: sizes, or ``MISSING`` or ``CHANGED``."""
+    offsets: bytes
+    """uint64, from ``base``."""
+    generations: bytes
+    """uint64."""
+    checksums: bytes
+    """uint64, never 0 for a chunk that is there."""
+
+
+class NixlSource:
+    """Answers ``locate`` of peers. The bytes are read without us.
+
+    Args:
+        reader: our arena.
+        helper: a process that serves it.
+        note: ``ArenaWriter.set_checksum``; called on the event loop.
+    """
+
+    def __init__(
+        self, reader: ArenaReader, helper: Helper, note: Callable[[int, int, int], None]
+    ) -> None:
+        self._reader = reader
+        self._helper = helper
+        self._note = note
+        self._registering = asyncio.Lock()
+        self._agent = ""
+        self._extents: frozenset[int] = frozenset()
+        self._metadata = b""
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why peers cannot read from here."""
+        return self._helper.problem
+
+    def start(self) -> None:
+        """Have the process that serves reads before the first peer needs it."""
+        self._helper.start()
+
+    async def locate(self, keys: bytes, known: str) -> bytes:
+        """``Located`` for keys of 16 bytes each.
+
+        Chunks without a checksum get one now, and it is noted: 0.1 ms a MiB, once a chunk.
+
+        Args:
+            keys: which.
+            known: ``version_of`` what the caller knows of our agent.
+
+        Raises:
+            TransportError: peers cannot read from here.
+        """
+        located, noted = await asyncio.to_thread(self._look_up, key_array(keys))
+        for slot, generation, value in noted:
+            self._note(slot, generation, value)
+        offsets = np.frombuffer(located["offsets"], np.uint64)
+        there = np.frombuffer(located["nbytes"], np.int64) >= 0
+        extent_bytes = self._reader.geometry.extent_bytes
+        extents = frozenset((offsets[there] // np.uint64(extent_bytes)).tolist())
+        agent, base = await self._register(extents)
+        regions = len(self._extents)
+        metadata = b"" if known == version_of(agent, regions) else self._metadata
+        return encode(
+            Located(
+                agent=agent,
+                regions=regions,
+                metadata=metadata,
+                base=base,
+                extent_bytes=extent_bytes,
+                **located,
+            )
+        )
+
+    def _look_up(self, keys: KeyArray) -> tuple[dict[str, bytes], list[tuple[int, int, int]]]:
+        """The arrays of ``Located``, and (slot, generation, checksum) of new checksums."""
+        reader = self._reader
+        hits = reader.lookup(keys)
+        nbytes = np.where(hits.found, hits.nbytes, MISSING)
+        checksums = np.zeros(len(keys), np.uint64)
+        positions = np.flatnonzero(hits.found)
+        slots, generations = hits.slots[positions], hits.generations[positions]
+        # A checksum the shard noted earlier covers more: also damage since then.
+        checksums[positions] = reader.checksums(slots)
+        computed = []
+        for i in positions[checksums[positions] == 0].tolist():
+            start = int(hits.offsets[i])
+            value = checksum(reader.data[start : start + int(hits.nbytes[i])])
+            checksums[i] = value
+            computed.append((int(hits.slots[i]), int(hits.generations[i]), value))
+        gone = positions[~reader.unchanged(slots, generations)]
+        nbytes[gone] = CHANGED
+        changed = set(hits.slots[gone].tolist())
+        arrays = {
+            "nbytes": nbytes.tobytes(),
+            "offsets": hits.offsets.astype(np.uint64).tobytes(),
+            "generations": hits.generations.tobytes(),
+            "checksums": checksums.tobytes(),
+        }
+        return arrays, [row for row in computed if row[0] not in changed]
+
+    async def _register(self, extents: frozenset[int]) -> tuple[str, int]:
+        """Make sure that peers can read from extents; the agent, and the address of its data."""
+        async with self._registering:
+            ready = self._helper.agent
+            if ready is None or ready.agent != self._agent:
+                self._extents = frozenset()
+            elif extents <= self._extents:
+                return ready.agent, ready.base
+            wanted = self._extents | extents
+            command = Register(extents=sorted(wanted))
+            deadline = time.monotonic() + REGISTER_SECONDS
+            call = partial(self._helper.call, command, deadline)
+            try:
+                result = await asyncio.get_running_loop().run_in_executor(
+                    self._helper.executor, call
+                )
+            except HelperError as error:
+                raise TransportError(
+                    f"NIXL cannot read from here: {error}.",
+                    next_step="set LMKV_TRANSPORT=object_store, or see the shard's log.",
+                ) from error
+            ready = self._helper.agent
+            if ready is None or not isinstance(result, Registered):
+                raise TransportError(
+                    "The NIXL process of this shard has just died.",
+                    next_step="nothing: it is started again for the next fetch.",
+                )
+            self._agent, self._extents, self._metadata = ready.agent, wanted, result.metadata
+            return ready.agent, ready.base
+
+
+def version_of(agent: str, regions: int) -> str:
+    """What a reader says it knows."""
+    return f"{agent}/{regions}"
