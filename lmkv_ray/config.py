@@ -84,8 +84,31 @@ class Settings(BaseSettings):
     exchange_seconds: float = Field(
         0.1, gt=0, description="Seconds between an engine's batched messages to its shard."
     )
-    eviction_policy: Literal["lru"] = Field(
-        "lru", description="Which chunks make room when the arena is full."
+    eviction_policy: Literal["arc", "hinted", "lru", "s3fifo"] = Field(
+        "arc", description="Which chunks make room when the arena is full (docs/policies.md)."
+    )
+    tenant_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="Share of a shard's chunks past which a tenant (salt) makes room before others "
+        "do. Default: tenants have no shares.",
+    )
+    remote_url: str | None = Field(
+        None,
+        description="An object store for chunks, shared by all nodes and clusters: "
+        "s3://BUCKET/PREFIX, gs://..., az://... or file:///DIRECTORY. Credentials come from the "
+        "cloud's own environment variables. Default: no remote tier.",
+    )
+    remote_options: dict[str, str] = Field(
+        {},
+        description="Options of the object store as the package obstore names them, for instance "
+        '{"endpoint": "http://HOST:PORT", "allow_http": "true"}.',
+    )
+    encryption_key_file: Path | None = Field(
+        None,
+        description="Encrypts disk and remote tier (AES-256-GCM) with the key in this file, 32 "
+        "bytes or more; changing it drops what is on disk. Default: no encryption.",
     )
     tier_admission: Literal["second_hit", "all"] = Field(
         "second_hit",
@@ -110,15 +133,6 @@ class Settings(BaseSettings):
         ge=1 << 20,
         description="Bytes the disk tier may take, for instance 1TiB. "
         "Default: a quarter of what its file system has free, what the tier holds included.",
-    )
-    disk_admission: Literal["second_hit", "all"] = Field(
-        "second_hit",
-        description="Which chunks are written to disk: those that were used again, or all.",
-    )
-    disk_key_file: Path | None = Field(
-        None,
-        description="Encrypts the disk tier (AES-256-GCM) with the key in this file, 32 bytes or "
-        "more; changing it drops what is on disk. Default: no encryption.",
     )
     disk_threads: int = Field(
         4, ge=1, le=64, description="Chunks read from disk at a time; half as many are written."
@@ -153,7 +167,7 @@ class Settings(BaseSettings):
     @property
     def has_tiers(self) -> bool:
         """Whether anything is kept below memory."""
-        return False
+        return self.disk_dir is not None or self.remote_url is not None
 
     @classmethod
     def settings_customise_sources(

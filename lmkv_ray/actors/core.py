@@ -65,7 +65,7 @@ class Shard:
             geometry.extents,
             geometry.extent_bytes,
             geometry.min_slot_bytes,
-            lambda: make_policy(settings.eviction_policy),
+            lambda: make_policy(settings.eviction_policy, tenant_share=settings.tenant_share),
         )
         self.state = ShardState(
             allocator,

@@ -4,14 +4,42 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
+from lmkv_ray.policies import make_policy
 from lmkv_ray.tiers import Tier, TierStatus
+from lmkv_ray.tiers.disk import DiskTier
+from lmkv_ray.tiers.remote import RemoteTier
 
 logger = logging.getLogger(__name__)
 
-OPENERS: dict[str, Callable[[Settings], Awaitable[Tier | None]]] = {}
+
+async def _open_disk(settings: Settings) -> Tier | None:
+    if settings.disk_dir is None:
+        return None
+    return await DiskTier.open(
+        settings.disk_dir,
+        None if settings.disk_capacity is None else int(settings.disk_capacity),
+        make_policy=partial(make_policy, settings.eviction_policy),
+        key_file=settings.encryption_key_file,
+        threads=settings.disk_threads,
+    )
+
+
+async def _open_remote(settings: Settings) -> Tier | None:
+    if settings.remote_url is None:
+        return None
+    return await RemoteTier.open(
+        settings.remote_url, settings.remote_options, key_file=settings.encryption_key_file
+    )
+
+
+OPENERS: dict[str, Callable[[Settings], Awaitable[Tier | None]]] = {
+    "disk": _open_disk,
+    "remote": _open_remote,
+}
 """By name, the quickest first; each gives None if its tier is not configured."""
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
-from itertools import islice
+from collections.abc import Iterable, Iterator
+
+from lmkv_ray.hints import NO_HINTS, Hints
+from lmkv_ray.policies.base import Policy
 
 
-class LRU:
+class LRU(Policy):
     """Evicts what was not used for longest.
 
     A prompt's chunks are touched deepest first, so its tail ages before its head: a tail without
@@ -17,7 +19,7 @@ class LRU:
     def __init__(self) -> None:
         self._order: OrderedDict[bytes, None] = OrderedDict()
 
-    def added(self, key: bytes) -> None:
+    def added(self, key: bytes, hints: Hints = NO_HINTS) -> None:
         self._order[key] = None
         self._order.move_to_end(key)
 
@@ -29,8 +31,8 @@ class LRU:
     def removed(self, key: bytes) -> None:
         self._order.pop(key, None)
 
-    def victims(self, n: int) -> list[bytes]:
-        return list(islice(self._order, max(n, 0)))
+    def order(self) -> Iterator[bytes]:
+        return iter(self._order)
 
     def __len__(self) -> int:
         return len(self._order)

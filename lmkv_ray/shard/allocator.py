@@ -19,7 +19,8 @@ from enum import IntEnum
 
 import numpy as np
 
-from lmkv_ray.policies import Policy
+from lmkv_ray.hints import NO_HINTS, Hints
+from lmkv_ray.policies import Pins, Policy
 
 
 class SlotUse(IntEnum):
@@ -58,7 +59,7 @@ class Taken:
 @dataclass(slots=True)
 class _SizeClass:
     slot_bytes: int
-    policy: Policy
+    policy: Pins
     extents: list[int] = field(default_factory=list)
     free: deque[int] = field(default_factory=deque)
 
@@ -69,9 +70,10 @@ class Allocator:
     A class that needs room takes an unassigned extent, else evicts its own victims. It takes over
     another class's coldest extent when it has no chunk left to evict, or when everything in that
     extent was used less recently than its own next victim (so a model that is no longer
-    served gives its memory to the others). Extents with pinned slots cannot be taken over; when
-    only such are left, one is drained: no slot of it is handed out any more, and it becomes
-    unassigned when the last pin is gone.
+    served gives its memory to the others). Extents with pinned slots or chunks cannot be taken
+    over; when only such are left, one is drained: no slot of it is handed out any more, and it
+    becomes unassigned when the last pinned slot is free. So a pinned chunk gives way only to a
+    model that would have no memory at all.
 
     Args:
         extents: how many there are.
@@ -103,6 +105,7 @@ class Allocator:
         self._draining: int | None = None
         self._lost = 0
         self._pinned = [0] * extents
+        self._kept = [0] * extents  # pinned chunks
         # When each ready chunk was last used, by a counter of uses; 0 for slots without chunk.
         self._used_at = np.zeros((extents, self.stride), dtype=np.int64)
         self._clock = 0
@@ -140,7 +143,7 @@ class Allocator:
         self._finish_drain(steps)
         size = self._classes.get(slot_bytes)
         if size is None:
-            size = self._classes[slot_bytes] = _SizeClass(slot_bytes, self._make_policy())
+            size = self._new_class(slot_bytes)
         while self._make_room(size, n, steps):
             pass
         slots = tuple(size.free.popleft() for _ in range(min(n, len(size.free))))
@@ -153,14 +156,16 @@ class Allocator:
             del self._classes[slot_bytes]
         return Taken(slots, tuple(steps))
 
-    def fill(self, slot: int, key: bytes) -> None:
+    def fill(self, slot: int, key: bytes, hints: Hints = NO_HINTS) -> None:
         """A pinned slot is ready, as ``key`` (which no other slot has)."""
         size = self._unpin(slot)
         self._set(slot, SlotUse.READY)
         self.slot_of[key] = slot
         self.key_of[slot] = key
-        size.policy.added(key)
+        size.policy.added(key, hints)
         self._mark_used(slot)
+        if hints.pinned:
+            self.pin(key, True)
 
     def free(self, slot: int) -> None:
         """A pinned slot is free again."""
@@ -174,6 +179,7 @@ class Allocator:
         for slot, key in zip(slots, keys, strict=True):
             size = self._class_of[slot // self.stride]
             assert size is not None
+            self._kept[slot // self.stride] -= key in size.policy.pinned
             size.policy.removed(key)
             del self.slot_of[key], self.key_of[slot]
             self._release(slot)
@@ -192,12 +198,33 @@ class Allocator:
         for slot_bytes, own in by_class.items():
             self._classes[slot_bytes].policy.touched(own)
 
+    def pin(self, key: bytes, pinned: bool) -> bool:
+        """Pin a chunk or let it go; whether it is pinned now.
+
+        Unknown keys are ignored. Of one size class, half of the slots it may have can be pinned.
+        """
+        slot = self.slot_of.get(key)
+        if slot is None:
+            return False
+        extent = slot // self.stride
+        size = self._class_of[extent]
+        assert size is not None
+        keys = size.policy.pinned
+        room = 2 * (len(keys) + 1) <= self.capacity(size.slot_bytes)
+        if pinned and key not in keys and room:
+            self._kept[extent] += 1
+            size.policy.pin(key, True)
+        elif not pinned and key in keys:
+            self._kept[extent] -= 1
+            size.policy.pin(key, False)
+        return key in keys
+
     def adopt(self, extent: int, slot_bytes: int, slots: Iterable[int]) -> None:
         """Take an unassigned extent as a predecessor left it: these slots pinned, others free."""
         self._unassigned.remove(extent)
         size = self._classes.get(slot_bytes)
         if size is None:
-            size = self._classes[slot_bytes] = _SizeClass(slot_bytes, self._make_policy())
+            size = self._new_class(slot_bytes)
         self._cut(size, extent)
         pinned = set(slots)
         size.free = deque(slot for slot in size.free if slot not in pinned)
@@ -248,7 +275,10 @@ class Allocator:
         others = [
             extent
             for extent, other in enumerate(self._class_of)
-            if other is not None and other is not size and not self._pinned[extent]
+            if other is not None
+            and other is not size
+            and not self._pinned[extent]
+            and not self._kept[extent]
         ]
         if not others:
             return None
@@ -258,6 +288,10 @@ class Allocator:
             return None
         return others[coldest]
 
+    def _new_class(self, slot_bytes: int) -> _SizeClass:
+        size = self._classes[slot_bytes] = _SizeClass(slot_bytes, Pins(self._make_policy()))
+        return size
+
     def _start_drain(self, size: _SizeClass) -> None:
         others = [
             extent
@@ -265,7 +299,9 @@ class Allocator:
             if other is not None and other is not size
         ]
         if self._draining is None and others:
-            extent = self._draining = min(others, key=lambda extent: self._pinned[extent])
+            extent = self._draining = min(
+                others, key=lambda extent: (self._pinned[extent], self._kept[extent])
+            )
             self._withdraw_free(extent)
 
     def _finish_drain(self, steps: list[Evicted | Assigned]) -> None:

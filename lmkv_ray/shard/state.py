@@ -67,7 +67,7 @@ class ShardState:
     ) -> None:
         self.owner = owner
         self.deltas = deltas
-        self.admission = admission or Admission(None)
+        self.admission = Admission(None) if admission is None else admission
         self.limits = limits or Limits()
         self.counters = Counters()
         self.nbytes = 0

@@ -18,7 +18,8 @@ from lmkv_ray.config import load_settings
 from lmkv_ray.messages import Owner
 from tests.actors.fakes import FakeEngine
 
-NODE = {"num_cpus": 2, "object_store_memory": 80 << 20}
+# Port 0: any free one, as there may be another cluster on this machine.
+NODE = {"num_cpus": 2, "object_store_memory": 80 << 20, "dashboard_port": 0}
 SETTINGS = {"capacity": 16 << 20, "reconcile_seconds": 0.2}
 
 

@@ -97,6 +97,38 @@ def test_slots_of_a_draining_extent_are_not_handed_out(allocator: Allocator) -> 
     assert allocator.take(16, 4).slots == (8, 9, 10, 11)  # nobody else came for it
 
 
+def test_pinned_chunks_stay(allocator: Allocator) -> None:
+    names = keys("a", 8)
+    fill(allocator, 16, names)
+    assert [allocator.pin(key, True) for key in names[:5]] == [True] * 4 + [False]  # half
+    assert allocator.take(16, 8).steps == (Evicted((8, 9, 10, 11), tuple(names[4:])),)
+    assert set(names[:4]) == set(allocator.slot_of)
+
+
+def test_pins_end_with_their_chunk_or_before(allocator: Allocator) -> None:
+    names = keys("a", 8)
+    fill(allocator, 16, names)
+    for key in names[:4]:
+        allocator.pin(key, True)
+    allocator.evict(names[:1])
+    assert not allocator.pin(names[1], False)
+    assert allocator.pin(names[4], True)
+    assert not allocator.pin(b"unknown".ljust(16), True)
+    assert set(allocator.take(16, 8).steps[0].keys) == {names[1], *names[5:]}  # type: ignore[union-attr]
+
+
+def test_an_extent_with_pinned_chunks_is_taken_over_last(allocator: Allocator) -> None:
+    names = keys("a", 8)
+    fill(allocator, 16, names)
+    allocator.pin(names[0], True)  # in extent 0, which is colder
+    assert allocator.take(8, 8).slots == tuple(range(8, 16))
+    allocator = Allocator(extents=1, extent_bytes=64, min_slot_bytes=8, make_policy=LRU)
+    fill(allocator, 16, names[:4])
+    allocator.pin(names[0], True)
+    assert allocator.take(8, 1).slots == ()
+    assert allocator.take(8, 1).slots == (0,)  # it would have no memory at all
+
+
 def test_a_large_class_lets_evicted_slots_rest() -> None:
     allocator = Allocator(extents=1, extent_bytes=64 * 8, min_slot_bytes=8, make_policy=LRU)
     slots = fill(allocator, 8, keys("a", 62))

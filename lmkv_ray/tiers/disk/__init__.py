@@ -7,8 +7,7 @@ What a shard does with this package:
     async with contextlib.aclosing(tier.fetch(Fetch(keys, slots, within))) as outcomes: ...
     stored = await tier.store([TierChunk(key, space, slot_bytes, intact)])
 
-    format.py       name, header and size of a chunk's file
-    cipher.py       encryption at rest
+    (../format.py, ../cipher.py: what a chunk's file is called and holds; encryption at rest)
     directory.py    the tier's directory: lock, scan, probe
     files.py        chunks between files and slots: O_DIRECT, verification, publication
     index.py        what is there, within the budget; pure

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv_ray.errors import TierError
-from lmkv_ray.tiers.disk.format import PAGE, Label, file_bytes, parse_name
+from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
 
 TEMPORARY = "tmp"
 _FANOUT = [f"{byte:02x}" for byte in range(256)]
@@ -96,7 +96,7 @@ class Directory:
         found, foreign = [], 0
         for prefix in _FANOUT:
             for file in _list(self.fd, prefix):
-                parsed = parse_name(file.name)
+                parsed = parse_path(f"{prefix}/{file.name}")
                 status = file.stat(follow_symlinks=False)
                 expected = parsed and file_bytes(parsed[0].nbytes, overhead)
                 if parsed and parsed[1] == suite and status.st_size == expected:

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import checksum
-from lmkv_ray.tiers.disk.cipher import NONCE_BYTES, Cipher, new_nonce
+from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce
 from lmkv_ray.tiers.disk.directory import Directory
-from lmkv_ray.tiers.disk.format import PAGE, Header, Label, file_bytes
+from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes
 from lmkv_ray.transports import Failure
 
 STEP = 16 << 20

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lmkv_ray.policies import Policy
-from lmkv_ray.tiers.disk.format import Label
+from lmkv_ray.tiers.format import Label
 
 MAX_CHUNKS = 1 << 20
 """Bounds the index itself: about 500 bytes of memory for each chunk."""

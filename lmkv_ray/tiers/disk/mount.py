@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv_ray.policies import Policy
-from lmkv_ray.tiers.disk.cipher import Cipher
+from lmkv_ray.tiers.cipher import Cipher
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.index import DiskIndex, Entry

@@ -19,14 +19,14 @@ from lmkv_ray.errors import LmkvError
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
-from lmkv_ray.tiers.disk.cipher import MAX_NBYTES, load_cipher
+from lmkv_ray.tiers.cipher import MAX_NBYTES, load_cipher
 from lmkv_ray.tiers.disk.files import ChunkFiles
-from lmkv_ray.tiers.disk.format import Label
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
 from lmkv_ray.tiers.disk.workers import Workers
+from lmkv_ray.tiers.format import Label
 from lmkv_ray.transports import Failure, Fetch, Outcome
 
 logger = logging.getLogger(__name__)
@@ -176,12 +176,12 @@ class DiskTier:
 
     def status(self) -> TierStatus:
         """See ``Tier``."""
-        index = self._mount.index if self._mount else None
+        index = self._mount.index if self._mount is not None else None
         return TierStatus(
             name=self.name,
-            chunks=len(index) if index else 0,
-            nbytes=index.used if index else 0,
-            capacity=index.capacity if index else self._recipe.capacity or 0,
+            chunks=len(index) if index is not None else 0,
+            nbytes=index.used if index is not None else 0,
+            capacity=index.capacity if index is not None else self._recipe.capacity or 0,
             problem=self._health.problem,
             counters=asdict(self._counters),
         )

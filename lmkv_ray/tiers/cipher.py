@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.errors import ConfigError, UnsupportedError
-from lmkv_ray.tiers.disk.format import Label
+from lmkv_ray.tiers.format import Label
 
 MIN_KEY_BYTES = 32
 NONCE_BYTES = 12
@@ -127,12 +127,12 @@ def new_nonce() -> bytes:
 
 _MAKE_KEY = (
     "make one with 'openssl rand -hex 32 > FILE', readable for this user only, and set "
-    "LMKV_DISK_KEY_FILE to it on every node."
+    "LMKV_ENCRYPTION_KEY_FILE to it on every node."
 )
 
 
 def _missing(how: str) -> UnsupportedError:
     return UnsupportedError(
-        f"disk_key_file is set, but the package cryptography {how}.",
-        next_step="pip install 'lmkv-ray[encryption]', or unset LMKV_DISK_KEY_FILE.",
+        f"encryption_key_file is set, but the package cryptography {how}.",
+        next_step="pip install 'lmkv-ray[encryption]', or unset LMKV_ENCRYPTION_KEY_FILE.",
     )

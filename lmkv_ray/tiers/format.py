@@ -29,7 +29,7 @@ _REST = struct.Struct("<Q12s4x")
 _SEAL = struct.Struct("<Q")
 _SEALED = PAGE - _SEAL.size
 
-_NAME = re.compile(r"([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{1,16})\.([a-z0-9-]{1,32})")
+_PATH = re.compile(r"../([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{1,16})\.([a-z0-9-]{1,32})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,15 +84,15 @@ class Header:
         return cls(Label(key, space, nbytes), overhead, checksum, nonce)
 
 
-def parse_name(name: str) -> tuple[Label, str] | None:
-    """Label and suite that a file name (without directory) says; None if it is not ours."""
-    match = _NAME.fullmatch(name)
+def parse_path(path: str) -> tuple[Label, str] | None:
+    """Label and suite that a file's path says; None if we would not have called any file so."""
+    match = _PATH.fullmatch(path)
     if match is None:
         return None
     key, space, nbytes, suite = match.groups()
     label = Label(bytes.fromhex(key), int(space, 16), int(nbytes, 16))
     # Only the one spelling that we write: two files must not claim the same chunk.
-    return (label, suite) if label.nbytes and label.path(suite).endswith(name) else None
+    return (label, suite) if label.nbytes and label.path(suite) == path else None
 
 
 def file_bytes(nbytes: int, overhead: int) -> int:

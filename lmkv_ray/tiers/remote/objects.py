@@ -1,0 +1,131 @@
+"""The object store, as the tier sees it: bytes under names, each call with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from lmkv_ray.errors import ConfigError, UnsupportedError
+
+if TYPE_CHECKING:
+    from obstore.store import ObjectStore
+
+CONNECT_SECONDS = 3
+
+
+class Objects:
+    """A bucket (or a prefix of one, or a directory). Made by ``open_objects``.
+
+    Every method raises ``TimeoutError`` past ``within`` seconds, and whatever obstore raises.
+    """
+
+    def __init__(self, store: ObjectStore) -> None:
+        import obstore
+
+        self._store = store
+        self._obstore = obstore
+
+    async def put(self, name: str, parts: list[Any], within: float) -> None:
+        """Publish an object in one atomic step; ``parts`` are its bytes in order."""
+        async with asyncio.timeout(within):
+            # One part and one request, whatever the size: a multipart upload that is left alone
+            # costs money for ever.
+            try:
+                await self._obstore.put_async(self._store, name, iter(parts), use_multipart=False)
+            except FileNotFoundError as error:
+                raise OSError("there is no such bucket or directory") from error
+
+    async def get(self, name: str, within: float) -> tuple[Any, datetime]:
+        """Bytes (a buffer) and time of change of an object.
+
+        Raises:
+            FileNotFoundError: there is none.
+        """
+        async with asyncio.timeout(within):
+            result = await self._obstore.get_async(self._store, name)
+            return await result.bytes_async(), result.meta["last_modified"]
+
+    async def modified(self, name: str, within: float) -> datetime | None:
+        """When an object was changed; None if there is none."""
+        try:
+            async with asyncio.timeout(within):
+                meta = await self._obstore.head_async(self._store, name)
+        except FileNotFoundError:
+            return None
+        when: datetime = meta["last_modified"]
+        return when
+
+    async def listed(self, prefix: str, within: float) -> dict[str, datetime]:
+        """Objects below a prefix and when they were changed; at most a thousand."""
+        async with asyncio.timeout(within):
+            page = await self._obstore.list(self._store, prefix, chunk_size=1000).__anext__()
+        return {str(meta["path"]): meta["last_modified"] for meta in page}
+
+    async def delete(self, name: str, within: float) -> None:
+        """Remove an object, if it is there."""
+        try:
+            async with asyncio.timeout(within):
+                await self._obstore.delete_async(self._store, name)
+        except FileNotFoundError:
+            pass
+
+
+def open_objects(url: str, options: Mapping[str, str]) -> Objects:
+    """An object store by its URL; nothing is asked of it yet.
+
+    Args:
+        url: ``s3://bucket/prefix``, ``gs://...``, ``az://...`` or ``file:///directory``.
+        options: as obstore names them, on top of what the cloud's own environment variables say.
+
+    Raises:
+        UnsupportedError: the package obstore is missing.
+        ConfigError: the URL or an option is wrong.
+    """
+    try:
+        from obstore.exceptions import BaseError
+        from obstore.store import from_url
+    except ImportError as error:
+        raise UnsupportedError(
+            "remote_url is set, but the package obstore is not installed.",
+            next_step="pip install 'lmkv-ray[remote]', or unset LMKV_REMOTE_URL.",
+        ) from error
+    more: dict[str, Any] = {}
+    if url.startswith("file:"):
+        more["mkdir"] = True
+    else:
+        # Deadlines and pauses are ours: the store's own retries would outlive them.
+        more["retry_config"] = {"max_retries": 0}
+        more["client_options"] = {
+            "connect_timeout": timedelta(seconds=CONNECT_SECONDS),
+            "allow_http": options.get("allow_http", "").lower() in ("1", "true"),
+        }
+        more["config"] = {k: v for k, v in options.items() if k != "allow_http"}
+    try:
+        return Objects(from_url(url, **more))
+    except (BaseError, ValueError, OSError) as error:
+        raise ConfigError(
+            f"The remote store {url} cannot be used: {_brief(error)}.",
+            next_step="set LMKV_REMOTE_URL to s3://BUCKET/PREFIX, gs://..., az://... or "
+            "file:///DIRECTORY, and LMKV_REMOTE_OPTIONS to options that obstore knows.",
+        ) from error
+
+
+def problem_of(error: Exception) -> str:
+    """What an error of the store means, and what to do."""
+    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+        return (
+            f"The remote store refuses us: {_brief(error)}. Next step: check credentials and "
+            "permissions (get, put, list, delete) of LMKV_REMOTE_URL."
+        )
+    if isinstance(error, TimeoutError):
+        return "The remote store does not answer in time. Next step: look at it and the network."
+    return f"The remote store fails: {_brief(error)}. Next step: look at it and the network."
+
+
+def _brief(error: Exception) -> str:
+    """The first line: the rest is the store's XML and a debug dump."""
+    return str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__

@@ -1,0 +1,96 @@
+"""Chunks outlive memory: disk and remote tier under real shards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+
+from lmkv_ray.actors import connect
+from lmkv_ray.config import load_settings
+from lmkv_ray.tiers import TierStatus
+from tests.actors.conftest import SETTINGS, Nodes, eventually
+from tests.actors.fakes import make_keys
+
+pytestmark = pytest.mark.ray
+
+KEYS = make_keys(12)
+
+
+@pytest.fixture
+def nodes(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Nodes]:
+    """A cache with a disk tier, or a remote one; a disk directory is for one shard only."""
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))
+    place = {
+        "disk": {"disk_dir": str(directory / "disk"), "disk_capacity": 8 << 20},
+        "remote": {"remote_url": f"file://{directory}/remote"},
+    }[request.param]
+    overrides = SETTINGS | {"ray_namespace": f"lmkv-{uuid.uuid4().hex[:6]}"} | place
+    nodes = Nodes(connect(settings=load_settings(overrides)))
+    try:
+        nodes.wait_for(lambda status: len(status.nodes) == 2)
+        yield nodes
+    finally:
+        for engine in nodes.engines:
+            engine.close()
+        nodes.cache.stop()
+        shutil.rmtree(directory)
+
+
+def tier(nodes: Nodes, node_id: str) -> TierStatus:
+    [status] = next(n.tiers for n in nodes.cache.status().nodes if n.node_id == node_id)
+    return status
+
+
+def lose_memory(nodes: Nodes, node_id: str) -> None:
+    """Kill a shard while no engine keeps its arena."""
+    for engine in nodes.engines:
+        engine.close()
+    pid = nodes.pid(node_id)
+    os.kill(pid, signal.SIGKILL)
+    nodes.wait_for(lambda s: any(n.node_id == node_id and n.pid != pid for n in s.nodes))
+
+
+def save_twice_used(nodes: Nodes, node_id: str) -> None:
+    engine = nodes.engine(node_id)
+    engine.save(KEYS)
+    assert engine.stage(KEYS).ready == 12  # a use
+    eventually(lambda: tier(nodes, node_id).counters["stored"] == 12)
+
+
+@pytest.mark.parametrize("nodes", ["disk"], indirect=True)
+def test_disk_outlives_memory(nodes: Nodes) -> None:
+    statuses = {n.node_id: n.tiers[0] for n in nodes.cache.status().nodes}
+    refused = [node_id for node_id, status in statuses.items() if status.problem]
+    [node_id] = [node_id for node_id in statuses if node_id not in refused]
+    assert len(refused) == 1
+    assert "in use by another shard" in str(statuses[refused[0]].problem)
+    save_twice_used(nodes, node_id)
+    lose_memory(nodes, node_id)
+    engine = nodes.engine(node_id)
+    assert engine.intact(KEYS) == 0
+    eventually(lambda: engine.exchange().peers > 0)
+    assert engine.stage(KEYS).ready == 12
+    assert engine.intact(KEYS) == 12
+    engine.call("clear", (7).to_bytes(8, "little"))
+    assert engine.stage(KEYS).ready == 0
+
+
+@pytest.mark.parametrize("nodes", ["remote"], indirect=True)
+def test_remote_is_shared_by_all_nodes_and_outlives_them(nodes: Nodes) -> None:
+    here, there = nodes.cache.node_id, nodes.other
+    save_twice_used(nodes, here)
+    lose_memory(nodes, here)
+    nodes.wait_for(lambda s: s.chunks == 0)
+    for node_id in (here, there):
+        engine = nodes.engine(node_id)
+        assert engine.hello().peers > 0
+        assert engine.stage(KEYS).ready == 12
+        assert engine.intact(KEYS) == 12

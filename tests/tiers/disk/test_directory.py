@@ -1,0 +1,110 @@
+"""Whose directory it is, and what is left in it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from lmkv_ray.errors import TierError
+from lmkv_ray.tiers.disk.directory import Directory
+from lmkv_ray.tiers.format import Label, file_bytes
+
+LABEL = Label(bytes(range(16)), 5, 1000)
+
+
+def hold(path: Path, connection: Connection) -> None:
+    directory = Directory.open(path, 0.0)
+    connection.send("held")
+    connection.recv()
+    directory.close()
+
+
+def test_two_owners_are_refused_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    path = tmp_path / "tier"
+    owner = context.Process(target=hold, args=(path, theirs), daemon=True)
+    owner.start()
+    assert ours.recv() == "held"
+    with pytest.raises(TierError, match=r"in use by another shard.*LMKV_DISK_DIR"):
+        Directory.open(path, 0.0)
+    owner.kill()
+    Directory.open(path, patience=30.0).close()
+    owner.join()
+
+
+def test_not_even_one_process_owns_it_twice(tmp_path: Path) -> None:
+    directory = Directory.open(tmp_path, 0.0)
+    with pytest.raises(TierError):
+        Directory.open(tmp_path, 0.0)
+    directory.close()
+    Directory.open(tmp_path, 0.0).close()
+
+
+def test_a_directory_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TierError, match="neither empty nor a disk tier"):
+        Directory.open(tmp_path, 0.0)
+    assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_fresh_file_system_is_empty(tmp_path: Path) -> None:
+    (tmp_path / "lost+found").mkdir()
+    Directory.open(tmp_path, 0.0).close()
+
+
+def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> None:
+    directory = Directory.open(tmp_path, 0.0)
+    directory.probe(0)
+    directory.scan("plain1", 0)
+    size = file_bytes(LABEL.nbytes, 0)
+    good = LABEL.path("plain1")
+    newer = Label(b"\1" * 16, 5, 1000).path("plain1")
+    bad = {
+        "tmp/7": size,
+        Label(b"\2" * 16, 5, 1000).path("plain1"): size - 1,  # cut
+        Label(b"\3" * 16, 5, 1000).path("plain1"): 0,
+        Label(b"\4" * 16, 5, 1000).path("aes1-0123456789abcdef"): size,
+        "00/what": 10,
+    }
+    for name, nbytes in {newer: size, good: size, **bad}.items():
+        (tmp_path / name).write_bytes(b"x" * nbytes)
+    os.utime(tmp_path / good, (1000, 1000))
+    (tmp_path / "00" / "somebody's directory").mkdir()
+    found, foreign = directory.scan("plain1", 0)
+    assert [file.label.path("plain1") for file in found] == [good, newer], "by time of use"
+    assert found[0].used == 1000
+    assert foreign == 1
+    assert all(file.blocks >= size for file in found)
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
+    assert left == {good, newer, "00/somebody's directory"}
+    directory.close()
+
+
+def test_a_file_in_another_files_place_is_not_believed_to_be_ours(tmp_path: Path) -> None:
+    directory = Directory.open(tmp_path, 0.0)
+    directory.scan("plain1", 0)
+    name = LABEL.path("plain1").split("/")[1]
+    (tmp_path / "ff" / name).write_bytes(bytes(file_bytes(LABEL.nbytes, 0)))
+    assert directory.scan("plain1", 0) == ([], 0)
+    assert not list(tmp_path.glob("ff/*"))
+    directory.close()
+
+
+def test_a_replaced_directory_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "tier"
+    directory = Directory.open(path, 0.0)
+    directory.check()
+    path.rename(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="No such file"):
+        directory.check()
+    path.mkdir()
+    with pytest.raises(OSError, match="replaced"):
+        directory.check()
+    directory.close()
+    assert directory.closed

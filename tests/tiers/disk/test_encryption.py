@@ -1,0 +1,126 @@
+"""Encryption at rest."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmkv_ray.errors import ConfigError, UnsupportedError
+from lmkv_ray.tiers.cipher import AesGcm, load_cipher
+from lmkv_ray.tiers.format import Header, Label
+from lmkv_ray.transports import Failure
+from tests.tiers.harness import COUNT, DiskHarness, content_of, fetch, slots, some_keys, store
+
+KEYS = some_keys()
+LABEL = Label(b"k" * 16, 5, 1000)
+CHUNK = content_of(b"k" * 16, 1000)
+NONCE = bytes(range(12))
+
+
+def sealed(cipher: AesGcm, label: Label = LABEL) -> memoryview:
+    out = memoryview(bytearray(len(CHUNK) + cipher.overhead))
+    cipher.seal(label, NONCE, CHUNK, out)
+    return out
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> Path:
+    path = tmp_path / "key"
+    path.write_text("ab" * 32 + "\n")
+    return path
+
+
+def test_only_the_same_key_and_label_open_it() -> None:
+    cipher = AesGcm(b"m" * 32)
+    stored = sealed(cipher)
+    out = np.zeros(1000, np.uint8)
+    assert AesGcm(b"m" * 32).open(LABEL, NONCE, stored, out.data)
+    assert (out == CHUNK).all()
+    for label in (Label(b"K" * 16, 5, 1000), Label(b"k" * 16, 6, 1000)):
+        assert not cipher.open(label, NONCE, stored, out.data)
+    assert not cipher.open(LABEL, bytes(12), stored, out.data)
+    assert not AesGcm(b"n" * 32).open(LABEL, NONCE, stored, out.data)
+    stored[500] ^= 1
+    assert not cipher.open(LABEL, NONCE, stored, out.data)
+
+
+def test_spaces_have_different_keys_and_nothing_repeats() -> None:
+    cipher = AesGcm(b"m" * 32)
+    here, there = sealed(cipher), sealed(cipher, Label(LABEL.key, 6, 1000))
+    assert bytes(here[:1000]) != bytes(there[:1000])
+    assert cipher.suite == AesGcm(b"m" * 32).suite != AesGcm(b"n" * 32).suite
+
+
+async def test_nothing_readable_is_on_the_disk(disk: DiskHarness, key_file: Path) -> None:
+    tier = await disk.open(key_file=key_file)
+    assert all(await store(tier, KEYS))
+    files = [disk.file(key.tobytes()).read_bytes() for key in KEYS]
+    for key, file in zip(KEYS, files, strict=True):
+        assert content_of(key.tobytes(), 64).tobytes() not in file
+        header = Header.unpack(file[:4096])
+        assert header is not None
+        assert header.checksum == 0, "which would say which text it is"
+    nonces = {Header.unpack(file[:4096]).nonce for file in files}  # type: ignore[union-attr]
+    assert len(nonces) == COUNT
+    await tier.close()
+
+
+@pytest.mark.parametrize("before", ["other key", "no key"])
+async def test_with_another_key_chunks_are_misses_and_one_line_says_why(
+    disk: DiskHarness, key_file: Path, caplog: pytest.LogCaptureFixture, before: str
+) -> None:
+    other = key_file.with_name("other")
+    other.write_text("cd" * 32)
+    tier = await disk.open(key_file=other if before == "other key" else None)
+    assert all(await store(tier, KEYS))
+    await tier.close()
+    with caplog.at_level(logging.WARNING):
+        tier = await disk.open(key_file=key_file)
+    assert [r.getMessage() for r in caplog.records if "encryption key" in r.getMessage()] == [
+        f"lmkv_ray: removed {COUNT} chunks of {disk.path} that were stored with another "
+        "encryption key, or without one"
+    ]
+    assert not (await tier.lookup(KEYS, 1.0)).any()
+    assert {o.failure for o in await fetch(tier, KEYS, slots(COUNT))} == {Failure.MISSING}
+    assert not disk.all_files()
+    assert all(await store(tier, KEYS))
+    await tier.close()
+
+
+async def test_a_file_that_only_claims_to_be_of_this_key_is_corrupt(
+    disk: DiskHarness, key_file: Path
+) -> None:
+    other = key_file.with_name("other")
+    other.write_text("cd" * 32)
+    tier = await disk.open(key_file=other)
+    assert all(await store(tier, KEYS[:1]))
+    await tier.close()
+    file = disk.file(KEYS[0].tobytes())
+    cipher = load_cipher(key_file)
+    assert cipher is not None
+    file.rename(file.with_suffix(f".{cipher.suite}"))
+    tier = await disk.open(key_file=key_file)
+    into = slots(1)
+    assert (await fetch(tier, KEYS[:1], into))[0].failure == Failure.CORRUPT
+    await tier.close()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"short"])
+def test_a_key_file_that_holds_no_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError, match="openssl rand -hex 32"):
+        load_cipher(path)
+
+
+def test_without_the_package_the_extra_is_named(
+    key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(UnsupportedError, match=r"lmkv-ray\[encryption\]"):
+        load_cipher(key_file)
