@@ -106,6 +106,11 @@ class ArenaReader:
         """Random number of this arena."""
         return self.header.arena_id
 
+    @property
+    def extent_bytes(self) -> int:
+        """Size of an extent; no slot crosses a multiple of it in ``data``."""
+        return self.geometry.extent_bytes
+
     def lookup(self, keys: KeyArray) -> Hits:
         """Find keys (n, 2): no RPC, no lock, no system call."""
         slots = self._tables.index.lookup(keys)

@@ -12,11 +12,13 @@ What an engine promises: ``TransferEngine``.
 """
 
 from lmkv_ray.transfer.base import Arena, Ended, Load, Save, TransferEngine
+from lmkv_ray.transfer.device_engine import DeviceEngine
 from lmkv_ray.transfer.host_engine import HostEngine
 from lmkv_ray.transfer.scratch import ScratchArena
 
 __all__ = [
     "Arena",
+    "DeviceEngine",
     "Ended",
     "HostEngine",
     "Load",

@@ -91,11 +91,18 @@ class Arena(Protocol):
     def arena_id(self) -> int:
         """Random number of the arena."""
 
+    @property
+    def extent_bytes(self) -> int:
+        """Size of an extent."""
+
     def offsets(self, slots: Ints) -> Ints:
         """Where slots begin in ``data``."""
 
     def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
         """Which slots have kept their generation."""
+
+    def assigned(self) -> list[tuple[int, int]]:
+        """Parts (offset, nbytes) of ``data`` that have memory."""
 
     @property
     def grown(self) -> bool:

@@ -18,6 +18,7 @@ class ScratchArena:
 
     def __init__(self, nbytes: int) -> None:
         self.data: Bytes = np.zeros(nbytes, np.uint8)
+        self.extent_bytes = nbytes
 
     def offsets(self, slots: Ints) -> Ints:
         """0 for slot 0."""
@@ -26,6 +27,10 @@ class ScratchArena:
     def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
         """All of them."""
         return np.ones(len(slots), np.bool_)
+
+    def assigned(self) -> list[tuple[int, int]]:
+        """Nothing: one copy is not worth pinning for."""
+        return []
 
     def populate(self) -> Iterator[int]:
         """Nothing to do."""

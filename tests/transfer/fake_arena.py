@@ -21,6 +21,7 @@ class FakeArena:
         self.order = np.arange(slots) if order is None else np.asarray(order, np.int64)
         self.data: Bytes = np.zeros(slots * slot_bytes, np.uint8)
         self.generations: Generations = np.zeros(slots, np.uint64)
+        self.extent_bytes = len(self.data)
         self.populated = 0
         self.grown = False
 
@@ -29,6 +30,9 @@ class FakeArena:
 
     def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
         return self.generations[slots] == generations
+
+    def assigned(self) -> list[tuple[int, int]]:
+        return [(0, len(self.data))]
 
     def populate(self) -> Iterator[int]:
         self.grown = False

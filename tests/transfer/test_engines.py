@@ -1,9 +1,10 @@
-"""The engine of threads: what it promises, on pages in ordinary memory."""
+"""What every ``TransferEngine`` promises: threads; and streams, with and without staging."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -11,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.layout import ChunkLayout, Run
-from lmkv_ray.transfer import Ended, HostEngine, Load, Save
+from lmkv_ray.transfer import DeviceEngine, Ended, HostEngine, Load, Save, TransferEngine
+from lmkv_ray.transfer.device import DeviceError
 from lmkv_ray.transfer.host_copier import HostCopier
+from lmkv_ray.transfer.host_device import HostDevice
 from lmkv_ray.transfer.host_engine import split
 from tests.transfer.fake_arena import FakeArena
 
@@ -30,12 +33,25 @@ def arena() -> FakeArena:
     return FakeArena(8, 2 * LAYOUT.chunk_bytes)
 
 
-@pytest.fixture
-def engine(cache: np.ndarray, arena: FakeArena) -> Iterator[HostEngine]:
-    engine = HostEngine([LAYOUT, LAYOUT], cache, threads=2)
-    engine.attach(arena, [0, LAYOUT.chunk_bytes])
-    yield engine
-    engine.close()
+@pytest.fixture(params=["threads", "streams", "streams, staged"])
+def engine(
+    request: pytest.FixtureRequest, cache: np.ndarray, arena: FakeArena
+) -> Iterator[TransferEngine]:
+    made: TransferEngine
+    if request.param == "threads":
+        made = HostEngine([LAYOUT, LAYOUT], cache, threads=2)
+    else:
+        made = DeviceEngine(
+            [LAYOUT, LAYOUT],
+            HostDevice(),
+            cache=cache.ctypes.data,
+            cache_bytes=len(cache),
+            staging_bytes=1 << 20,
+            direct_bytes=1 << 20 if "staged" in request.param else 0,
+        )
+    made.attach(arena, [0, LAYOUT.chunk_bytes])
+    yield made
+    made.close()
 
 
 def ints(*values: int) -> np.ndarray:
@@ -53,17 +69,25 @@ def load(*slots: int, arena_id: int = 1, group: int = 0) -> Load:
     return Load(arena_id, ints(*slots), np.zeros(len(slots), np.uint64), blocks, group=group)
 
 
-def wait_ended(engine: HostEngine) -> Ended:
+def wait_ended(engine: TransferEngine) -> Ended:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         for ended in engine.ended():
             return ended
+        time.sleep(0.0005)
     raise TimeoutError
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
 
 
 @pytest.mark.parametrize("group", [0, 1])
 def test_what_was_saved_is_loaded(
-    engine: HostEngine, arena: FakeArena, cache: np.ndarray, group: int
+    engine: TransferEngine, arena: FakeArena, cache: np.ndarray, group: int
 ) -> None:
     engine.begin_saves([save(3, 1, 4, group=group)])
     saved = wait_ended(engine)
@@ -79,14 +103,14 @@ def test_what_was_saved_is_loaded(
     assert engine.ended() == [], "each once"
 
 
-def test_a_load_is_good_as_far_as_its_generations(engine: HostEngine, arena: FakeArena) -> None:
+def test_a_load_is_good_as_far_as_its_generations(engine: TransferEngine, arena: FakeArena) -> None:
     arena.generations[5] += 1
     engine.begin_loads([load(1, 2, 3, 5, 7)], idle=True)
     assert wait_ended(engine).good == 3
 
 
 def test_jobs_of_another_arena_are_not_carried_out(
-    engine: HostEngine, arena: FakeArena, cache: np.ndarray
+    engine: TransferEngine, arena: FakeArena, cache: np.ndarray
 ) -> None:
     """A restarted shard may come with a new arena while orders for the old one are on their way."""
     before = cache.copy(), arena.data.copy()
@@ -98,19 +122,19 @@ def test_jobs_of_another_arena_are_not_carried_out(
     assert (arena.data == before[1]).all()
 
 
-def test_a_load_from_nowhere_fails(engine: HostEngine) -> None:
+def test_a_load_from_nowhere_fails(engine: TransferEngine) -> None:
     engine.begin_loads([load(arena_id=0)], idle=True)
     assert not wait_ended(engine).ok
 
 
-def test_a_save_does_not_begin_after_its_deadline(engine: HostEngine, arena: FakeArena) -> None:
+def test_a_save_does_not_begin_after_its_deadline(engine: TransferEngine, arena: FakeArena) -> None:
     engine.begin_saves([save(1, deadline=time.monotonic() - 1)])
     assert not wait_ended(engine).ok
     assert not arena.data.any()
 
 
 def test_a_block_out_of_range_is_a_copy_that_is_not_good(
-    engine: HostEngine, arena: FakeArena
+    engine: TransferEngine, arena: FakeArena
 ) -> None:
     engine.begin_saves([Save(1, ints(1), ints(0, BLOCKS), time.monotonic() + 60)])
     assert not wait_ended(engine).ok
@@ -118,25 +142,55 @@ def test_a_block_out_of_range_is_a_copy_that_is_not_good(
 
 
 def test_an_error_is_a_copy_that_is_not_good(
-    engine: HostEngine, monkeypatch: pytest.MonkeyPatch
+    engine: TransferEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise RuntimeError("injected")
 
     with monkeypatch.context() as patch:
         patch.setattr(HostCopier, "load", broken)
+        patch.setattr(HostDevice, "copy", broken)
         engine.begin_loads([load(1, 2)], idle=True)
         assert wait_ended(engine).good == 0
     engine.begin_loads([load(1, 2)], idle=True)
-    assert wait_ended(engine).ok, "it goes on"
+    # Threads go on; a device that failed once is not trusted again.
+    assert wait_ended(engine).ok == isinstance(engine, HostEngine)
 
 
-def test_new_memory_is_faulted_in(engine: HostEngine, arena: FakeArena) -> None:
+def test_an_error_of_the_models_stream_fails_the_copy(
+    engine: TransferEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> None:
+        raise DeviceError("injected")
+
+    monkeypatch.setattr(HostDevice, "mark", broken)
+    engine.begin_saves([save(1)])
+    assert wait_ended(engine).ok == isinstance(engine, HostEngine)
+
+
+def test_a_closed_engine_has_let_go_of_everything(engine: TransferEngine, arena: FakeArena) -> None:
+    engine.begin_loads([load(*range(8))] * 3, idle=False)
+    engine.close()
+    names = {thread.name for thread in threading.enumerate()}
+    assert not [name for name in names if name.startswith("lmkv-")]
+
+
+def test_new_memory_is_faulted_in(engine: TransferEngine, arena: FakeArena) -> None:
+    before = arena.populated  # a device pins what there is, at once
     arena.grown = True
     engine.begin_loads([], idle=False)
+    wait_until(lambda: arena.populated > before)
+
+
+def test_the_next_arena_takes_over(engine: TransferEngine, arena: FakeArena) -> None:
+    following = FakeArena(8, 2 * LAYOUT.chunk_bytes, arena_id=2)
+    engine.attach(following, [0, LAYOUT.chunk_bytes])
     engine.begin_saves([save(1)])
+    assert not wait_ended(engine).ok
+    engine.begin_saves([save(1, arena_id=2)])
     assert wait_ended(engine).ok
-    assert arena.populated == 1
+    assert following.data.any()
+    assert not arena.data.any()
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.data())

@@ -1,0 +1,134 @@
+"""Pinning: what has memory is pinned, in whole extents, and let go of when nothing uses it."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+
+from lmkv_ray.transfer.pinning import Pinning
+from tests.transfer.fake_arena import FakeArena
+
+EXTENT = 4096
+EXTENTS = 8
+
+
+class FakeRegistry:
+    """Pins at most ``limit`` pieces."""
+
+    name = "a fake"
+
+    def __init__(self, limit: int = 99) -> None:
+        self.limit = limit
+        self.pieces: dict[int, int] = {}
+        self.calls = 0
+
+    def enter(self) -> None:
+        pass
+
+    def register(self, address: int, nbytes: int) -> None:
+        self.calls += 1
+        if len(self.pieces) >= self.limit:
+            raise RuntimeError("no more")
+        taken = [range(a, a + n) for a, n in self.pieces.items()]
+        assert not any(address in r or address + nbytes - 1 in r for r in taken), "pinned twice"
+        self.pieces[address] = nbytes
+
+    def unregister(self, address: int) -> None:
+        del self.pieces[address]
+
+
+class GrowingArena(FakeArena):
+    """Extents are given memory one by one."""
+
+    def __init__(self) -> None:
+        super().__init__(EXTENTS, EXTENT)
+        self.extent_bytes = EXTENT
+        self.parts: list[tuple[int, int]] = []
+
+    def grow(self, *extents: int) -> None:
+        self.parts += [(extent * EXTENT, EXTENT) for extent in extents]
+        self.grown = True
+
+    def assigned(self) -> list[tuple[int, int]]:
+        return list(self.parts)
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    return FakeRegistry()
+
+
+@pytest.fixture
+def pinning(registry: FakeRegistry) -> Iterator[Pinning]:
+    pinning = Pinning(registry, piece_bytes=2 * EXTENT)
+    yield pinning
+    pinning.close()
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.0005)
+
+
+def covered(pinning: Pinning, arena: FakeArena) -> list[int]:
+    return np.flatnonzero(pinning.covers(arena, np.arange(EXTENTS) * EXTENT + 7)).tolist()
+
+
+def test_what_has_memory_is_pinned_as_it_grows(registry: FakeRegistry, pinning: Pinning) -> None:
+    arena = GrowingArena()
+    arena.grow(0, 1, 2, 5)
+    pinning.attach(arena)
+    wait_until(lambda: covered(pinning, arena) == [0, 1, 2, 5])
+    base = arena.data.ctypes.data
+    expected = {base: 2 * EXTENT, base + 2 * EXTENT: EXTENT, base + 5 * EXTENT: EXTENT}
+    assert registry.pieces == expected
+    pinning.look()  # nothing new
+    arena.grow(3, 7)
+    pinning.look()
+    wait_until(lambda: covered(pinning, arena) == [0, 1, 2, 3, 5, 7])
+    assert registry.calls == 5
+    assert not arena.grown, "faulted in first"
+    pinning.close()
+    assert registry.pieces == {}
+
+
+def test_an_arena_that_nothing_uses_is_let_go_of(registry: FakeRegistry, pinning: Pinning) -> None:
+    held, new = [GrowingArena()], GrowingArena()
+    held[0].grow(0)
+    new.grow(1)
+    base = held[0].data.ctypes.data
+    pinning.attach(held[0])
+    wait_until(lambda: covered(pinning, held[0]) == [0])
+    pinning.attach(new)
+    wait_until(lambda: covered(pinning, new) == [1])
+    assert base in registry.pieces, "a copy may still be under way"
+    held.clear()
+    gc.collect()
+    wait_until(lambda: base not in registry.pieces)
+    assert covered(pinning, new) == [1]
+
+
+def test_refusal_is_said_once_and_copies_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    registry = FakeRegistry(limit=1)
+    pinning = Pinning(registry, piece_bytes=EXTENT)
+    arena = GrowingArena()
+    arena.grow(0, 2)
+    pinning.attach(arena)
+    wait_until(lambda: "cannot pin" in caplog.text)
+    arena.grow(4)
+    pinning.look()
+    wait_until(lambda: not arena.grown)
+    pinning.close()
+    assert caplog.text.count("cannot pin") == 1
+    assert registry.calls == 2
+    assert "ulimit" in caplog.text
+
+
+def test_nothing_is_pinned_of_an_arena_that_is_not_attached(pinning: Pinning) -> None:
+    assert covered(pinning, GrowingArena()) == []
