@@ -1,4 +1,4 @@
-# make demo | test | bench | lint. The first one run makes .venv; after that nothing is installed
+# make demo | test | bench | bench-gpu | lint. The first one run makes .venv; after that nothing is installed
 # unless pyproject.toml changed, and no network is needed.
 
 SHELL := /bin/sh
@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: demo test bench lint
+.PHONY: demo test bench bench-gpu lint
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -21,6 +21,9 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	@mkdir -p build
 	@$(RUN) benchmarks
+
+bench-gpu: $(INSTALLED)
+	@$(RUN) benchmarks.gpu
 
 lint: $(INSTALLED)
 	@$(RUN) ruff check

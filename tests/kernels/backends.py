@@ -66,9 +66,14 @@ class HostBackend:
         buffer: Bytes,
         grid_limit: int,
     ) -> None:
-        at = PageAddresses(
-            cache.ctypes.data, buffer.ctypes.data, table.runs.ctypes.data, places.ctypes.data
-        )
+        tables = table.runs.ctypes.data, places.ctypes.data
+        at = PageAddresses(cache.ctypes.data, buffer.ctypes.data, *tables)
+        self.launch(direction, launch, at, grid_limit)
+
+    def launch(
+        self, direction: str, launch: PageLaunch, at: PageAddresses, grid_limit: int
+    ) -> None:
+        """As ``pages.gather`` and ``pages.scatter``, done when it returns."""
         grid, word, parts = pages.grid_and_word(launch, at, grid_limit)
         kernel = ctypes.cast(getattr(self._library, f"{direction}_{word}"), ctypes.c_void_p)
         kinds = {np.uint64: ctypes.c_void_p, np.uint32: ctypes.c_uint}

@@ -9,6 +9,7 @@ from cupy_backends.cuda.libs import nvrtc
 from lmkv_ray.kernels import pages
 
 ARCHITECTURES = ["sm_80", "sm_90", "sm_100"]
+ADDED_BY_CUPY = ("-ftz=true", "--device-as-default-execution-space")
 KERNELS = {f"{name}_{word}" for name in ("gather", "scatter") for word in (1, 2, 4, 8, 16)}
 
 
@@ -24,8 +25,8 @@ def compile_for(architecture: str, source: str) -> dict[str, Usage]:
     """Machine code by NVRTC; resources of each kernel."""
     program = nvrtc.createProgram(source, "pages.cu", (), ())
     try:
-        options = (*pages.OPTIONS, f"-arch={architecture}", "--ptxas-options=-v")
-        nvrtc.compileProgram(program, options)
+        options = (*pages.OPTIONS, *ADDED_BY_CUPY, f"-arch={architecture}")
+        nvrtc.compileProgram(program, (*options, "--ptxas-options=-v"))
         assert nvrtc.getCUBIN(program)[:4] == b"\x7fELF"
         log = nvrtc.getProgramLog(program)
     finally:

@@ -97,6 +97,7 @@ class Engine:
             )
         defaults = {
             "block_size": 32,
+            "enforce_eager": True,
             "max_model_len": 2048,
             "max_num_batched_tokens": 512,
             "max_num_seqs": 8,
@@ -104,7 +105,6 @@ class Engine:
         self._llm = LLM(
             model=model,
             skip_tokenizer_init=True,
-            enforce_eager=True,
             enable_prefix_caching=True,
             disable_log_stats=False,
             seed=0,
@@ -217,17 +217,23 @@ class EngineProcess:
     """An engine in a process of its own; calls the same methods through a pipe.
 
     Args:
+        kind: its class.
         environment: variables on top of ``ENVIRONMENT``.
     """
 
     def __init__(
-        self, model: str, *, environment: dict[str, str] | None = None, **options: Any
+        self,
+        model: str,
+        *,
+        kind: type[Engine] = Engine,
+        environment: dict[str, str] | None = None,
+        **options: Any,
     ) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(
             target=_serve,
-            args=(theirs, model, ENVIRONMENT | (environment or {}), options),
+            args=(theirs, kind, model, ENVIRONMENT | (environment or {}), options),
             daemon=True,
         )
         self.process.start()
@@ -286,11 +292,15 @@ def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
 
 
 def _serve(
-    pipe: Connection, model: str, environment: dict[str, str], options: dict[str, Any]
+    pipe: Connection,
+    kind: type[Engine],
+    model: str,
+    environment: dict[str, str],
+    options: dict[str, Any],
 ) -> None:
     os.environ.update(environment)
     try:
-        engine = Engine(model, **options)
+        engine = kind(model, **options)
     except Exception as error:
         pipe.recv()
         pipe.send(error)

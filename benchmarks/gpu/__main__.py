@@ -1,0 +1,63 @@
+"""``make bench-gpu``: all figures of the GPU data path, as a table, as JSON and as a plot.
+
+Without a GPU it says so, and runs everything it can on the host: the same code, no figures to keep.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+from benchmarks.gpu import copies, machine, packing, plot, ttft
+from benchmarks.table import Row, show
+
+OUTPUT = Path("build")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit code 0 where everything ran that can run here."""
+    parser = argparse.ArgumentParser(prog="make bench-gpu", description=__doc__)
+    parser.add_argument("--out", type=Path, default=OUTPUT)
+    parser.add_argument("--no-engines", action="store_true", help="leave out vLLM (minutes)")
+    chosen = parser.parse_args(arguments)
+    where, why_not = machine.find()
+    print(f"Measured on: {where.name}." + (f" {why_not}" if why_not else ""), flush=True)
+    rows, floors = copies.run(where)
+    rows += packing.run(where, floors)
+    not_measured: list[str] = []
+    if not chosen.no_engines:
+        more, not_measured = ttft.run(floors, gpu=not why_not)
+        rows += more
+    show(rows)
+    for line in not_measured:
+        print(f"Not measured: {line}")
+    written = write(rows, not_measured, where.name, why_not, chosen.out)
+    print(f"Written to {' and '.join(map(str, written))}.")
+    if why_not:
+        print("There is no GPU here: these figures prove that the benchmark runs, nothing else.")
+    return 0
+
+
+def write(
+    rows: list[Row], not_measured: list[str], device: str, without_gpu: str, out: Path
+) -> list[Path]:
+    """The JSON file and the plot."""
+    out.mkdir(parents=True, exist_ok=True)
+    data, picture = out / "bench-gpu.json", out / "bench-gpu.png"
+    content = {
+        "device": device,
+        "without_gpu": without_gpu,
+        "not_measured": not_measured,
+        "rows": [row._asdict() for row in rows],
+    }
+    data.write_text(json.dumps(content, indent=1) + "\n")
+    plot.draw(rows, device, picture)
+    return [data, picture]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    sys.exit(main())

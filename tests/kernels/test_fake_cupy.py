@@ -1,0 +1,89 @@
+"""The GPU's wrappers and benchmark on a CuPy of the host, whose names are the real ones."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lmkv_ray.kernels import PLACE, PageAddresses, PageTable, pages
+from lmkv_ray.layout import ChunkLayout, Run
+from tests.kernels.fake_cupy import FakeCupy
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
+    fake = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", fake)
+    pages._module.cache_clear()
+    pages._full_grid.cache_clear()
+    yield fake
+    pages._module.cache_clear()
+    pages._full_grid.cache_clear()
+
+
+def test_every_name_exists_in_cupy() -> None:
+    import cupy
+
+    def names(fake: object, real: object, path: str) -> None:
+        for name, value in vars(fake).items():
+            if not name.startswith("_"):
+                assert hasattr(real, name), f"{path}.{name}"
+                if hasattr(value, "__dict__") and not callable(value):
+                    names(value, getattr(real, name), f"{path}.{name}")
+
+    names(FakeCupy().cuda, cupy.cuda, "cupy.cuda")
+    assert cupy.cuda.runtime.memcpyDefault == 4
+    parameters = "(intptr_t dst, intptr_t src, size_t size, int kind, intptr_t stream)"
+    assert parameters in cupy.cuda.runtime.memcpyAsync.__doc__
+    assert "non_blocking" in cupy.cuda.Stream.__init__.__doc__
+
+
+@pytest.mark.parametrize(("limit", "grid"), [(None, 6), (4, 4)])
+def test_launches_go_to_the_stream_with_the_wanted_grid(
+    cupy: FakeCupy, limit: int | None, grid: int
+) -> None:
+    layout = ChunkLayout((Run(0, 65536, 65536),), blocks=2, num_blocks=2)
+    cache, buffer = np.arange(131072, dtype=np.uint32).view(np.uint8), np.zeros(131072, np.uint8)
+    cache = cache[: len(buffer)]
+    table, places = PageTable(layout, cache_bytes=len(cache)), np.zeros(2, PLACE)
+    zero, both = np.zeros(2, np.int64), np.arange(2)
+    launch = table.write(places, zero, both, both[::-1], buffer_bytes=len(buffer))
+    addresses = (array.ctypes.data for array in (cache, buffer, table.runs, places))
+    pages.gather(launch, PageAddresses(*addresses), stream=7, grid_limit=limit)
+    assert cupy.launches == [("gather_16", grid, 7)]
+    assert bytes(buffer) == bytes(cache[65536:]) + bytes(cache[:65536])
+
+
+def test_nothing_is_launched_for_nothing(cupy: FakeCupy) -> None:
+    layout = ChunkLayout((Run(0, 16, 16),), blocks=1, num_blocks=1)
+    none = np.zeros(0, np.int64)
+    launch = PageTable(layout, cache_bytes=16).write(
+        np.zeros(0, PLACE), none, none, none, buffer_bytes=16
+    )
+    pages.scatter(launch, PageAddresses(0, 0, 0, 0), stream=7)
+    assert not cupy.launches
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+def test_the_benchmark_of_copies_and_kernels_runs_to_its_end(
+    gpu: bool, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if gpu:
+        request.getfixturevalue("cupy")
+    elif not request.getfixturevalue("without_gpu"):
+        pytest.skip("there is a GPU")
+    from benchmarks.gpu import machine
+    from benchmarks.gpu.__main__ import main
+
+    for kind in (machine.Gpu, machine.Host):
+        monkeypatch.setattr(kind, "scale", 1 << 17)
+    assert main(["--no-engines", "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "bench-gpu.json").read_text())
+    assert bool(written["without_gpu"]) != gpu
+    names = [row["name"] for row in written["rows"]]
+    assert len(names) == len(set(names)) > 25
+    assert all(row["value"] > 0 and row["ratio"] > 0 for row in written["rows"])
+    assert (tmp_path / "bench-gpu.png").stat().st_size > 10_000
