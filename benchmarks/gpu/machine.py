@@ -18,7 +18,6 @@ from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.kernels import PageAddresses, PageLaunch, pages
 from tests.kernels.backends import HostBackend
 
-
 PAGE = 4096
 """Alignment of memory on the host: CPUs copy much slower from just past a page."""
 

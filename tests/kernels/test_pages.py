@@ -5,9 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lmkv_ray.vllm.copier import BlockPlaces, HostCopier
 
 from lmkv_ray.kernels import PageAddresses, PageTable, pages
+from lmkv_ray.transfer.host_copier import HostCopier
+from lmkv_ray.transfer.places import BlockPlaces
 from tests.kernels.backends import Backend, GpuBackend, HostBackend, empty_places, gpu_missing
 from tests.kernels.caches import LAYOUTS, Shape, guarded
 
