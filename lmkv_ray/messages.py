@@ -13,6 +13,8 @@ from typing import TypeVar
 
 import msgspec
 
+from lmkv_ray.hints import NO_HINTS, Hints
+
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
     """Base of all messages."""
@@ -93,6 +95,8 @@ class Commit(Message, frozen=True, kw_only=True, array_like=True):
     slot: int
     key: bytes
     nbytes: int
+    hints: Hints = NO_HINTS
+    """Its ``space`` is filled in by the shard."""
 
 
 class Exchange(Message, frozen=True, kw_only=True, array_like=True):

@@ -133,6 +133,10 @@ class Shard:
         """Give back slots that were reserved and not committed; committed ones are ignored."""
         self._apply(self.state.release(space, slot_bytes, slots))
 
+    def evict(self, keys: Iterable[bytes]) -> None:
+        """Remove these chunks, pinned or not."""
+        self._apply(self.state.evict(keys))
+
     def clear(self, space: int | None) -> None:
         """Remove all chunks (of one space)."""
         self.clears += 1

@@ -14,6 +14,7 @@ import numpy as np
 from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.sources import Finder, Source, find_all
 from lmkv_ray.cost import SourceModels, choose
+from lmkv_ray.hints import Hints
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
 from lmkv_ray.shard import Fetch as Plan
@@ -196,12 +197,14 @@ class Staging:
         """Fetch into reserved slots, publishing each chunk as it arrives; whether all did."""
         views = [self._shard.writer.payload(slot) for slot in slots]
         fetch = Fetch(key_array(keys), views, job.left)
+        before = dict(zip(job.keys[1:], job.keys, strict=False))
         complete = True
         async with contextlib.aclosing(source.fetch(fetch)) as outcomes:
             async for outcome in outcomes:
                 key, slot = keys[outcome.position], slots[outcome.position]
                 if outcome.ok:
-                    commit = Commit(slot=slot, key=key, nbytes=outcome.nbytes)
+                    hints = Hints(after=before.get(key, b""))
+                    commit = Commit(slot=slot, key=key, nbytes=outcome.nbytes, hints=hints)
                     self._shard.commit(job.space, job.slot_bytes, [commit], [outcome.checksum])
                     self.counters.staged += 1
                     self.counters.staged_bytes += outcome.nbytes

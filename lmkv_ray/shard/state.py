@@ -13,7 +13,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from msgspec.structs import replace
+
 from lmkv_ray.errors import UnsupportedError
+from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.messages import (
     Commit,
@@ -195,6 +198,20 @@ class ShardState:
         # Heads first: written in this order, what is there is a prefix whenever the writing stops.
         self.admission.touched(key for key in reversed(touched) if key in self._chunks)
 
+    def pin(self, keys: Iterable[bytes], pinned: bool) -> list[bytes]:
+        """Keep chunks from being evicted to make room, or no longer; which ones are pinned now.
+
+        Unknown keys are ignored. At most half of the arena can be pinned.
+        """
+        return [key for key in keys if self._allocator.pin(key, pinned)]
+
+    def evict(self, keys: Iterable[bytes]) -> list[Instruction]:
+        """Remove these chunks, pinned or not; unknown keys are ignored."""
+        known = dict.fromkeys(key for key in keys if key in self._chunks)
+        out: list[Instruction] = []
+        self._retire(self._allocator.evict(known), MissReason.EVICTED, out)
+        return out
+
     def clear(self, space: int | None = None) -> list[Instruction]:
         """Remove all chunks (of one space), and refuse those that are being filled right now."""
         keys = [key for key, its in self._chunks.items() if space in (None, its.space)]
@@ -247,7 +264,8 @@ class ShardState:
         out: list[Instruction] = []
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
-                self._fill(row.slot, row.key, _Chunk(row.space, row.nbytes))
+                hints = Hints(space=row.space)
+                self._fill(row.slot, row.key, _Chunk(row.space, row.nbytes), hints)
             elif row.key is not None:  # never written so: trust neither
                 self._allocator.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
@@ -300,11 +318,14 @@ class ShardState:
             elif commit.key in self._chunks or commit.key in accepted:
                 self.counters.duplicate += 1
                 back.append(commit.slot)
+                if commit.hints.pinned:
+                    self._allocator.pin(commit.key, True)
             else:
                 accepted[commit.key] = commit
         # Head last, so that of one batch of a prompt the tail is evicted first.
         for key, commit in reversed(accepted.items()):
-            self._fill(commit.slot, key, _Chunk(holder.space, commit.nbytes))
+            hints = replace(commit.hints, space=holder.space)
+            self._fill(commit.slot, key, _Chunk(holder.space, commit.nbytes), hints)
         if accepted:
             out.append(
                 Publish(
@@ -321,8 +342,8 @@ class ShardState:
         self.counters.refused += len(refused)
         return refused
 
-    def _fill(self, slot: int, key: bytes, chunk: _Chunk) -> None:
-        self._allocator.fill(slot, key)
+    def _fill(self, slot: int, key: bytes, chunk: _Chunk, hints: Hints = NO_HINTS) -> None:
+        self._allocator.fill(slot, key, hints)
         self._chunks[key] = chunk
         self.nbytes += chunk.nbytes
 

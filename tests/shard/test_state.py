@@ -3,6 +3,7 @@ from collections.abc import Callable
 import pytest
 
 from lmkv_ray.errors import UnsupportedError
+from lmkv_ray.hints import Hints
 from lmkv_ray.messages import Commit, Exchange, ExchangeReply, Hello, MissReason, Owner
 from lmkv_ray.policies import LRU
 from lmkv_ray.shard import (
@@ -204,3 +205,35 @@ def test_an_extent_without_memory_is_done_without(state: ShardState, hello: Hell
     slots = grant(state, 3)
     assert state.extent_failed(0) == frozenset(slots)
     assert grant(state, 3) == [8, 9, 10]
+
+
+def test_pinned_chunks_stay_when_room_is_made_and_go_when_told(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    for key in (A, B):
+        commit(state, grant(state, 1)[0], key, 0)
+    assert state.pin([A, C], True) == [A]
+    for i in range(64):  # more than the arena holds
+        commit(state, grant(state, 1)[0], bytes([i]) * 16, 0)
+    assert B not in state
+    assert A in state
+    [out] = state.evict([A, A, C])
+    assert isinstance(out, Retire)
+    assert out.reason is MissReason.EVICTED
+    assert A not in state
+    assert state.pin([A], True) == []
+
+
+def test_a_pin_asked_for_with_a_commit_holds(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    hints = Hints(pinned=True)
+    message = Commit(slot=grant(state, 1)[0], key=A, nbytes=5, hints=hints)
+    state.exchange(Exchange(engine_id="e", commits=[message]), 0)
+    commit(state, grant(state, 1)[0], B, 0)
+    message = Commit(slot=grant(state, 1)[0], key=B, nbytes=5, hints=hints)  # known already
+    state.exchange(Exchange(engine_id="e", commits=[message]), 0)
+    for i in range(64):
+        commit(state, grant(state, 1)[0], bytes([i]) * 16, 0)
+    assert A in state
+    assert B in state
