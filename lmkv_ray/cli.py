@@ -51,12 +51,36 @@ def status(address: Address = None) -> None:
         models = ", ".join(sorted({engine.model for engine in node.engines}))
         engines = f"{len(node.engines)} ({models})" if models else "0"
         used, capacity = _size(node.nbytes), _size(node.capacity)
-        table.add_row(
-            node.node_id[:12], str(node.chunks), used, capacity, engines, node.problem or ""
-        )
+        state = node.problem or ("leaves" if node.draining else "")
+        table.add_row(node.node_id[:12], str(node.chunks), used, capacity, engines, state)
     for node_id in cache.silent:
         table.add_row(node_id[:12], "", "", "", "", "does not answer")
     Console().print(table)
+    for part in cache.directory:
+        behind = f"; waits for all of {part.unsynced} nodes" if part.unsynced else ""
+        Console().print(
+            f"directory {part.part}: {part.chunks:,} chunks of {part.nodes} nodes, "
+            f"{part.chunks / part.capacity:.0%} full{behind}"
+        )
+
+
+@app.command()
+@_clear_errors
+def drain(
+    node: Annotated[str, typer.Argument(help="Id of the node, or the beginning of it.")],
+    seconds: Annotated[
+        float | None, typer.Option(help="Time for it. Default: LMKV_DRAIN_SECONDS.")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Let a node that will be ended hand its chunks to others. It serves until it ends."""
+    from lmkv_ray.actors import connect
+
+    done = connect(address, start=False).drain(node, seconds)
+    Console().print(f"Others have taken over {done.copied} chunks.", highlight=False)
+    if done.left:
+        Console().print(f"{done.left} chunks are only there: no room, or no time.")
+    Console().print("The node may be ended now.")
 
 
 @app.command()

@@ -152,6 +152,18 @@ class Settings(BaseSettings):
     reconcile_seconds: float = Field(
         2.0, gt=0, description="Seconds between checks that every live node has a shard."
     )
+    drain_seconds: float = Field(
+        30.0,
+        gt=0,
+        description="Seconds in which a node that leaves hands over what only it holds; less if "
+        "Ray says that it ends earlier.",
+    )
+    replicas: int = Field(
+        1,
+        ge=1,
+        le=4,
+        description="Nodes that should hold a chunk that is hit often; 1 leaves copies to use.",
+    )
     ray_address: str | None = Field(
         None,
         description="The Ray cluster to use. Default: the initialised one, else RAY_ADDRESS, "

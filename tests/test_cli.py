@@ -33,9 +33,9 @@ def test_a_wrong_setting_is_a_clear_error(
     assert "Traceback" not in result.output
 
 
-@pytest.mark.parametrize("command", ["status", "clear", "stop"])
+@pytest.mark.parametrize("command", ["status", "clear", "stop", "drain abc"])
 def test_no_cluster_is_a_clear_error(runner: CliRunner, command: str) -> None:
-    result = runner.invoke(app, [command, "--address", "127.0.0.1:1"])
+    result = runner.invoke(app, [*command.split(), "--address", "127.0.0.1:1"])
     assert result.exit_code == 1
     assert "No Ray cluster answers at 127.0.0.1:1" in result.output
     assert "Next step" in result.output

@@ -1,6 +1,14 @@
 """The cache's Ray actors, and how to reach them."""
 
 from lmkv_ray.actors.connect import Cache, connect
-from lmkv_ray.actors.wire import CacheStatus, EngineStatus, ShardStatus
+from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, Drained, EngineStatus, ShardStatus
 
-__all__ = ["Cache", "CacheStatus", "EngineStatus", "ShardStatus", "connect"]
+__all__ = [
+    "Cache",
+    "CacheStatus",
+    "DirectoryStatus",
+    "Drained",
+    "EngineStatus",
+    "ShardStatus",
+    "connect",
+]

@@ -15,10 +15,10 @@ from lmkv_ray.actors.directory import start_directory
 from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.shard import start_shard
-from lmkv_ray.actors.wire import CacheStatus
+from lmkv_ray.actors.wire import CacheStatus, Drain, Drained
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
-from lmkv_ray.messages import decode
+from lmkv_ray.messages import decode, encode
 
 CALL_SECONDS = 10.0
 """How long a call of a running cache may take."""
@@ -60,6 +60,31 @@ class Cache:
             ConnectError: the cache was stopped, or does not answer.
         """
         _get(self.directory.clear.remote(b""), CALL_SECONDS)
+
+    def drain(self, node: str, seconds: float | None = None) -> Drained:
+        """Let a node hand over the chunks that only it holds, before it is ended.
+
+        It is the node's farewell: it serves what it has until it ends, but takes nothing from
+        others any more. Nodes that Ray drains do this by themselves.
+
+        Args:
+            node: its id, or the beginning of it.
+            seconds: default: the setting ``drain_seconds``.
+
+        Raises:
+            ConnectError: there is not exactly one such node, or it does not answer.
+        """
+        status = self.status()
+        ids = [its.node_id for its in status.nodes if its.node_id.startswith(node)]
+        shard = find(shard_name(ids[0]), self._settings.ray_namespace) if len(ids) == 1 else None
+        if shard is None:
+            raise ConnectError(
+                f"{len(ids)} nodes of the cache have an id that begins with {node!r}.",
+                next_step="'lmkv status' lists them.",
+            )
+        within = self._settings.drain_seconds if seconds is None else seconds
+        answer = shard.drain.remote(encode(Drain(within=within)))
+        return decode(_get(answer, within + CALL_SECONDS), Drained)
 
     def stop(self) -> None:
         """End all actors of the cache. Its memory is freed when the last engine ends.

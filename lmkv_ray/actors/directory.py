@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Mapping
 
 import msgspec
 import ray
 
-from lmkv_ray.actors.launch import Handle, actor_names, kill, start
+from lmkv_ray.actors.launch import Handle, actor_names, kill, leaving_nodes, start
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.names import directory_name, shard_name
 from lmkv_ray.actors.parts import in_time
 from lmkv_ray.actors.shard import start_shard
-from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, ShardStatus
+from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, Drain, Drained, ShardStatus
 from lmkv_ray.config import Settings
 from lmkv_ray.directory import DirectoryState
 from lmkv_ray.keys import key_array
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_SECONDS = 2.0
 """How long another actor may take to answer the directory."""
+FAREWELL_SHARE = 0.8
+"""Part of the time left to a node in which its shard hands over its chunks."""
 
 
 def start_directory(settings: Settings, part: int = 0) -> Handle:
@@ -53,6 +56,8 @@ class DirectoryActor:
         self._doubtful: set[str] = set()
         """Nodes whose shard did not answer: maybe it was ended, and there is a new one."""
         self._others: list[Handle] = []
+        self._farewells: dict[str, asyncio.Task[None]] = {}
+        """Of nodes that leave; a shard is not started there again."""
         self._task = asyncio.create_task(
             forever("reconciling shards", settings.reconcile_seconds, self._reconcile)
         )
@@ -136,17 +141,47 @@ class DirectoryActor:
         for node_id in known - alive:
             logger.info("lmkv_ray: node %s is gone", node_id)
             self._state.node_lost(node_id)
+        leaving = await asyncio.to_thread(leaving_nodes)
         if self._part == 0:
             await self._end(known - alive)
-            await self._start(alive)
+            await self._start(alive, leaving)
+            self._see_off(leaving)
+        own = ray.get_runtime_context().get_node_id()
+        if own in leaving and own not in self._shards:
+            logger.info("lmkv_ray: this node leaves; Ray starts the directory on another one")
+            os._exit(1)
+
+    def _see_off(self, leaving: Mapping[str, float]) -> None:
+        for node_id in leaving.keys() & self._shards.keys() - self._farewells.keys():
+            logger.info("lmkv_ray: node %s is about to leave", node_id)
+            within = min(self._settings.drain_seconds, FAREWELL_SHARE * leaving[node_id])
+            farewell = self._drain(node_id, self._shards[node_id], max(within, 0))
+            self._farewells[node_id] = asyncio.create_task(farewell)
+
+    async def _drain(self, node_id: str, shard: Handle, within: float) -> None:
+        """Let a shard hand over its chunks, then end it: Ray ends a node on which nothing runs."""
+        drain = encode(Drain(within=within))
+        answer = await in_time(shard.drain.remote(drain), within + SHARD_SECONDS)
+        if answer is not None:
+            done = decode(answer, Drained)
+            logger.info(
+                "lmkv_ray: node %s has handed over %d chunks, %d are lost with it",
+                node_id,
+                done.copied,
+                done.left,
+            )
+        self._state.node_lost(node_id)
+        self._shards.pop(node_id, None)
+        await asyncio.to_thread(kill, shard_name(node_id), self._settings.ray_namespace)
 
     async def _end(self, dead: Iterable[str]) -> None:
         for node_id in dead:
             self._shards.pop(node_id, None)
+            self._farewells.pop(node_id, None)
             await asyncio.to_thread(kill, shard_name(node_id), self._settings.ray_namespace)
 
-    async def _start(self, alive: Iterable[str]) -> None:
-        """Start what is missing: parts of the directory, and shards."""
+    async def _start(self, alive: Iterable[str], leaving: Container[str]) -> None:
+        """Start what is missing: parts of the directory, and shards on nodes that stay."""
         running = set(await asyncio.to_thread(actor_names, self._settings.ray_namespace))
         parts = range(1, self._settings.directory_shards)
         if not self._others or not running.issuperset(map(directory_name, parts)):
@@ -156,9 +191,13 @@ class DirectoryActor:
         missing = [
             node_id
             for node_id in alive
-            if node_id not in self._shards
-            or node_id in self._doubtful
-            or shard_name(node_id) not in running
+            if (shard_name(node_id) in running or node_id not in leaving)
+            and node_id not in self._farewells
+            and (
+                node_id not in self._shards
+                or node_id in self._doubtful
+                or shard_name(node_id) not in running
+            )
         ]
         handles = await asyncio.gather(
             *(asyncio.to_thread(start_shard, self._settings, node_id) for node_id in missing)

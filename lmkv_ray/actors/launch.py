@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from typing import Any, TypeAlias
 
 import ray
@@ -26,6 +28,17 @@ def actor_names(namespace: str) -> list[str]:
     found = ray.util.list_named_actors(all_namespaces=True)
     ours = [a["name"] for a in found if a["namespace"] == namespace and is_ours(a["name"])]
     return sorted(ours, key=lambda name: (name != DIRECTORY, not is_directory(name), name))
+
+
+def leaving_nodes() -> dict[str, float]:
+    """Nodes that Ray drains, and in how many seconds they end (infinity: when nothing runs there).
+
+    Ray's autoscaler drains idle nodes, and nodes whose machine is about to be taken away.
+    """
+    # Not public, but what Ray Serve uses as well; it takes wall-clock milliseconds.
+    nodes: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    now = time.time()
+    return {node_id: ends / 1000 - now if ends > 0 else math.inf for node_id, ends in nodes.items()}
 
 
 def kill(name: str, namespace: str) -> None:

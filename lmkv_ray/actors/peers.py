@@ -9,9 +9,9 @@ from typing import Any
 from lmkv_ray.actors.launch import find
 from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.parts import SILENT_SECONDS, Directory, in_time
-from lmkv_ray.actors.wire import PeerAddress
+from lmkv_ray.actors.wire import PeerAddress, Take, Taken
 from lmkv_ray.directory import Holding
-from lmkv_ray.messages import decode
+from lmkv_ray.messages import decode, encode
 from lmkv_ray.transports import PeerInfo, host_id
 
 
@@ -68,6 +68,14 @@ class RayPeers:
         )
         self._peers[node_id] = peer
         return peer
+
+    async def take(self, node_id: str, take: Take) -> int:
+        """Ask a node to fetch chunks; how many it has then, 0 if it does not answer in time."""
+        handle = await asyncio.to_thread(find, shard_name(node_id), self._namespace)
+        if handle is None:
+            return 0
+        answer = await in_time(handle.take.remote(encode(take)), take.within + SILENT_SECONDS)
+        return 0 if answer is None else decode(answer, Taken).chunks
 
     def forget(self, node_id: str) -> None:
         """What is known about a node was wrong."""

@@ -12,19 +12,28 @@ import ray
 
 from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.demotion import Demotion
+from lmkv_ray.actors.handover import Handover
 from lmkv_ray.actors.launch import Handle, start
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.names import arena_name, shard_name
 from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
-from lmkv_ray.actors.sources import Finder, PeerFinder, TierFinder
+from lmkv_ray.actors.replication import PERIOD_SECONDS, Replication
+from lmkv_ray.actors.sources import Finder, GivenFinder, PeerFinder, TierFinder
 from lmkv_ray.actors.staging import Staging
 from lmkv_ray.actors.telling import Telling
 from lmkv_ray.actors.tiers import open_tiers
-from lmkv_ray.actors.wire import EngineStatus, PeerAddress, ShardStatus
+from lmkv_ray.actors.wire import (
+    Drain,
+    EngineStatus,
+    PeerAddress,
+    ShardStatus,
+    Take,
+    Taken,
+)
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, LmkvError
-from lmkv_ray.keys import key_array
+from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Clear, Exchange, Hello, Stage, Welcome, decode, encode
 from lmkv_ray.transports import (
     Batch,
@@ -71,10 +80,14 @@ class ShardActor:
             self._shard = Shard(writer, settings, node_id)
             self._tiers, self._refused = await open_tiers(settings)
             known = all_transports(writer, Helper(writer))
-            peers = PeerFinder(self._peers, Transports(known, settings.transport))
+            self._fetching = PeerFinder(self._peers, Transports(known, settings.transport))
             instant = [t for t in self._tiers if t.capabilities.instant]
             distant = [t for t in self._tiers if not t.capabilities.instant]
-            finders: list[Finder] = [*map(TierFinder, instant), peers, *map(TierFinder, distant)]
+            finders: list[Finder] = [
+                *map(TierFinder, instant),
+                self._fetching,
+                *map(TierFinder, distant),
+            ]
             self._staging = Staging(self._shard, finders)
             self._demotion = Demotion(self._shard, self._tiers)
             self._chunks = ChunkReader(self._shard.reader)
@@ -85,10 +98,13 @@ class ShardActor:
             return
         self._peers.cleared = self._shard.cleared
         self._telling = Telling(self._shard, self._directory, self._catch_up)
+        self._handover = Handover(self._shard, node_id, self._peers, self._directory)
+        self._replication = Replication(self._handover, settings.replicas)
         self._tasks = [
             *self._telling.start(),
             asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
             asyncio.create_task(forever("writing to tiers", TICK_SECONDS, self._demotion.step)),
+            asyncio.create_task(forever("replicating", PERIOD_SECONDS, self._replication.step)),
         ]
 
     async def hello(self, message: bytes) -> bytes:
@@ -110,7 +126,9 @@ class ShardActor:
 
     async def exchange(self, message: bytes) -> bytes:
         """``Exchange`` -> ``ExchangeReply``."""
-        reply = self._working.exchange(decode(message, Exchange))
+        exchange = decode(message, Exchange)
+        reply = self._working.exchange(exchange)
+        self._replication.touched(exchange.touched)
         return encode(msgspec.structs.replace(reply, peers=self._elsewhere))
 
     async def stage(self, message: bytes) -> bytes:
@@ -149,6 +167,26 @@ class ShardActor:
         """Chunks for another shard (see ``ObjectStoreTransport``)."""
         _ = self._working
         return await asyncio.to_thread(self._chunks.read, key_array(keys))
+
+    async def take(self, message: bytes) -> bytes:
+        """``Take`` -> ``Taken``: fetch chunks from a node that asks for it."""
+        take = decode(message, Take)
+        size = self._working.writer.geometry.slot_size(take.slot_bytes)
+        keys = key_list(key_array(take.keys))
+        finder = GivenFinder(self._fetching, take.node_id)
+        return encode(
+            Taken(chunks=await self._staging.take(take.space, size, keys, take.within, finder))
+        )
+
+    async def drain(self, message: bytes) -> bytes:
+        """``Drain`` -> ``Drained``: the node leaves; hand over what only it holds.
+
+        It goes on serving until it ends, and takes nothing from others any more.
+        """
+        drain = decode(message, Drain)
+        _ = self._working
+        self._telling.draining = True
+        return encode(await self._handover.drain(drain.within))
 
     async def clear(self, space: bytes = b"") -> bytes:
         """Remove the chunks of a space (8 bytes, little endian; none: all) from all nodes.
@@ -201,6 +239,7 @@ class ShardActor:
                 ],
                 counters=self._shard.counters() | asdict(self._staging.counters),
                 tiers=[*(tier.status() for tier in self._tiers), *self._refused],
+                draining=self._telling.draining,
             )
         )
 

@@ -57,6 +57,7 @@ class _Job:
     deadline: float
     clears: int
     """``Shard.clears`` when it began."""
+    finders: Sequence[Finder]
     avoid: set[str] = field(default_factory=set)
     """Places that did not deliver."""
     reason: dict[bytes, MissReason] = field(default_factory=dict)
@@ -91,7 +92,27 @@ class Staging:
         space, slot_bytes = engine
         deadline = time.monotonic() + stage.within
         keys = key_list(key_array(stage.keys))
-        job = _Job(space, slot_bytes, keys, stage.remaining, deadline, self._shard.clears)
+        job = _Job(
+            space, slot_bytes, keys, stage.remaining, deadline, self._shard.clears, self._finders
+        )
+        await self._bring(job)
+        return self._reply(job)
+
+    async def take(
+        self, space: int, slot_bytes: int, keys: list[bytes], within: float, finder: Finder
+    ) -> int:
+        """Fetch chunks that no engine asked for, whatever it costs.
+
+        Returns:
+            how many of them are here now.
+        """
+        deadline = time.monotonic() + within
+        job = _Job(space, slot_bytes, keys, [], deadline, self._shard.clears, [finder])
+        await self._bring(job)
+        return sum(key in self._shard.state for key in keys)
+
+    async def _bring(self, job: _Job) -> None:
+        keys, state = job.keys, self._shard.state
         for _ in range(ROUNDS):
             missing = [i for i, key in enumerate(keys) if key not in state]
             if not missing or job.left <= 0 or job.clears != self._shard.clears:
@@ -103,7 +124,6 @@ class Staging:
                 await asyncio.wait(others, timeout=max(job.left, 0))
             elif not progress:
                 break
-        return self._reply(job)
 
     def _reply(self, job: _Job) -> StageReply:
         state = self._shard.state
@@ -128,7 +148,7 @@ class Staging:
         flights = {key: loop.create_future() for key in keys}
         self._flights |= flights
         try:
-            found, everybody = await find_all(self._finders, key_array(keys), job.deadline)
+            found, everybody = await find_all(job.finders, key_array(keys), job.deadline)
             sources = {source.name: source for source in found if source.name not in job.avoid}
             plans = plan_fetches(
                 range(len(keys)), [(s.name, s.positions) for s in sources.values()]

@@ -18,6 +18,43 @@ class PeerAddress(Message, frozen=True):
     """Why NIXL cannot read from it; None: it can."""
 
 
+class Take(Message, frozen=True):
+    """Shard to shard: fetch these chunks from me, because I leave, or for there to be more copies.
+
+    Answered by ``Taken`` when all are there, no more can come, or the time is over.
+    """
+
+    node_id: str
+    """Whom to fetch from."""
+    space: int
+    slot_bytes: int
+    keys: bytes
+    within: float
+    """Seconds."""
+
+
+class Taken(Message, frozen=True):
+    """How many chunks of a ``Take`` are there now."""
+
+    chunks: int
+
+
+class Drain(Message, frozen=True):
+    """To a shard: hand over what no other node holds; the node is about to leave."""
+
+    within: float
+    """Seconds."""
+
+
+class Drained(Message, frozen=True):
+    """What became of a node's chunks."""
+
+    copied: int
+    """Chunks that other nodes have taken over."""
+    left: int
+    """Chunks that only this node holds, as far as the directory knows."""
+
+
 class EngineStatus(Message, frozen=True):
     """An engine that is attached to a shard."""
 
@@ -41,6 +78,8 @@ class ShardStatus(Message, frozen=True):
     counters: dict[str, float]
     """Since the shard started; see ``shard.Counters`` and ``staging.StageCounters``."""
     tiers: list[TierStatus]
+    draining: bool = False
+    """Whether the node is about to leave."""
     problem: str | None = None
     """Why the shard does not work, and what to do."""
 

@@ -1,8 +1,19 @@
 """Which node holds which chunk: pure, no I/O. A hint, never the truth; shards have that."""
 
 from lmkv_ray.directory.clears import ClearLog
+from lmkv_ray.directory.handoff import Held, Order, plan_handoff
 from lmkv_ray.directory.holdings import Holding, merge
 from lmkv_ray.directory.state import DirectoryState, NodeStatus
 from lmkv_ray.directory.table import ChunkTable
 
-__all__ = ["ChunkTable", "ClearLog", "DirectoryState", "Holding", "NodeStatus", "merge"]
+__all__ = [
+    "ChunkTable",
+    "ClearLog",
+    "DirectoryState",
+    "Held",
+    "Holding",
+    "NodeStatus",
+    "Order",
+    "merge",
+    "plan_handoff",
+]

@@ -133,6 +133,12 @@ class Allocator:
         size = self._classes.get(slot_bytes)
         return sum(self._pinned[extent] for extent in size.extents) if size else 0
 
+    def by_use(self) -> list[bytes]:
+        """All ready chunks, the last used first."""
+        keys = list(self.slot_of)
+        slots = np.fromiter(self.slot_of.values(), np.int64, len(keys))
+        return [keys[i] for i in np.argsort(-self._used_at.flat[slots]).tolist()]
+
     # -- life of a slot --------------------------------------------------------------------------
 
     def take(self, slot_bytes: int, n: int) -> Taken:

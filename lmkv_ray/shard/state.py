@@ -185,6 +185,16 @@ class ShardState:
         """Where a ready chunk is."""
         return self._allocator.slot_of.get(key)
 
+    def place(self, key: bytes) -> tuple[int, int] | None:
+        """(space, slot_bytes) of a ready chunk."""
+        chunk, slot = self._chunks.get(key), self._allocator.slot_of.get(key)
+        size = None if slot is None else self._allocator.slot_bytes(slot)
+        return None if chunk is None or size is None else (chunk.space, size)
+
+    def by_use(self) -> list[bytes]:
+        """All ready chunks, the last used first."""
+        return self._allocator.by_use()
+
     def space(self, key: bytes) -> int | None:
         """The space of a ready chunk."""
         chunk = self._chunks.get(key)

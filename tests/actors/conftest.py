@@ -23,7 +23,7 @@ NODE = {"num_cpus": 2, "object_store_memory": 80 << 20, "dashboard_port": 0}
 SETTINGS = {"capacity": 16 << 20, "reconcile_seconds": 0.2}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Cluster]:
     """Two nodes; this process is connected to the first."""
     cluster = Cluster(initialize_head=True, head_node_args=NODE)

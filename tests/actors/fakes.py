@@ -69,8 +69,12 @@ class FakeEngine:
         self.slots = list(welcome.grant.slots)
         return welcome
 
-    def exchange(self, want: int = 0, commits: Sequence[Commit] = ()) -> ExchangeReply:
-        message = Exchange(engine_id=self.engine_id, want=want, commits=list(commits))
+    def exchange(
+        self, want: int = 0, commits: Sequence[Commit] = (), touched: Sequence[bytes] = ()
+    ) -> ExchangeReply:
+        message = Exchange(
+            engine_id=self.engine_id, want=want, commits=list(commits), touched=b"".join(touched)
+        )
         reply = decode(self.call("exchange", encode(message)), ExchangeReply)
         if reply.grant is not None:
             self.slots += reply.grant.slots

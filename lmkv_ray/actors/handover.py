@@ -1,0 +1,131 @@
+"""Copying a node's chunks to others: when it leaves, or for there to be more copies."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Collection, Sequence
+
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.actors.parts import Directory
+from lmkv_ray.actors.peers import RayPeers
+from lmkv_ray.actors.wire import Drained, Take
+from lmkv_ray.directory import Held, Order, plan_handoff
+
+BATCH = 512
+"""Chunks that are looked up and ordered at a time, within which a deadline is not noticed."""
+TAKE_SECONDS = 10.0
+"""How long a peer may take to fetch what one order names."""
+PASSES = 3
+"""Times that all is gone through: peers may have failed, and new chunks have come."""
+AGAIN_SECONDS = 0.2
+"""Until a directory that did not answer is asked again, and deltas of others have arrived."""
+
+
+class Handover:
+    """Asks peers to fetch chunks from this shard, as they fetch all others.
+
+    Args:
+        shard: whose chunks.
+        node_id: its node.
+        peers: who takes them.
+        directory: who knows where copies are and where there is room.
+    """
+
+    def __init__(self, shard: Shard, node_id: str, peers: RayPeers, directory: Directory) -> None:
+        self._shard = shard
+        self._node_id = node_id
+        self._peers = peers
+        self._directory = directory
+
+    async def drain(self, within: float) -> Drained:
+        """Hand over what no other node holds, the last used first, until the time is over."""
+        deadline = time.monotonic() + within
+        copied = left = 0
+        budget: dict[str, int] = {}
+        for _ in range(PASSES):
+            keys = self._shard.state.by_use()
+            arrived, left = await self.spread(keys, 1, deadline, budget=budget)
+            copied += arrived
+            if not left or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(AGAIN_SECONDS)
+        return Drained(copied=copied, left=left)
+
+    async def spread(
+        self,
+        keys: Sequence[bytes],
+        copies: int,
+        deadline: float,
+        *,
+        budget: dict[str, int] | None = None,
+        shared: bool = False,
+    ) -> tuple[int, int]:
+        """See to it that chunks have so many copies on other nodes.
+
+        Args:
+            keys: the most important first.
+            copies: on nodes that stay.
+            deadline: ``time.monotonic()`` seconds.
+            budget: bytes that each node may still be given, for several calls with one purpose.
+            shared: all nodes do this: leave chunks to the first of those that hold them.
+
+        Returns:
+            copies that were made, and copies that are still missing.
+        """
+        budget = {} if budget is None else budget
+        made = missing = 0
+        for i in range(0, len(keys), BATCH):
+            batch = keys[i : i + BATCH]
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return made, missing + copies * (len(keys) - i)
+            staying = await self._directory.rooms(self._node_id)
+            held = None if staying is None else await self._held(batch, staying, left)
+            if staying is None or held is None:
+                missing += copies * len(batch)
+                await asyncio.sleep(min(AGAIN_SECONDS, left))
+                continue
+            if shared:
+                held = [
+                    chunk for chunk in held if self._node_id < min(chunk.elsewhere, default="~")
+                ]
+            # What a node would take at first counts: a full one always offers a part of itself.
+            rooms = {node: budget.setdefault(node, room) for node, room in staying.items()}
+            wanted = sum(max(copies - len(chunk.elsewhere), 0) for chunk in held)
+            orders = plan_handoff(held, rooms, copies)
+            budget |= rooms
+            arrived = sum(await asyncio.gather(*(self._send(o, deadline) for o in orders)))
+            made += arrived
+            missing += max(wanted - arrived, 0)
+        return made, missing
+
+    async def _held(
+        self, keys: Sequence[bytes], staying: Collection[str], within: float
+    ) -> list[Held] | None:
+        """Those that are still here, and which of the nodes that stay hold them too."""
+        holdings = await self._peers.lookup(b"".join(keys), within)
+        if holdings is None:
+            return None
+        elsewhere: list[set[str]] = [set() for _ in keys]
+        for holding in holdings:
+            if holding.node_id in staying:
+                for position in holding.positions:
+                    elsewhere[position].add(holding.node_id)
+        held = []
+        for key, others in zip(keys, elsewhere, strict=True):
+            place = self._shard.state.place(key)
+            if place is not None:
+                held.append(Held(key, *place, frozenset(others)))
+        return held
+
+    async def _send(self, order: Order, deadline: float) -> int:
+        within = min(deadline - time.monotonic(), TAKE_SECONDS)
+        take = Take(
+            node_id=self._node_id,
+            space=order.space,
+            slot_bytes=order.slot_bytes,
+            keys=b"".join(order.keys),
+            within=max(within, 0),
+        )
+        return await self._peers.take(order.node_id, take)

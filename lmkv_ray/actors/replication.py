@@ -1,0 +1,42 @@
+"""More than one copy of what many ask for."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+from lmkv_ray.actors.handover import Handover
+from lmkv_ray.keys import key_array, key_list
+
+PERIOD_SECONDS = 10.0
+HOT_HITS = 2
+"""Hits within one period that make a chunk hot."""
+MAX_COUNTED = 1 << 16
+"""Chunks whose hits are counted in one period."""
+
+
+class Replication:
+    """Sees to it that hot chunks have copies on several nodes.
+
+    Args:
+        handover: how to make copies.
+        replicas: copies of a hot chunk that there should be, with the one here.
+    """
+
+    def __init__(self, handover: Handover, replicas: int) -> None:
+        self._handover = handover
+        self._replicas = replicas
+        self._hits: Counter[bytes] = Counter()
+
+    def touched(self, keys: bytes) -> None:
+        """Chunks were hit; 16 bytes each."""
+        if self._replicas > 1 and len(self._hits) < MAX_COUNTED:
+            self._hits.update(key_list(key_array(keys)))
+
+    async def step(self) -> None:
+        """Ask other nodes to fetch what was hot since the last time."""
+        hits, self._hits = self._hits, Counter()
+        hot = [key for key, n in hits.most_common() if n >= HOT_HITS]
+        if hot:
+            deadline = time.monotonic() + PERIOD_SECONDS
+            await self._handover.spread(hot, self._replicas - 1, deadline, shared=True)
