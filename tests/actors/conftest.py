@@ -1,9 +1,11 @@
 """A Ray cluster of several raylets on this machine, and caches in it."""
 
+import gc
 import os
 import signal
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -30,6 +32,9 @@ def cluster() -> Iterator[Cluster]:
     try:
         cluster.add_node(**NODE)
         ray.init(address=cluster.address, configure_logging=False, log_to_driver=False)
+        with warnings.catch_warnings():  # Ray forgets a socket when it starts a node
+            warnings.simplefilter("ignore", ResourceWarning)
+            gc.collect()
         yield cluster
     finally:
         ray.shutdown()
