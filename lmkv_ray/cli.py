@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from lmkv_ray.config import Settings, load_settings
-from lmkv_ray.errors import LmkvError
+from lmkv_ray.errors import ConfigError, LmkvError
+from lmkv_ray.keys import KEY_BYTES
 
 app = typer.Typer(
     help="The KV cache layer of Ray.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -53,6 +54,10 @@ def status(address: Address = None) -> None:
         used, capacity = _size(node.nbytes), _size(node.capacity)
         state = node.problem or ("leaves" if node.draining else "")
         table.add_row(node.node_id[:12], str(node.chunks), used, capacity, engines, state)
+        for tier in node.tiers:
+            held = "" if tier.chunks < 0 else str(tier.chunks)
+            sizes = ["" if size < 0 else _size(size) for size in (tier.nbytes, tier.capacity)]
+            table.add_row(f"  {tier.name}", held, *sizes, "", tier.problem or "")
     for node_id in cache.silent:
         table.add_row(node_id[:12], "", "", "", "", "does not answer")
     Console().print(table)
@@ -81,6 +86,56 @@ def drain(
     if done.left:
         Console().print(f"{done.left} chunks are only there: no room, or no time.")
     Console().print("The node may be ended now.")
+
+
+Keys = Annotated[
+    list[str],
+    typer.Argument(help="Keys of chunks, 32 hex digits each, as answers of requests tell them."),
+]
+
+
+@app.command()
+@_clear_errors
+def pin(keys: Keys, address: Address = None) -> None:
+    """Keep chunks from being evicted to make room."""
+    from lmkv_ray.actors import connect
+
+    pinned = connect(address, start=False).pin(_keys(keys))
+    Console().print(f"{pinned} of {len(keys)} chunks are pinned.", highlight=False)
+
+
+@app.command()
+@_clear_errors
+def unpin(keys: Keys, address: Address = None) -> None:
+    """Let pinned chunks be evicted again."""
+    from lmkv_ray.actors import connect
+
+    connect(address, start=False).unpin(_keys(keys))
+    Console().print("They may be evicted.")
+
+
+@app.command()
+@_clear_errors
+def evict(keys: Keys, address: Address = None) -> None:
+    """Remove chunks from the memory of all nodes; lower tiers keep theirs."""
+    from lmkv_ray.actors import connect
+
+    evicted = connect(address, start=False).evict(_keys(keys))
+    Console().print(f"{evicted} of {len(keys)} chunks were in memory.", highlight=False)
+
+
+@app.command()
+@_clear_errors
+def move(
+    place: Annotated[str, typer.Argument(help="disk, remote, or a node's id or its beginning.")],
+    keys: Keys,
+    address: Address = None,
+) -> None:
+    """Move chunks out of the memory of all nodes to one place."""
+    from lmkv_ray.actors import connect
+
+    moved = connect(address, start=False).move(_keys(keys), place)
+    Console().print(f"{moved} of {len(keys)} chunks are there.", highlight=False)
 
 
 @app.command()
@@ -114,6 +169,20 @@ def config() -> None:
         shown = "" if value == default else str(value)
         table.add_row(name.upper(), shown, _text(default), field.description or "")
     Console().print(table)
+
+
+def _keys(keys: list[str]) -> list[bytes]:
+    try:
+        parsed = [bytes.fromhex(key) for key in keys]
+    except ValueError:
+        parsed = []
+    if not parsed or any(len(key) != KEY_BYTES for key in parsed):
+        raise ConfigError(
+            "A key has 32 hex digits.",
+            next_step='send {"lmkv": {"keys": true}} as kv_transfer_params of a request: the '
+            "answer has the keys of its prompt.",
+        )
+    return parsed
 
 
 def _text(value: object) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
@@ -15,9 +16,11 @@ from lmkv_ray.actors.directory import start_directory
 from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.shard import start_shard
-from lmkv_ray.actors.wire import CacheStatus, Drain, Drained
+from lmkv_ray.actors.tiers import TIERS
+from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
+from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import decode, encode
 
 CALL_SECONDS = 10.0
@@ -74,17 +77,54 @@ class Cache:
         Raises:
             ConnectError: there is not exactly one such node, or it does not answer.
         """
-        status = self.status()
-        ids = [its.node_id for its in status.nodes if its.node_id.startswith(node)]
-        shard = find(shard_name(ids[0]), self._settings.ray_namespace) if len(ids) == 1 else None
-        if shard is None:
-            raise ConnectError(
-                f"{len(ids)} nodes of the cache have an id that begins with {node!r}.",
-                next_step="'lmkv status' lists them.",
-            )
+        node_id = self._node(node)
         within = self._settings.drain_seconds if seconds is None else seconds
-        answer = shard.drain.remote(encode(Drain(within=within)))
-        return decode(_get(answer, within + CALL_SECONDS), Drained)
+        for shard in self._shards([node_id]):
+            answer = shard.drain.remote(encode(Drain(within=within)))
+            return decode(_get(answer, within + CALL_SECONDS), Drained)
+        raise ConnectError("The node's shard has just ended.", next_step="look at 'lmkv status'.")
+
+    def pin(self, keys: Sequence[bytes]) -> int:
+        """Keep chunks from being evicted to make room, wherever they are; at most half of a node.
+
+        Pins end with the shard's process. A request's answer tells the keys of its chunks (see
+        ``lmkv_ray.vllm.wishes``).
+
+        Returns:
+            how many of them are pinned in the memory of some node now.
+
+        Raises:
+            ConnectError: the cache was stopped, or does not answer.
+        """
+        return len(self._everywhere("pin", b"".join(keys), True))
+
+    def unpin(self, keys: Sequence[bytes]) -> None:
+        """Let chunks be evicted again. Raises as ``pin`` does."""
+        self._everywhere("pin", b"".join(keys), False)
+
+    def evict(self, keys: Sequence[bytes]) -> int:
+        """Remove chunks from the memory of all nodes; lower tiers keep theirs.
+
+        Returns:
+            how many there were. Raises as ``pin`` does.
+        """
+        return len(self._everywhere("evict", b"".join(keys)))
+
+    def move(self, keys: Sequence[bytes], place: str, seconds: float = 30.0) -> int:
+        """Move chunks out of the memory of all nodes to one place.
+
+        Args:
+            keys: of the chunks.
+            place: ``disk`` (each node's own), ``remote``, or the id of a node or its beginning.
+            seconds: time for it.
+
+        Returns:
+            how many are there now. Raises as ``pin`` does.
+        """
+        if place not in TIERS:
+            place = self._node(place)
+        move = encode(Move(keys=b"".join(keys), place=place, within=seconds))
+        return len(self._everywhere("move", move, within=seconds + CALL_SECONDS))
 
     def stop(self) -> None:
         """End all actors of the cache. Its memory is freed when the last engine ends.
@@ -104,6 +144,29 @@ class Cache:
                     next_step="run 'lmkv stop' again, or end the Ray cluster with 'ray stop'.",
                 )
             time.sleep(0.05)
+
+    def _everywhere(self, method: str, *args: object, within: float = CALL_SECONDS) -> set[bytes]:
+        """Call a method of every shard that answers; the keys they name."""
+        shards = self._shards([node.node_id for node in self.status().nodes if not node.problem])
+        answers = [getattr(shard, method).remote(*args) for shard in shards]
+        deadline = time.monotonic() + within
+        keys = b"".join(_get(answer, deadline - time.monotonic()) for answer in answers)
+        return set(key_list(key_array(keys)))
+
+    def _node(self, start: str) -> str:
+        """The id of the node that begins so."""
+        ids = [node.node_id for node in self.status().nodes if node.node_id.startswith(start)]
+        if len(ids) != 1:
+            raise ConnectError(
+                f"{len(ids)} nodes of the cache have an id that begins with {start!r}.",
+                next_step="'lmkv status' lists them.",
+            )
+        return ids[0]
+
+    def _shards(self, node_ids: Sequence[str]) -> list[Handle]:
+        namespace = self._settings.ray_namespace
+        found = [find(shard_name(node_id), namespace) for node_id in node_ids]
+        return [shard for shard in found if shard is not None]
 
     def __enter__(self: C) -> C:
         return self

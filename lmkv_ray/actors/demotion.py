@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from lmkv_ray.actors.core import Shard
@@ -35,9 +35,21 @@ class Demotion:
         """Write until nothing waits."""
         while self._tiers and len(self._shard.state.admission):
             async with self._writing:
-                chunks = self._next()
+                chunks = self._chunks(self._shard.state.admission.take)
                 if chunks:
                     await asyncio.gather(*(tier.store(chunks) for tier in self._tiers))
+
+    async def write(self, keys: Sequence[bytes], tier: Tier) -> list[bytes]:
+        """Write these chunks to one tier; those that can be found there now."""
+        written: list[bytes] = []
+        waiting = iter(keys)
+        while True:
+            async with self._writing:
+                chunks = self._chunks(lambda: next(waiting, None))
+                if not chunks:
+                    return written
+                stored = await tier.store(chunks)
+            written += [c.key for c, good in zip(chunks, stored, strict=True) if good]
 
     async def clear(self, space: int | None) -> None:
         """Clear the tiers too; call after memory was cleared.
@@ -48,12 +60,12 @@ class Demotion:
             for tier in self._tiers:
                 await tier.clear(space)
 
-    def _next(self) -> list[TierChunk]:
-        """The next chunks that are still in memory."""
-        admission, reader = self._shard.state.admission, self._shard.reader
+    def _chunks(self, take: Callable[[], bytes | None]) -> list[TierChunk]:
+        """The next chunks that are still in memory, as many as one pass writes."""
+        reader = self._shard.reader
         chunks: list[TierChunk] = []
         total = 0
-        while total < PASS_BYTES and (key := admission.take()) is not None:
+        while total < PASS_BYTES and (key := take()) is not None:
             hits = reader.lookup(key_array(key))
             space = self._shard.state.space(key)
             if space is None or not hits.found[0]:

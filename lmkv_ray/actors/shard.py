@@ -16,6 +16,7 @@ from lmkv_ray.actors.handover import Handover
 from lmkv_ray.actors.launch import Handle, start
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.names import arena_name, shard_name
+from lmkv_ray.actors.operations import Operations
 from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.actors.replication import PERIOD_SECONDS, Replication
@@ -26,6 +27,7 @@ from lmkv_ray.actors.tiers import open_tiers
 from lmkv_ray.actors.wire import (
     Drain,
     EngineStatus,
+    Move,
     PeerAddress,
     ShardStatus,
     Take,
@@ -100,6 +102,9 @@ class ShardActor:
         self._telling = Telling(self._shard, self._directory, self._catch_up)
         self._handover = Handover(self._shard, node_id, self._peers, self._directory)
         self._replication = Replication(self._handover, settings.replicas)
+        self._operations = Operations(
+            self._shard, node_id, self._tiers, self._demotion, self._peers
+        )
         self._tasks = [
             *self._telling.start(),
             asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
@@ -187,6 +192,22 @@ class ShardActor:
         _ = self._working
         self._telling.draining = True
         return encode(await self._handover.drain(drain.within))
+
+    async def pin(self, keys: bytes, pinned: bool) -> bytes:
+        """Pin chunks of this node, or let them go; the keys of those that are pinned now."""
+        _ = self._working
+        return b"".join(await self._operations.pin(keys, pinned))
+
+    async def evict(self, keys: bytes) -> bytes:
+        """Remove chunks from this node's memory; the keys of those that were there."""
+        _ = self._working
+        return b"".join(self._operations.evict(keys))
+
+    async def move(self, message: bytes) -> bytes:
+        """``Move``: the keys of those that are at the place now, and not here."""
+        move = decode(message, Move)
+        _ = self._working
+        return b"".join(await self._operations.move(move))
 
     async def clear(self, space: bytes = b"") -> bytes:
         """Remove the chunks of a space (8 bytes, little endian; none: all) from all nodes.

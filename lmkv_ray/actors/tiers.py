@@ -42,6 +42,9 @@ OPENERS: dict[str, Callable[[Settings], Awaitable[Tier | None]]] = {
 }
 """By name, the quickest first; each gives None if its tier is not configured."""
 
+TIERS = frozenset(OPENERS)
+"""Names of all kinds of tiers."""
+
 
 async def open_tiers(settings: Settings) -> tuple[list[Tier], list[TierStatus]]:
     """Open what is configured.

@@ -55,6 +55,16 @@ class Drained(Message, frozen=True):
     """Chunks that only this node holds, as far as the directory knows."""
 
 
+class Move(Message, frozen=True):
+    """To a shard: move these chunks, as far as they are in its memory."""
+
+    keys: bytes
+    place: str
+    """A node's id, or the name of a tier."""
+    within: float
+    """Seconds."""
+
+
 class EngineStatus(Message, frozen=True):
     """An engine that is attached to a shard."""
 

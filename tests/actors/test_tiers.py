@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from lmkv_ray.actors import connect
 from lmkv_ray.config import load_settings
+from lmkv_ray.errors import ConnectError
 from lmkv_ray.tiers import TierStatus
 from tests.actors.conftest import SETTINGS, Nodes, eventually
 from tests.actors.fakes import make_keys
@@ -81,6 +82,25 @@ def test_disk_outlives_memory(nodes: Nodes) -> None:
     assert engine.intact(KEYS) == 12
     engine.call("clear", (7).to_bytes(8, "little"))
     assert engine.stage(KEYS).ready == 0
+
+
+@pytest.mark.parametrize("nodes", ["remote"], indirect=True)
+def test_chunks_are_pinned_evicted_and_moved_by_name(nodes: Nodes) -> None:
+    here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
+    here.save(KEYS)
+    assert nodes.cache.pin([*KEYS[:2], *make_keys(1, 9)]) == 2
+    nodes.cache.unpin(KEYS)
+    assert nodes.cache.evict(KEYS[11:]) == 1
+    assert here.intact(KEYS) == 11
+    assert nodes.cache.move(KEYS[:11], nodes.other[:20]) == 11
+    assert here.intact(KEYS) == 0
+    assert there.intact(KEYS) == 11
+    assert nodes.cache.move(KEYS, nodes.other) == 11  # is there already
+    assert nodes.cache.move(KEYS, "remote") == 11
+    assert there.intact(KEYS) == 0
+    assert here.stage(KEYS).ready == 11
+    with pytest.raises(ConnectError, match="lmkv status"):
+        nodes.cache.move(KEYS, "nowhere")
 
 
 @pytest.mark.parametrize("nodes", ["remote"], indirect=True)

@@ -1,0 +1,91 @@
+"""What people do to chunks by name. Each is safe while engines use the chunks."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.actors.demotion import Demotion
+from lmkv_ray.actors.peers import RayPeers
+from lmkv_ray.actors.wire import Move, Take
+from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.tiers import Tier
+
+
+class Operations:
+    """One shard's part of an operation. Chunks it does not hold are somebody else's part.
+
+    Args:
+        shard: whose chunks.
+        node_id: its node.
+        tiers: its tiers.
+        demotion: writes to them.
+        peers: the other nodes.
+    """
+
+    def __init__(
+        self,
+        shard: Shard,
+        node_id: str,
+        tiers: Sequence[Tier],
+        demotion: Demotion,
+        peers: RayPeers,
+    ) -> None:
+        self._shard = shard
+        self._node_id = node_id
+        self._tiers = {tier.name: tier for tier in tiers}
+        self._demotion = demotion
+        self._peers = peers
+
+    async def pin(self, keys: bytes, pinned: bool) -> list[bytes]:
+        """Keep chunks from being evicted to make room, or no longer; those pinned in memory now."""
+        for tier in self._tiers.values():
+            await tier.pin(key_array(keys), pinned)
+        return self._shard.state.pin(key_list(key_array(keys)), pinned)
+
+    def evict(self, keys: bytes) -> list[bytes]:
+        """Remove chunks from memory; those that were there. Lower tiers keep theirs."""
+        here = self._here(keys)
+        self._shard.evict(here)
+        return here
+
+    async def move(self, move: Move) -> list[bytes]:
+        """Move the chunks that are in memory here: copy them, then evict what was copied.
+
+        Returns:
+            those that are at the place now.
+        """
+        here = self._here(move.keys)
+        if move.place == self._node_id:
+            return here
+        if move.place in self._tiers:
+            moved = await self._demotion.write(here, self._tiers[move.place])
+        else:
+            moved = await self._give(here, move.place, move.within)
+        self._shard.evict(moved)
+        return moved
+
+    async def _give(self, keys: list[bytes], node_id: str, within: float) -> list[bytes]:
+        """Let another node fetch chunks, in the order they have; a leading part may arrive."""
+        deadline = time.monotonic() + within
+        groups: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)
+        for key in keys:
+            if (place := self._shard.state.place(key)) is not None:
+                groups[place].append(key)
+        given: list[bytes] = []
+        for (space, slot_bytes), its in groups.items():
+            take = Take(
+                node_id=self._node_id,
+                space=space,
+                slot_bytes=slot_bytes,
+                keys=b"".join(its),
+                within=max(deadline - time.monotonic(), 0),
+            )
+            if await self._peers.take(node_id, take) == len(its):
+                given += its
+        return given
+
+    def _here(self, keys: bytes) -> list[bytes]:
+        return [key for key in key_list(key_array(keys)) if key in self._shard.state]
