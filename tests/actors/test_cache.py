@@ -22,13 +22,13 @@ from tests.actors.fakes import make_keys
 pytestmark = pytest.mark.ray
 
 KEYS = make_keys(30)
-TRANSPORTS = [{"transport": name} for name in ("shared_memory", "object_store")]
-both_transports = pytest.mark.parametrize(
+TRANSPORTS = [{"transport": name} for name in ("shared_memory", "nixl", "object_store")]
+all_transports = pytest.mark.parametrize(
     "nodes", TRANSPORTS, indirect=True, ids=lambda its: its["transport"]
 )
 
 
-@both_transports
+@all_transports
 def test_chunks_reach_the_other_node(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)

@@ -82,6 +82,12 @@ class Helper:
         life = self._life
         return life.agent if life is not None else None
 
+    @property
+    def pid(self) -> int | None:
+        """The process, if there is one."""
+        life = self._life
+        return life.pid if life is not None and not life.has_ended else None
+
     def start(self) -> None:
         """Have a process, if there can be one, before it is needed. Does not wait for it."""
         with contextlib.suppress(HelperError):
@@ -172,6 +178,11 @@ class _Life:
         return ready if isinstance(ready, Ready) else None
 
     @property
+    def pid(self) -> int:
+        """Its process id."""
+        return self._process.pid
+
+    @property
     def is_stuck(self) -> bool:
         """It does not get ready."""
         return not self.ready.done() and time.monotonic() > self._started_at + START_SECONDS
@@ -196,6 +207,7 @@ class _Life:
         self._process.kill()
         # No limit: until it is gone, all that it may still write to must stay reserved.
         self._process.wait()
+        self.has_ended = True
 
     def _listen(self) -> None:
         answers = msgspec.msgpack.Decoder(Answer)
@@ -208,8 +220,7 @@ class _Life:
             else:
                 waiting.set_result(answer.result)
         self.end()
-        with self._lock:
-            self.has_ended = True
+        with self._lock:  # after this nobody sends
             left, self._open = list(self._open.values()), {}
             self._link.close()
         for waiting in left:

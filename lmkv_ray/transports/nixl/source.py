@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import Message, encode
 from lmkv_ray.transports.chunk_reader import CHANGED, MISSING
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
-from lmkv_ray.transports.nixl.wire import Register, Registered
+from lmkv_ray.transports.nixl.wire import Ready, Register, Registered
 
 REGISTER_SECONDS = 20.0
 """Bounds a ``locate``, whose caller may have gone long before."""
@@ -57,7 +57,7 @@ class NixlSource:
         self._reader = reader
         self._helper = helper
         self._note = note
-        self._registering = asyncio.Lock()
+        self._registering = threading.Lock()
         self._agent = ""
         self._extents: frozenset[int] = frozenset()
         self._metadata = b""
@@ -83,29 +83,37 @@ class NixlSource:
         Raises:
             TransportError: peers cannot read from here.
         """
-        located, noted = await asyncio.to_thread(self._look_up, key_array(keys))
-        for slot, generation, value in noted:
+        loop = asyncio.get_running_loop()
+        answer, computed = await loop.run_in_executor(
+            self._helper.executor, self._locate, key_array(keys), known
+        )
+        for slot, generation, value in computed:
             self._note(slot, generation, value)
-        offsets = np.frombuffer(located["offsets"], np.uint64)
-        there = np.frombuffer(located["nbytes"], np.int64) >= 0
+        return encode(answer)
+
+    def _locate(self, keys: KeyArray, known: str) -> tuple[Located, list[tuple[int, int, int]]]:
+        """In a thread: the answer, and (slot, generation, checksum) of new checksums."""
+        found, computed = self._look_up(keys)
+        offsets = np.frombuffer(found["offsets"], np.uint64)
+        there = np.frombuffer(found["nbytes"], np.int64) >= 0
         extent_bytes = self._reader.geometry.extent_bytes
         extents = frozenset((offsets[there] // np.uint64(extent_bytes)).tolist())
-        agent, base = await self._register(extents)
-        regions = len(self._extents)
-        metadata = b"" if known == version_of(agent, regions) else self._metadata
-        return encode(
-            Located(
-                agent=agent,
-                regions=regions,
-                metadata=metadata,
-                base=base,
-                extent_bytes=extent_bytes,
-                **located,
-            )
+        with self._registering:
+            ready = self._register(extents)
+            regions = len(self._extents)
+            metadata = b"" if known == version_of(ready.agent, regions) else self._metadata
+        located = Located(
+            agent=ready.agent,
+            regions=regions,
+            metadata=metadata,
+            base=ready.base,
+            extent_bytes=extent_bytes,
+            **found,
         )
+        return located, computed
 
     def _look_up(self, keys: KeyArray) -> tuple[dict[str, bytes], list[tuple[int, int, int]]]:
-        """The arrays of ``Located``, and (slot, generation, checksum) of new checksums."""
+        """The arrays of ``Located``, and the new checksums."""
         reader = self._reader
         hits = reader.lookup(keys)
         nbytes = np.where(hits.found, hits.nbytes, MISSING)
@@ -131,35 +139,30 @@ class NixlSource:
         }
         return arrays, [row for row in computed if row[0] not in changed]
 
-    async def _register(self, extents: frozenset[int]) -> tuple[str, int]:
-        """Make sure that peers can read from extents; the agent, and the address of its data."""
-        async with self._registering:
-            ready = self._helper.agent
-            if ready is None or ready.agent != self._agent:
-                self._extents = frozenset()
-            elif extents <= self._extents:
-                return ready.agent, ready.base
-            wanted = self._extents | extents
-            command = Register(extents=sorted(wanted))
-            deadline = time.monotonic() + REGISTER_SECONDS
-            call = partial(self._helper.call, command, deadline)
-            try:
-                result = await asyncio.get_running_loop().run_in_executor(
-                    self._helper.executor, call
-                )
-            except HelperError as error:
-                raise TransportError(
-                    f"NIXL cannot read from here: {error}.",
-                    next_step="set LMKV_TRANSPORT=object_store, or see the shard's log.",
-                ) from error
-            ready = self._helper.agent
-            if ready is None or not isinstance(result, Registered):
-                raise TransportError(
-                    "The NIXL process of this shard has just died.",
-                    next_step="nothing: it is started again for the next fetch.",
-                )
-            self._agent, self._extents, self._metadata = ready.agent, wanted, result.metadata
-            return ready.agent, ready.base
+    def _register(self, extents: frozenset[int]) -> Ready:
+        """Make sure that peers can read from extents; by which agent."""
+        ready = self._helper.agent
+        if ready is None or ready.agent != self._agent:
+            self._extents = frozenset()
+        elif extents <= self._extents:
+            return ready
+        wanted = self._extents | extents
+        command = Register(extents=sorted(wanted))
+        try:
+            result = self._helper.call(command, time.monotonic() + REGISTER_SECONDS)
+        except HelperError as error:
+            raise TransportError(
+                f"NIXL cannot read from here: {error}.",
+                next_step="set LMKV_TRANSPORT=object_store, or see the shard's log.",
+            ) from error
+        ready = self._helper.agent
+        if ready is None or not isinstance(result, Registered):
+            raise TransportError(
+                "The NIXL process of this shard has just died.",
+                next_step="nothing: it is started again for the next fetch.",
+            )
+        self._agent, self._extents, self._metadata = ready.agent, wanted, result.metadata
+        return ready
 
 
 def version_of(agent: str, regions: int) -> str:

@@ -1,0 +1,294 @@
+"""NIXL where it differs from other transports: processes that die and hang, READs that cannot be
+taken back. Over TCP, where READs take a while and the peer's process takes part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmkv_ray.messages import MissReason
+from lmkv_ray.transports import Failure, Fetch, Helper, Outcome, PeerInfo
+from lmkv_ray.transports.nixl import helper as helper_module
+from lmkv_ray.transports.nixl import process
+from lmkv_ray.transports.nixl.helper import HelperError
+from lmkv_ray.transports.nixl.wire import Register
+from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
+
+KEYS = some_keys()
+SECONDS = 60.0
+
+
+@pytest.fixture(scope="module")
+def over_tcp() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UCX_TLS", "tcp")
+        yield
+
+
+@pytest.fixture(scope="module")
+def here(over_tcp: None) -> Iterator[Here]:
+    here = Here()
+    yield here
+    here.close()
+
+
+@pytest.fixture(scope="module")
+def started(over_tcp: None) -> Iterator[Store]:
+    store = Store()
+    store.helper.start()
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def store(started: Store, here: Here) -> Store:
+    """Both processes are ready to work."""
+    started.reset()
+    for helper in (started.helper, here.helper):
+        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+    return started
+
+
+def peer_of(store: Store) -> PeerInfo:
+    return PeerInfo("peer", *store.describe(), read=store.read, locate=store.locate)
+
+
+async def fetch(
+    here: Here, peer: PeerInfo, within: float = SECONDS, start: int = 0
+) -> list[Outcome]:
+    wish = Fetch(KEYS, here.places(COUNT, start), within)
+    outcomes = [outcome async for outcome in here.transport.fetch(peer, wish)]
+    assert sorted(outcome.position for outcome in outcomes) == list(range(COUNT))
+    return sorted(outcomes, key=lambda outcome: outcome.position)
+
+
+def landed(here: Here, start: int = 0) -> list[bool]:
+    """Which chunks are in their places."""
+    slots = here.slots[start : start + COUNT]
+    return [
+        bool((here.writer.payload(slot)[: len(content)] == content).all())
+        for slot, content in zip(slots, map(content_of, KEYS), strict=True)
+    ]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not condition():  # noqa: ASYNC110  another process is waited for
+            await asyncio.sleep(0.01)
+
+
+async def test_a_peer_killed_in_a_read_is_noticed_at_once(here: Here, store: Store) -> None:
+    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    store.calls, pid = 0, store.helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)  # so that the READ is under way when it dies
+    reading = asyncio.create_task(fetch(here, peer_of(store)))
+    await until(lambda: store.calls)
+    await asyncio.sleep(0)
+    os.kill(pid, signal.SIGKILL)
+    begin = time.monotonic()
+    assert {outcome.failure for outcome in await reading} == {Failure.LOST}
+    assert time.monotonic() - begin < SECONDS / 2
+    await until(lambda: store.helper.pid != pid)
+
+
+async def test_a_restarted_peer_is_found_under_its_new_name(here: Here, store: Store) -> None:
+    await fetch(here, peer_of(store))
+    ours, before = here.helper.agent, store.helper.agent
+    pid = store.helper.pid
+    assert before is not None
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: store.helper.agent is None)
+    outcomes = await fetch(here, peer_of(store))
+    assert [outcome.detail for outcome in outcomes] == [""] * COUNT
+    assert all(outcome.ok for outcome in outcomes)
+    assert all(landed(here))
+    after = store.helper.agent
+    assert after is not None
+    assert after.agent != before.agent
+    assert here.helper.agent == ours, "our process is the same"
+
+
+async def test_nothing_arrives_after_a_read_was_late(here: Here, store: Store) -> None:
+    """The peer's process hangs in the middle, and goes on when its reader has given up."""
+    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    pid, ours = store.helper.pid, here.helper.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    begin = time.monotonic()
+    outcomes = await fetch(here, peer_of(store), within=0.5)
+    assert time.monotonic() - begin < SECONDS / 2
+    assert {outcome.failure for outcome in outcomes} == {Failure.LATE}
+    assert here.helper.pid != ours, "the process that read was ended"
+    os.kill(pid, signal.SIGCONT)
+    # Whether it survives that its reader is gone is UCX's affair; a later fetch works.
+    await until_all_arrive(here, store, start=16)
+    assert not any(here.writer.payload(slot).any() for slot in here.slots[:COUNT])
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+async def until_all_arrive(here: Here, store: Store, start: int) -> None:
+    async with asyncio.timeout(SECONDS):
+        while not all(o.ok for o in await fetch(here, peer_of(store), start=start)):
+            pass
+    assert all(landed(here, start))
+
+
+async def test_our_own_process_may_die(here: Here, store: Store) -> None:
+    await fetch(here, peer_of(store))
+    assert here.helper.pid is not None
+    os.kill(here.helper.pid, signal.SIGKILL)
+    await until(lambda: here.helper.agent is None)
+    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert all(landed(here))
+
+
+async def test_two_fetches_at_once(here: Here, store: Store) -> None:
+    one, two = await asyncio.gather(
+        fetch(here, peer_of(store)), fetch(here, peer_of(store), start=16)
+    )
+    assert all(outcome.ok for outcome in [*one, *two])
+    assert all(landed(here))
+    assert all(landed(here, start=16))
+
+
+@pytest.mark.parametrize("overwritten", [True, False])
+async def test_chunks_evicted_between_locate_and_read(
+    here: Here, store: Store, overwritten: bool
+) -> None:
+    async def locate(keys: bytes, known: str) -> bytes:
+        answer = await store.locate(keys, known)
+        if store.calls == 1:
+            store.writer.retire(store.slots, MissReason.EVICTED)
+            if overwritten:
+                store.fill(some_keys(seed=1))
+        return answer
+
+    one = Fetch(KEYS[:1], here.places(1), SECONDS)
+    peer = replace(peer_of(store), locate=locate)
+    outcomes = [outcome async for outcome in here.transport.fetch(peer, one)]
+    # Bytes that are still there are as good as ever.
+    assert [outcome.failure for outcome in outcomes] == [Failure.CHANGED if overwritten else None]
+    assert landed(here)[0] == (not overwritten)
+    if not overwritten:
+        store.fill(KEYS)  # for ``reset``
+
+
+async def test_a_checksum_is_computed_once(here: Here, store: Store) -> None:
+    await fetch(here, peer_of(store))
+    noted = store.reader.checksums(store.slots)
+    assert noted.all()
+    store.writer.set_checksum(int(store.slots[3]), 2**63, 1)  # not of this generation
+    assert [outcome.checksum for outcome in await fetch(here, peer_of(store))] == noted.tolist()
+
+
+async def test_files_threads_and_processes_are_given_back(here: Here, store: Store) -> None:
+    await fetch(here, peer_of(store))
+    files, threads = open_files(), threading.active_count()
+    for _ in range(3):
+        await fetch(here, peer_of(store))
+    assert (open_files(), threading.active_count()) == (files, threads)
+    helper = Helper(store.writer)
+    helper.call(Register(extents=[0]), time.monotonic() + SECONDS)
+    pid = helper.pid
+    assert pid is not None
+    helper.close()
+    await until(lambda: (open_files(), threading.active_count()) == (files, threads))
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    with pytest.raises(HelperError, match="ends"):
+        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+
+
+def test_the_process_ends_with_its_parent() -> None:
+    program = (
+        "import time; from lmkv_ray.arena import ArenaWriter; from lmkv_ray.transports import *\n"
+        "helper = Helper(ArenaWriter.create('parent', 4 << 20)); helper.start()\n"
+        "print(helper.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        child = Path(f"/proc/{int(parent.stdout.readline())}/stat")
+        parent.kill()
+        parent.wait()
+        give_up = time.monotonic() + SECONDS
+        while child.exists() and time.monotonic() < give_up:
+            time.sleep(0.01)
+        assert not child.exists()
+
+
+def test_nothing_of_nixl_is_imported_until_it_is_used() -> None:
+    program = "import sys, lmkv_ray.transports; print([m for m in sys.modules if 'nixl' in m])"
+    found = subprocess.check_output([sys.executable, "-c", program], text=True)
+    assert all(name.startswith("lmkv_ray") for name in eval(found))
+
+
+def test_without_the_package_there_is_an_obstacle(
+    here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert here.transport.obstacle(peer_of(store)) is None
+    refusing = replace(peer_of(store), nixl_obstacle="it has none")
+    assert here.transport.obstacle(refusing) == "the peer says: it has none"
+    assert here.transport.obstacle(replace(peer_of(store), locate=None)) is not None
+    monkeypatch.setattr(helper_module, "PACKAGES", ("nixl_of_another_planet",))
+    assert here.transport.obstacle(peer_of(store)) == "the package nixl is not installed"
+    assert store.source.obstacle == "the package nixl is not installed"
+
+
+def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(helper_module, "PROGRAM", "lmkv_ray.no_such_program")
+    helper = Helper(store.writer)
+    with pytest.raises(HelperError, match="has ended"):
+        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+    assert helper.problem is not None
+    assert "has ended" in helper.problem
+    monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
+    with pytest.raises(HelperError, match="has ended"):
+        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+    helper.close()
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=20))
+def test_descriptors_cover_the_rows_and_stay_in_their_extents(
+    places: list[tuple[int, int]],
+) -> None:
+    size, here, there = 4, 16, 32
+    rows = np.array([(a * size, b * size, size, 0) for a, b in places], np.uint64)
+    ours, theirs = process.descriptors(rows, here, there)
+    assert (ours[:, 1] == theirs[:, 1]).all()
+    pairs = [
+        (int(a[0]) + i, int(b[0]) + i)
+        for a, b in zip(ours, theirs, strict=True)
+        for i in range(0, int(a[1]), size)
+    ]
+    assert pairs == [(int(row[0]), int(row[1])) for row in rows]
+    for descriptors, extent in ((ours, here), (theirs, there)):
+        begin, end = descriptors[:, 0], descriptors[:, 0] + descriptors[:, 1] - np.uint64(1)
+        assert (begin // np.uint64(extent) == end // np.uint64(extent)).all()
+
+
+def test_neighbours_are_one_descriptor() -> None:
+    rows = np.array([(i * CHUNK, (i + 3) * CHUNK, CHUNK, 0) for i in range(8)], np.uint64)
+    ours, theirs = process.descriptors(rows, 1 << 20, 1 << 20)
+    assert ours.tolist() == [[0, 8 * CHUNK, 0]]
+    assert theirs.tolist() == [[3 * CHUNK, 8 * CHUNK, 0]]
