@@ -204,10 +204,11 @@ class Lane:
             self._end(job, ok=False)
             return
         job.began = time.perf_counter()
-        if not len(plan.direct) and not len(plan.rows):
+        steps = len(plan.rows) + plan.plain_steps(COPIES)
+        if steps:
+            self._steps = self._run(job, job.arena, plan, steps)
+        else:
             self._end(job, ok=True)
-            return
-        self._steps = self._run(job, job.arena, plan)
 
     def _plan(self, job: Job, arena: Arena) -> Plan:
         group = self._groups[job.copies[0].group]
@@ -227,10 +228,9 @@ class Lane:
 
     # -- steps ----------------------------------------------------------------------------------
 
-    def _run(self, job: Job, arena: Arena, plan: Plan) -> Iterator[None]:
-        """Queue a job's steps one by one."""
+    def _run(self, job: Job, arena: Arena, plan: Plan, left: int) -> Iterator[None]:
+        """Queue a job's steps one by one; there are ``left``."""
         group = self._groups[job.copies[0].group]
-        left = len(plan.rows) + -(-len(plan.direct) // COPIES)
         if len(plan.rows):
             self._device.wait(self._packing, job.after)
         for batch in plan.batches():
@@ -239,11 +239,11 @@ class Lane:
             event = self._batch(group, arena, batch, table)
             self._flight.append(_Step(event, table, None if left else job))
             yield
-        if len(plan.direct):
+        if left:
             self._device.wait(self._copying, job.after)
-        for first in range(0, len(plan.direct), COPIES):
+        for copies in plan.plain(COPIES):
             left -= 1
-            self._copy(arena, self._cache, plan.direct.part(first, first + COPIES))
+            self._copy(arena, self._cache, copies)
             event = self._device.record(self._copying)
             self._flight.append(_Step(event, None, None if left else job))
             yield

@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Ints
+
+Bools = npt.NDArray[np.bool_]
 
 _ALIGN = 256
 """Chunks in a ring slot begin at multiples of it: accesses of the kernel are wide then."""
@@ -55,10 +58,37 @@ class Batch:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """The copies of one job; ``direct`` and ``batches()`` in any order."""
+class Pieces:
+    """Plain copies between arena and cache, not yet written out: each piece for each run.
 
-    direct: Copies
+    A piece is ``counts`` blocks from ``blocks`` on, that lie side by side in both places.
+    """
+
+    chunks: Ints
+    indices: Ints
+    blocks: Ints
+    counts: Ints
+    runs: Ints
+    """int64[4, runs]: start in a chunk, offset and stride in the cache, size."""
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def copies(self, first: int, end: int) -> Copies:
+        """Pieces ``first`` to ``end`` of all runs."""
+        start, offset, stride, nbytes = self.runs
+        mine = slice(first, end)
+        arena = start + self.indices[mine, None] * nbytes
+        arena += self.chunks[mine, None]
+        cache = offset + self.blocks[mine, None] * stride
+        return Copies(arena.ravel(), cache.ravel(), (self.counts[mine, None] * nbytes).ravel())
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The copies of one job; ``plain()`` and ``batches()`` in any order."""
+
+    direct: tuple[Pieces, ...]
     """Between cache and arena."""
     chunks: Ints
     """Of all staged blocks: where their chunk begins in the ring slot."""
@@ -69,6 +99,17 @@ class Plan:
     rows: Ints
     """One row a batch: first and end of its blocks, runs and staged copies; and what is added to
     its ``chunks``; int64[n, 7]."""
+
+    def plain_steps(self, most: int) -> int:
+        """How many ``plain(most)`` yields."""
+        return sum(-(-len(p) // max(1, most // p.runs.shape[1])) for p in self.direct)
+
+    def plain(self, most: int) -> Iterator[Copies]:
+        """The copies between cache and arena, about ``most`` at a time."""
+        for pieces in self.direct:
+            step = max(1, most // pieces.runs.shape[1])
+            for first in range(0, len(pieces), step):
+                yield pieces.copies(first, first + step)
 
     def batches(self) -> Iterator[Batch]:
         """The batches in order; each is to pass through a ring slot of its own."""
@@ -111,8 +152,9 @@ class Planner:
         self._stride = np.array([run.stride for run in runs], np.int64)
         self._nbytes = np.array([run.nbytes for run in runs], np.int64)
         self._start = np.array(layout.run_offsets(), np.int64)
+        table = np.stack([self._start, self._offset, self._stride, self._nbytes])
         dense = self._stride == self._nbytes
-        self._dense, self._sparse = np.flatnonzero(dense), np.flatnonzero(~dense)
+        self._dense, self._sparse = table[:, dense], table[:, ~dense]
         page = int(self._nbytes.max(initial=0))
         self._direct_bytes = 0 if page > slot_bytes else direct_bytes
         self._pitch = -(-layout.chunk_bytes // _ALIGN) * _ALIGN
@@ -142,41 +184,42 @@ class Planner:
         count = -(-(len(blocks) + skip) // per_chunk) if len(blocks) else 0
         self._check(chunks, blocks, skip, count, arena_bytes)
         chunks = chunks[:count]
-        # Of each chunk: its first block in ``blocks``, and which of its own blocks are wanted.
+        if not count:
+            return self._stage((), chunks, chunks, chunks, blocks, blocks)
+        # Of each chunk: its first block in ``blocks``, and how many of its own are wanted.
         first = np.arange(count + 1, dtype=np.int64) * per_chunk - skip
         first[0], first[-1] = 0, len(blocks)
-        order = np.arange(skip, skip + len(blocks), dtype=np.int64)
-        number, index = order // per_chunk, order % per_chunk
-        near = self._near(chunks, extent_bytes)
-        joined = np.zeros(len(blocks), np.bool_)
-        joined[1:] = (np.diff(blocks) == 1) & ((index[1:] > 0) | near[number[1:]])
         wanted = np.diff(first)
-        direct = self._is_direct(wanted, joined, first)
-        if direct.all():
-            plain, rest = self._copies(chunks[number], index, blocks, joined), direct[:0]
-        else:
+        number = np.repeat(np.arange(count), wanted)
+        index = np.arange(skip, skip + len(blocks), dtype=np.int64) - number * per_chunk
+        joined = np.empty(len(blocks), np.bool_)
+        np.equal(np.diff(blocks), 1, out=joined[1:])
+        joined[first[:-1]] &= self._near(chunks, extent_bytes)
+        direct = self._is_direct(wanted, joined, first[:-1])
+        low = np.zeros(count, np.int64)
+        low[0] = skip
+        plain: tuple[Pieces, ...] = ()
+        if direct.any():
             mine = direct[number]
             # A piece must not begin in a staged chunk.
             joined[1:] &= mine[:-1]
-            plain = self._copies(chunks[number[mine]], index[mine], blocks[mine], joined[mine])
-            rest = ~direct
-            number, index, blocks = number[~mine], index[~mine], blocks[~mine]
-        staged = chunks[: len(rest)][rest]
-        low = np.where(np.arange(count) == 0, skip, 0)[: len(rest)][rest]
-        return self._stage(plain, staged, low, wanted[: len(rest)][rest], index, blocks)
+            plain = self._pieces(chunks[number[mine]], index[mine], blocks[mine], joined[mine])
+            index, blocks = index[~mine], blocks[~mine]
+            chunks, low, wanted = chunks[~direct], low[~direct], wanted[~direct]
+        return self._stage(plain, chunks, low, wanted, index, blocks)
 
     # -- which way ------------------------------------------------------------------------------
 
-    def _is_direct(self, wanted: Ints, joined: np.ndarray, first: Ints) -> np.ndarray:
+    def _is_direct(self, wanted: Ints, joined: Bools, first: Ints) -> Bools:
         """bool[chunks]: whether a chunk's pieces are long enough, on the mean, for plain copies."""
         if not self._direct_bytes:
             return np.ones(len(wanted), np.bool_)
-        begins = np.concatenate([[0], np.cumsum(~joined)])
-        pieces = len(self._dense) * np.diff(begins[first]) + len(self._sparse) * wanted
-        long: np.ndarray = wanted * self._layout.block_bytes >= self._direct_bytes * pieces
+        pieces = self._dense.shape[1] * np.add.reduceat(~joined, first, dtype=np.int64)
+        pieces += self._sparse.shape[1] * wanted
+        long: Bools = wanted * self._layout.block_bytes >= self._direct_bytes * pieces
         return long
 
-    def _near(self, chunks: Ints, extent_bytes: int) -> np.ndarray:
+    def _near(self, chunks: Ints, extent_bytes: int) -> Bools:
         """bool[chunks]: whether a chunk's bytes go on where those of the one before it end."""
         near = np.zeros(len(chunks), np.bool_)
         if len(self._layout.runs) == 1:
@@ -185,27 +228,27 @@ class Planner:
             near[1:] &= extents[1:] == extents[:-1]
         return near
 
-    def _copies(self, chunks: Ints, index: Ints, blocks: Ints, joined: np.ndarray) -> Copies:
+    def _pieces(self, chunks: Ints, index: Ints, blocks: Ints, joined: Bools) -> tuple[Pieces, ...]:
         """Plain copies of blocks, those that are joined to their predecessor with it."""
-        begin = np.flatnonzero(~joined)
-        counts = np.diff(begin, append=len(joined))
         found = []
-        for runs, at, count in (
-            (self._dense, begin, counts),
-            (self._sparse, slice(None), np.ones(len(joined), np.int64)),
-        ):
-            if not len(runs):
-                continue
-            nbytes = self._nbytes[runs]
-            arena = chunks[at, None] + (self._start[runs] + index[at, None] * nbytes)
-            cache = self._offset[runs] + blocks[at, None] * self._stride[runs]
-            found.append((arena.ravel(), cache.ravel(), (count[:, None] * nbytes).ravel()))
-        return Copies(*(np.concatenate(parts) for parts in zip(*found, strict=True)))
+        if self._dense.size:
+            at = np.flatnonzero(~joined)
+            counts = np.diff(at, append=len(joined))
+            found.append(Pieces(chunks[at], index[at], blocks[at], counts, self._dense))
+        if self._sparse.size:
+            found.append(Pieces(chunks, index, blocks, np.ones_like(blocks), self._sparse))
+        return tuple(found)
 
     # -- through the ring -----------------------------------------------------------------------
 
     def _stage(
-        self, plain: Copies, chunks: Ints, low: Ints, wanted: Ints, index: Ints, blocks: Ints
+        self,
+        plain: tuple[Pieces, ...],
+        chunks: Ints,
+        low: Ints,
+        wanted: Ints,
+        index: Ints,
+        blocks: Ints,
     ) -> Plan:
         """Batches for staged chunks, of which blocks ``low`` to ``low + wanted`` are wanted."""
         if not len(chunks):

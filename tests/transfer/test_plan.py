@@ -22,6 +22,14 @@ def plan_of(case: Case) -> Plan:
     return plan
 
 
+def plain(plan: Plan) -> Copies:
+    """All plain copies as one."""
+    parts = list(plan.plain(5))
+    assert len(parts) == plan.plain_steps(5)
+    columns = ([getattr(p, name) for p in parts] for name in ("arena", "other", "nbytes"))
+    return Copies(*(np.concatenate([np.empty(0, np.int64), *column]) for column in columns))
+
+
 def each(copies: Copies) -> list[tuple[int, int, int]]:
     columns = copies.arena.tolist(), copies.other.tolist(), copies.nbytes.tolist()
     return list(zip(*columns, strict=True))
@@ -32,7 +40,7 @@ def test_a_plan_carried_out_in_any_way_is_the_load(case: Case) -> None:
     plan = plan_of(case)
     arena, cache = random_bytes(1, SLOTS * case.slot_bytes), random_bytes(2, case.cache_bytes)
     expected = case.loaded(arena, cache)
-    for a, c, n in each(plan.direct):
+    for a, c, n in each(plain(plan)):
         assert n > 0
         cache[c : c + n] = arena[a : a + n]
     layout, table = case.layout, PageTable(case.layout, cache_bytes=case.cache_bytes)
@@ -59,7 +67,7 @@ def test_every_byte_crosses_the_link_once(case: Case) -> None:
     plan = plan_of(case)
     size = SLOTS * case.slot_bytes
     times = np.zeros(size, np.int64)
-    for a, _, n in [*each(plan.direct), *each(plan.staged)]:
+    for a, _, n in [*each(plain(plan)), *each(plan.staged)]:
         times[a : a + n] += 1
         assert a // (size // 2) == (a + n - 1) // (size // 2), "an extent's border was crossed"
     expected = np.zeros(size, np.int64)
@@ -85,19 +93,19 @@ def plan_chunks(layout: ChunkLayout, chunks: list[int], blocks: list[int], **siz
 
 def test_blocks_in_order_are_one_copy_a_layer() -> None:
     plan = plan_chunks(layers(3, 1024), [5], [8, 9, 10, 11])
-    assert plan.direct.nbytes.tolist() == [4096] * 3
+    assert plain(plan).nbytes.tolist() == [4096] * 3
     assert not len(plan.rows)
 
 
 def test_blocks_out_of_order_pass_through_the_ring_in_one_copy() -> None:
     plan = plan_chunks(layers(3, 1024), [5], [8, 3, 10, 11])
-    assert not len(plan.direct)
+    assert not len(plain(plan))
     assert plan.staged.nbytes.tolist() == [3 * 4096]
 
 
 def test_each_chunk_goes_its_own_way() -> None:
     plan = plan_chunks(layers(2, 1024), [0, 1, 2], [0, 1, 2, 3, 9, 7, 6, 5, 20, 21, 22, 23])
-    assert plan.direct.nbytes.tolist() == [4096] * 4
+    assert plain(plan).nbytes.tolist() == [4096] * 4
     assert plan.staged.nbytes.tolist() == [8192]
 
 
@@ -105,9 +113,9 @@ def test_all_layers_side_by_side_join_across_chunks_but_not_across_extents() -> 
     layout = ChunkLayout((Run(0, 4096, 4096),), 4, 64)
     sizes = {"direct": 1, "extent": 4 * layout.chunk_bytes}
     blocks = list(range(16))
-    assert len(plan_chunks(layout, [0, 1, 2, 3], blocks, **sizes).direct) == 1
-    assert len(plan_chunks(layout, [2, 3, 4, 5], blocks, **sizes).direct) == 2
-    assert len(plan_chunks(layout, [0, 1, 3, 2], blocks, **sizes).direct) == 3
+    assert len(plain(plan_chunks(layout, [0, 1, 2, 3], blocks, **sizes))) == 1
+    assert len(plain(plan_chunks(layout, [2, 3, 4, 5], blocks, **sizes))) == 2
+    assert len(plain(plan_chunks(layout, [0, 1, 3, 2], blocks, **sizes))) == 3
 
 
 def test_small_chunks_share_a_ring_slot_and_large_ones_take_several() -> None:
@@ -121,7 +129,7 @@ def test_small_chunks_share_a_ring_slot_and_large_ones_take_several() -> None:
 
 def test_pages_larger_than_a_ring_slot_need_none() -> None:
     plan = plan_chunks(layers(2, 1024), [0], [4, 2, 1, 0], slot=512, direct=1 << 20)
-    assert plan.direct.nbytes.tolist() == [1024] * 8
+    assert plain(plan).nbytes.tolist() == [1024] * 8
 
 
 @pytest.mark.parametrize(
@@ -154,5 +162,5 @@ def test_nothing_to_do_is_an_empty_plan() -> None:
     none = np.empty(0, np.int64)
     for chunks in (none, np.array([0])):
         plan = planner.plan(chunks, none, skip=0, arena_bytes=1 << 20, extent_bytes=1 << 20)
-        assert not len(plan.direct)
+        assert not len(plain(plan))
         assert not list(plan.batches())
