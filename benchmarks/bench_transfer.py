@@ -31,7 +31,7 @@ from lmkv_ray.transfer.device_engine import make_group
 from lmkv_ray.transfer.health import Health
 from lmkv_ray.transfer.host_device import HostDevice
 from lmkv_ray.transfer.lane import AHEAD, Job, Lane
-from lmkv_ray.transfer.plan import Planner
+from lmkv_ray.transfer.planner import Planner
 from lmkv_ray.transfer.staging import Ring
 
 Ints = npt.NDArray[np.int64]

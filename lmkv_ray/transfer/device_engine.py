@@ -19,10 +19,11 @@ from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Arena, Ended, Load, Save
 from lmkv_ray.transfer.device import Device, Direction, Event
 from lmkv_ray.transfer.health import Health
-from lmkv_ray.transfer.lane import AHEAD, Group, Job, Lane
+from lmkv_ray.transfer.lane import AHEAD, Job, Lane
 from lmkv_ray.transfer.pinning import Pinning
-from lmkv_ray.transfer.plan import Planner
+from lmkv_ray.transfer.planner import Planner
 from lmkv_ray.transfer.staging import Ring
+from lmkv_ray.transfer.steps import Group
 
 logger = logging.getLogger(__name__)
 

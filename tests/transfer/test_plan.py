@@ -8,7 +8,8 @@ from hypothesis import given
 
 from lmkv_ray.kernels import PLACE, PageTable
 from lmkv_ray.layout import ChunkLayout, Run
-from lmkv_ray.transfer.plan import Copies, Plan, Planner
+from lmkv_ray.transfer.plan import Copies, Plan
+from lmkv_ray.transfer.planner import Planner
 from tests.transfer.cases import SLOTS, Case, cases, random_bytes
 
 

@@ -1,0 +1,252 @@
+"""Which copies a job is: long contiguous runs go by plain copies, the rest through a staging ring.
+
+A chunk lies in the arena in one piece, and in the engine's cache in as many as the layout and the
+block ids make. Where these are long (all layers of a block side by side; or neighbouring blocks of
+one layer in neighbouring places), each is one plain copy between cache and arena. Where they are
+short, a kernel gathers them in a slot of the ring, or scatters them from there, and the arena sees
+one copy a chunk. Which of the two is decided chunk by chunk.
+
+Everything is computed on whole arrays: a job of 2,000 chunks is planned in a millisecond or two.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.layout import ChunkLayout
+from lmkv_ray.transfer.base import Ints
+from lmkv_ray.transfer.plan import Copies, Pieces, Plan
+
+Bools = npt.NDArray[np.bool_]
+
+_ALIGN = 256
+"""Chunks in a ring slot begin at multiples of it: accesses of the kernel are wide then."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Tile:
+    """A part of a chunk that fits a ring slot: blocks ``first`` to ``end`` of runs."""
+
+    runs: range
+    first: int
+    end: int
+    begin: int
+    """First byte in the chunk."""
+    nbytes: int
+
+
+class Planner:
+    """Plans the jobs of one KV group.
+
+    Args:
+        layout: of the group's chunks.
+        slot_bytes: size of one slot of the staging ring; 0: there is none.
+        direct_bytes: chunks in pieces of this mean size or more are copied without the ring.
+    """
+
+    def __init__(self, layout: ChunkLayout, *, slot_bytes: int, direct_bytes: int) -> None:
+        self._layout = layout
+        self._slot_bytes = slot_bytes
+        runs = layout.runs
+        self._offset = np.array([run.offset for run in runs], np.int64)
+        self._stride = np.array([run.stride for run in runs], np.int64)
+        self._nbytes = np.array([run.nbytes for run in runs], np.int64)
+        self._start = np.array(layout.run_offsets(), np.int64)
+        table = np.stack([self._start, self._offset, self._stride, self._nbytes])
+        dense = self._stride == self._nbytes
+        self._dense, self._sparse = table[:, dense], table[:, ~dense]
+        page = int(self._nbytes.max(initial=0))
+        self._direct_bytes = 0 if page > slot_bytes else direct_bytes
+        self._pitch = -(-layout.chunk_bytes // _ALIGN) * _ALIGN
+        self._tiles = [] if page > slot_bytes else self._cut()
+
+    @property
+    def places(self) -> int:
+        """Blocks in the largest batch."""
+        return max(1, self._slot_bytes // self._pitch) * self._layout.blocks
+
+    def plan(
+        self, chunks: Ints, blocks: Ints, *, skip: int, arena_bytes: int, extent_bytes: int
+    ) -> Plan:
+        """The copies between chunks and blocks.
+
+        Args:
+            chunks: byte offset of each chunk in the arena, int64[n].
+            blocks: block ids in order, int64[m]; there may be fewer than the chunks hold.
+            skip: leading blocks of the first chunk that are left out.
+            arena_bytes: size of the arena.
+            extent_bytes: no copy crosses a multiple of it, where another extent begins.
+
+        Raises:
+            IndexError: a block or a chunk lies outside its memory.
+        """
+        per_chunk = self._layout.blocks
+        count = -(-(len(blocks) + skip) // per_chunk) if len(blocks) else 0
+        self._check(chunks, blocks, skip, count, arena_bytes)
+        chunks = chunks[:count]
+        if not count:
+            return self._stage((), chunks, chunks, chunks, blocks, blocks)
+        # Of each chunk: its first block in ``blocks``, and how many of its own are wanted.
+        first = np.arange(count + 1, dtype=np.int64) * per_chunk - skip
+        first[0], first[-1] = 0, len(blocks)
+        wanted = np.diff(first)
+        number = np.repeat(np.arange(count), wanted)
+        index = np.arange(skip, skip + len(blocks), dtype=np.int64) - number * per_chunk
+        joined = np.empty(len(blocks), np.bool_)
+        np.equal(np.diff(blocks), 1, out=joined[1:])
+        joined[first[:-1]] &= self._near(chunks, extent_bytes)
+        direct = self._is_direct(wanted, joined, first[:-1])
+        low = np.zeros(count, np.int64)
+        low[0] = skip
+        plain: tuple[Pieces, ...] = ()
+        if direct.any():
+            mine = direct[number]
+            # A piece must not begin in a staged chunk.
+            joined[1:] &= mine[:-1]
+            plain = self._pieces(chunks[number[mine]], index[mine], blocks[mine], joined[mine])
+            index, blocks = index[~mine], blocks[~mine]
+            chunks, low, wanted = chunks[~direct], low[~direct], wanted[~direct]
+        return self._stage(plain, chunks, low, wanted, index, blocks)
+
+    # -- which way ------------------------------------------------------------------------------
+
+    def _is_direct(self, wanted: Ints, joined: Bools, first: Ints) -> Bools:
+        """bool[chunks]: whether a chunk's pieces are long enough, on the mean, for plain copies."""
+        if not self._direct_bytes:
+            return np.ones(len(wanted), np.bool_)
+        pieces = self._dense.shape[1] * np.add.reduceat(~joined, first, dtype=np.int64)
+        pieces += self._sparse.shape[1] * wanted
+        long: Bools = wanted * self._layout.block_bytes >= self._direct_bytes * pieces
+        return long
+
+    def _near(self, chunks: Ints, extent_bytes: int) -> Bools:
+        """bool[chunks]: whether a chunk's bytes go on where those of the one before it end."""
+        near = np.zeros(len(chunks), np.bool_)
+        if len(self._layout.runs) == 1:
+            extents = chunks // extent_bytes
+            near[1:] = np.diff(chunks) == self._layout.chunk_bytes
+            near[1:] &= extents[1:] == extents[:-1]
+        return near
+
+    def _pieces(self, chunks: Ints, index: Ints, blocks: Ints, joined: Bools) -> tuple[Pieces, ...]:
+        """Plain copies of blocks, those that are joined to their predecessor with it."""
+        found = []
+        if self._dense.size:
+            at = np.flatnonzero(~joined)
+            counts = np.diff(at, append=len(joined))
+            found.append(Pieces(chunks[at], index[at], blocks[at], counts, self._dense))
+        if self._sparse.size:
+            found.append(Pieces(chunks, index, blocks, np.ones_like(blocks), self._sparse))
+        return tuple(found)
+
+    # -- through the ring -----------------------------------------------------------------------
+
+    def _stage(
+        self,
+        plain: tuple[Pieces, ...],
+        chunks: Ints,
+        low: Ints,
+        wanted: Ints,
+        index: Ints,
+        blocks: Ints,
+    ) -> Plan:
+        """Batches for staged chunks, of which blocks ``low`` to ``low + wanted`` are wanted."""
+        if not len(chunks):
+            none = np.empty(0, np.int64)
+            empty = Copies(none, none, none)
+            return Plan(plain, none, none, none, empty, np.empty((0, 7), np.int64))
+        first = np.concatenate([[0], np.cumsum(wanted)])
+        high = low + wanted
+        per_slot = max(1, self._slot_bytes // self._pitch)
+        if len(self._tiles) == 1:  # whole chunks, several in a slot
+            begin = np.arange(0, len(chunks), per_slot)
+            end = np.minimum(begin + per_slot, len(chunks))
+            at = np.arange(len(chunks)) % per_slot * self._pitch
+        else:  # parts of a chunk, each in a slot of its own
+            begin = np.arange(len(chunks))
+            end, at = begin + 1, np.zeros(len(chunks), np.int64)
+        rows, copies, done = [], [], 0
+        for tile in self._tiles:
+            part, counts = self._tile_copies(tile, chunks, low, high, at)
+            ends = np.concatenate([[0], np.cumsum(counts)]) + done
+            done += len(part)
+            copies.append(part)
+            row = np.empty((len(begin), 7), np.int64)
+            row[:, 0] = first[begin] + np.clip(tile.first - low[begin], 0, wanted[begin])
+            row[:, 1] = first[end - 1] + np.clip(tile.end - low[end - 1], 0, wanted[end - 1])
+            row[:, 2], row[:, 3] = tile.runs.start, tile.runs.stop
+            row[:, 4], row[:, 5] = ends[begin], ends[end]
+            row[:, 6] = -tile.begin
+            rows.append(row)
+        # Chunk by chunk, so that a chunk that is lost while it is copied costs few others.
+        table = np.stack(rows, axis=1).reshape(-1, 7)
+        table = table[table[:, 0] < table[:, 1]]
+        staged = Copies(
+            *(
+                np.concatenate([getattr(part, field) for part in copies])
+                for field in ("arena", "other", "nbytes")
+            )
+        )
+        return Plan(plain, np.repeat(at, wanted), index, blocks, staged, table)
+
+    def _tile_copies(
+        self, tile: _Tile, chunks: Ints, low: Ints, high: Ints, at: Ints
+    ) -> tuple[Copies, Ints]:
+        """Copies between arena and slot of a tile of all chunks, and how many each chunk has."""
+        whole = (low <= tile.first) & (high >= tile.end)
+        runs = np.arange(tile.runs.start, tile.runs.stop)
+        found, counts = [], np.ones(len(chunks), np.int64)
+        # Only the first and the last chunk of a job can be wanted in part.
+        bounds = np.flatnonzero(~whole).tolist()
+        done = 0
+        for chunk in [*bounds, len(chunks)]:
+            middle = slice(done, chunk)
+            size = np.full(chunk - done, tile.nbytes)
+            found.append((chunks[middle] + tile.begin, at[middle], size))
+            if chunk < len(chunks):
+                from_, to = max(low[chunk], tile.first), min(high[chunk], tile.end)
+                begin = self._start[runs] + from_ * self._nbytes[runs]
+                sizes = max(0, to - from_) * self._nbytes[runs]
+                begin, sizes = begin[sizes > 0], sizes[sizes > 0]
+                counts[chunk] = len(sizes)
+                found.append((chunks[chunk] + begin, at[chunk] + begin - tile.begin, sizes))
+            done = chunk + 1
+        return Copies(*(np.concatenate(parts) for parts in zip(*found, strict=True))), counts
+
+    def _cut(self) -> list[_Tile]:
+        """Cut a chunk into tiles: whole, or some runs, or some blocks of one run."""
+        blocks, tiles, run = self._layout.blocks, [], 0
+        sizes = (self._nbytes * blocks).tolist()
+        while run < len(sizes):
+            begin, end, total = int(self._start[run]), run, 0
+            while end < len(sizes) and total + sizes[end] <= self._slot_bytes:
+                total += sizes[end]
+                end += 1
+            if end > run:
+                tiles.append(_Tile(range(run, end), 0, blocks, begin, total))
+                run = end
+                continue
+            nbytes = int(self._nbytes[run])
+            step = self._slot_bytes // nbytes
+            for first in range(0, blocks, step):
+                count = min(step, blocks - first)
+                tile = _Tile(range(run, run + 1), first, first + count, begin + first * nbytes, 0)
+                tiles.append(replace(tile, nbytes=count * nbytes))
+            run += 1
+        return tiles
+
+    def _check(self, chunks: Ints, blocks: Ints, skip: int, count: int, arena_bytes: int) -> None:
+        layout = self._layout
+        if not 0 <= skip < layout.blocks or count > len(chunks):
+            raise IndexError(
+                f"{len(blocks)} blocks after {skip} in {len(chunks)} chunks of {layout.blocks}"
+            )
+        if not len(blocks):
+            return
+        if blocks.min() < 0 or blocks.max() >= layout.num_blocks:
+            raise IndexError(f"block ids {blocks.min()}..{blocks.max()} of {layout.num_blocks}")
+        if chunks.min() < 0 or chunks.max() + layout.chunk_bytes > arena_bytes:
+            raise IndexError(f"chunk at {chunks.max()} of an arena of {arena_bytes} bytes")
