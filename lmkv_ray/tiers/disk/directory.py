@@ -17,6 +17,7 @@ import fcntl
 import itertools
 import mmap
 import os
+import secrets
 import stat
 import time
 from collections.abc import Iterator
@@ -48,6 +49,18 @@ class Found:
     """When it was last used, as far as is known; seconds since 1970."""
 
 
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """What ``Directory.scan`` found."""
+
+    found: list[Found]
+    """What can be served, least recently used first."""
+    foreign: int
+    """Chunks of another suite that were removed."""
+    littered: bool
+    """Something could not be removed, on a read-only file system for instance."""
+
+
 class Directory:
     """An open, locked directory. Made by ``open``."""
 
@@ -56,6 +69,7 @@ class Directory:
         self.fd = fd
         self.direct = False
         """Whether files may be opened with O_DIRECT; known after ``probe``."""
+        self._life = secrets.token_hex(4)
         self._numbers = itertools.count()
 
     @property
@@ -85,15 +99,15 @@ class Directory:
             raise
         return directory
 
-    def scan(self, suite: str, overhead: int) -> tuple[list[Found], int]:
-        """What can be served, least recently used first; the rest is removed.
+    def scan(self, suite: str, overhead: int) -> Scan:
+        """List what can be served, and remove the rest.
 
-        Returns:
-            what was found, and how many sound-looking chunks of another suite were removed.
+        Raises:
+            OSError: what the medium says.
         """
-        for name in _list(self.fd, TEMPORARY):
-            self.unlink(f"{TEMPORARY}/{name.name}")
-        found, foreign = [], 0
+        found: list[Found] = []
+        foreign = 0
+        rest = [f"{TEMPORARY}/{file.name}" for file in _list(self.fd, TEMPORARY)]
         for prefix in _FANOUT:
             for file in _list(self.fd, prefix):
                 parsed = parse_path(f"{prefix}/{file.name}")
@@ -104,8 +118,14 @@ class Directory:
                     found.append(Found(parsed[0], blocks, status.st_mtime))
                     continue
                 foreign += bool(parsed and parsed[1] != suite)
-                self.unlink(f"{prefix}/{file.name}")
-        return sorted(found, key=lambda file: file.used), foreign
+                rest.append(f"{prefix}/{file.name}")
+        littered = False
+        for path in rest:
+            try:
+                self.unlink(path)
+            except OSError:
+                littered = True
+        return Scan(sorted(found, key=lambda file: file.used), foreign, littered)
 
     def probe(self, nbytes: int) -> None:
         """Write, read and remove a file of ``nbytes``; notes whether O_DIRECT works.
@@ -142,7 +162,7 @@ class Directory:
 
     def temporary(self) -> str:
         """A new path in ``TEMPORARY``."""
-        return f"{TEMPORARY}/{next(self._numbers)}"
+        return f"{TEMPORARY}/{self._life}-{next(self._numbers)}"
 
     def unlink(self, path: str) -> None:
         """Remove a file, if it is there."""

@@ -67,20 +67,20 @@ def open_mount(recipe: Recipe, last: Mount | None, *, empty: bool) -> Mount:
     """
     directory = _directory(recipe, last)
     try:
-        directory.probe(0)
         files = recipe.make_files(directory, recipe.cipher)
-        found, foreign = directory.scan(files.suite, files.overhead)
-        if foreign:
+        scan = directory.scan(files.suite, files.overhead)
+        files.littered = scan.littered
+        if scan.foreign:
             logger.warning(
                 "lmkv_ray: removed %d chunks of %s that were stored with another encryption key, "
-                "or without one", foreign, recipe.path,
+                "or without one", scan.foreign, recipe.path,
             )  # fmt: skip
         capacity = recipe.capacity
         if capacity is None:
-            capacity = (directory.free() + sum(file.blocks for file in found)) // DEFAULT_SHARE
+            capacity = (directory.free() + sum(file.blocks for file in scan.found)) // DEFAULT_SHARE
         index = DiskIndex(capacity, recipe.make_policy())
         forgotten = set(last.index.going()) if last else set()
-        for file in found:
+        for file in scan.found:
             if empty or file.label.key in forgotten or index.knows(file.label.key):
                 files.remove(file.label)
             else:

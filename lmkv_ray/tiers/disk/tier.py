@@ -39,6 +39,8 @@ SLOW_WRITE_SECONDS = 10.0
 GIVE_WAY = 64
 """On a full file system, this part of what we hold is evicted before we try again."""
 PATIENCE_SECONDS = 2.0
+OPEN_SECONDS = 15.0
+"""A disk that takes longer to open is opened beside everything else."""
 CLOSE_SECONDS = 5.0
 
 
@@ -88,6 +90,7 @@ class DiskTier:
         self._pending = 0
         self._progress_at = 0.0
         self._largest = 0
+        self._opening: asyncio.Task[Exception | None] | None = None
         self._mender: asyncio.Task[None] | None = None
 
     @classmethod
@@ -123,11 +126,14 @@ class DiskTier:
         cipher = load_cipher(key_file)
         recipe = Recipe(directory, capacity, make_policy, make_files, cipher, patience)
         tier = cls(recipe, threads, health or Health())
-        error = await tier._remount()
-        if isinstance(error, LmkvError):
+        opening = tier._opening = asyncio.create_task(tier._remount())
+        await asyncio.wait([opening], timeout=OPEN_SECONDS)
+        if not opening.done():
+            tier._failed(TimeoutError("it is still being opened"))
+        elif isinstance(error := opening.result(), LmkvError):
             await tier.close()
             raise error
-        if error is not None:
+        elif error is not None:
             tier._failed(error)
         return tier
 
@@ -189,8 +195,9 @@ class DiskTier:
     async def close(self) -> None:
         """See ``Tier``. A directory that a hanging write may still touch is not given to others."""
         self._closing.set()
-        if self._mender is not None:
-            await asyncio.wait([self._mender], timeout=CLOSE_SECONDS)
+        background = [task for task in (self._opening, self._mender) if task is not None]
+        if background:
+            await asyncio.wait(background, timeout=CLOSE_SECONDS)
         self._changing = True
         self._readers.close()
         self._writers.close()
@@ -223,7 +230,11 @@ class DiskTier:
             self._mount = opened
             self._clear_all = False
         self._changing = self._mount is None or self._mount.files.directory.closed
-        return None if isinstance(opened, Mount) else opened
+        return await self._probe(opened) if isinstance(opened, Mount) else opened
+
+    async def _probe(self, mount: Mount) -> Exception | None:
+        """Whether there is room for a chunk, and it can be read again."""
+        return await self._writers.run(partial(mount.files.directory.probe, self._largest))
 
     # Storing
 
@@ -357,6 +368,8 @@ class DiskTier:
     async def _try_again(self, trouble: Trouble) -> Exception | None:
         """What is still in the way."""
         mount = self._mount
+        if self._opening is not None and not self._opening.done():
+            return await self._opening
         if mount is None:
             return await self._remount()
         if trouble is Trouble.FULL:
@@ -365,7 +378,7 @@ class DiskTier:
             await self._erase(mount, victims)
         if trouble is Trouble.SLOW:
             await self._readers.idle()  # threads that hang would keep others waiting
-        error = await self._writers.run(partial(mount.files.directory.probe, self._largest))
+        error = await self._probe(mount)
         if error is None and not mount.files.littered:
             return None
         if error is not None and trouble_of(error) is not Trouble.BROKEN:

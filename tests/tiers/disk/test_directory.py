@@ -76,10 +76,12 @@ def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(b"x" * nbytes)
     os.utime(tmp_path / good, (1000, 1000))
     (tmp_path / "00" / "somebody's directory").mkdir()
-    found, foreign = directory.scan("plain1", 0)
+    scan = directory.scan("plain1", 0)
+    found = scan.found
     assert [file.label.path("plain1") for file in found] == [good, newer], "by time of use"
     assert found[0].used == 1000
-    assert foreign == 1
+    assert scan.foreign == 1
+    assert not scan.littered
     assert all(file.blocks >= size for file in found)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
     assert left == {good, newer, "00/somebody's directory"}
@@ -91,7 +93,7 @@ def test_a_file_in_another_files_place_is_not_believed_to_be_ours(tmp_path: Path
     directory.scan("plain1", 0)
     name = LABEL.path("plain1").split("/")[1]
     (tmp_path / "ff" / name).write_bytes(bytes(file_bytes(LABEL.nbytes, 0)))
-    assert directory.scan("plain1", 0) == ([], 0)
+    assert not directory.scan("plain1", 0).found
     assert not list(tmp_path.glob("ff/*"))
     directory.close()
 

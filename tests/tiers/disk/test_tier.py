@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import shutil
+import threading
 import time
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from lmkv_ray.errors import TierError
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers.disk import reading
+from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.transports import Failure, Fetch
 from tests.tiers.disk.conftest import Remount
 from tests.tiers.harness import (
@@ -117,8 +119,7 @@ async def test_a_chunk_that_is_read_is_not_evicted(disk: DiskHarness) -> None:
     await tier.close()
 
 
-async def test_recency_survives_restarts(disk: DiskHarness, monkeypatch: Any) -> None:
-    monkeypatch.setattr("lmkv_ray.tiers.disk.files.RECENCY_SECONDS", 0.0)
+async def test_recency_survives_restarts(disk: DiskHarness) -> None:
     tier = await disk.open()
     for i, key in enumerate(KEYS[:3]):
         assert await store(tier, key[None]) == [True]
@@ -221,6 +222,54 @@ async def test_a_read_only_file_system(tmpfs: tuple[DiskHarness, Remount]) -> No
     assert await present(tier, KEYS) == COUNT - 2, "what was removed does not come back"
     assert len(disk.all_files()) == COUNT - 2 + 1
     assert disk.nbytes() == tier.status().nbytes
+    await tier.close()
+
+
+async def test_a_disk_that_is_read_only_or_full_at_the_start_is_read(
+    tmpfs: tuple[DiskHarness, Remount],
+) -> None:
+    disk, remount = tmpfs
+    tier = await disk.open()
+    assert all(await store(tier, KEYS))
+    await tier.close()
+    left = disk.path / "tmp" / "7"
+    left.write_bytes(bytes(1000))
+    remount("ro")
+    tier = await disk.open()
+    assert "read-only" in str(tier.status().problem)
+    assert all(outcome.ok for outcome in await fetch(tier, KEYS, slots(COUNT)))
+    remount("rw")
+    await until(lambda: tier.status().problem is None)
+    assert not left.exists()
+    await tier.close()
+    hog = disk.path.with_name("hog")
+    with contextlib.suppress(OSError):
+        hog.write_bytes(bytes(8 << 20))
+    tier = await disk.open()
+    assert "No space" in str(tier.status().problem)
+    assert (await fetch(tier, KEYS[-1:], slots(1)))[0].ok
+    hog.unlink()
+    await until(lambda: tier.status().problem is None)
+    await tier.close()
+
+
+async def test_a_disk_that_takes_its_time_to_open_is_opened_beside(
+    disk: DiskHarness, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("lmkv_ray.tiers.disk.tier.OPEN_SECONDS", 0.05)
+    go_on, scan = threading.Event(), Directory.scan
+
+    def slow_scan(self: Directory, *args: Any) -> Any:
+        go_on.wait()
+        return scan(self, *args)
+
+    monkeypatch.setattr(Directory, "scan", slow_scan)
+    tier = await disk.open()
+    assert "still being opened" in str(tier.status().problem)
+    assert await store(tier, KEYS[:1]) == [False]
+    go_on.set()
+    await until(lambda: tier.status().problem is None)
+    assert await store(tier, KEYS[:1]) == [True]
     await tier.close()
 
 
