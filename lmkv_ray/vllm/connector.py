@@ -10,7 +10,6 @@ import logging
 import os
 import uuid
 from collections.abc import Iterable
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,15 +25,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
-from lmkv_ray.actors import connect
 from lmkv_ray.arena import this_process
-from lmkv_ray.config import Settings, load_settings
-from lmkv_ray.errors import ConfigError, ConnectError
+from lmkv_ray.config import load_settings
+from lmkv_ray.errors import ConfigError
 from lmkv_ray.messages import Hello
 from lmkv_ray.vllm.link import ShardClient, ShardLink
 from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
 from lmkv_ray.vllm.namespace import chunk_blocks, derive_namespace
 from lmkv_ray.vllm.scheduler import ChunkShape, SchedulerHalf
+from lmkv_ray.vllm.shard_client import RayShardClient
 from lmkv_ray.vllm.stats import LmkvPromMetrics, LmkvStats
 from lmkv_ray.vllm.support import check_engine
 from lmkv_ray.vllm.worker import WorkerHalf
@@ -292,23 +291,3 @@ class LmkvConnector(KVConnectorBase_V1):
         metadata = self._get_connector_metadata()
         assert isinstance(metadata, StepMetadata)
         return metadata
-
-
-class RayShardClient(ShardClient):
-    """The shard actor of this node.
-
-    Args:
-        settings: of the cache.
-        start: start the cache if there is none.
-    """
-
-    def __init__(self, settings: Settings, *, start: bool) -> None:
-        shard = connect(settings=settings, start=start).shard
-        if shard is None:
-            raise ConnectError("This node has no shard yet.", next_step="wait for the directory.")
-        self._shard = shard
-
-    def call(self, method: str, payload: bytes) -> Future[bytes]:
-        """Call a method of the actor."""
-        future: Future[bytes] = getattr(self._shard, method).remote(payload).future()
-        return future
