@@ -1,5 +1,5 @@
-# make demo | test | bench | bench-gpu | lint. The first one run makes .venv; after that nothing is installed
-# unless pyproject.toml changed, and no network is needed.
+# make demo | test | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
+# after that nothing is installed unless pyproject.toml changed, and no network is needed.
 
 SHELL := /bin/sh
 RUN := .venv/bin/python -m
@@ -9,7 +9,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: demo test bench bench-gpu lint
+.PHONY: demo test test-faults soak bench bench-gpu lint
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -17,6 +17,14 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(RUN) pytest
+
+# The whole fault matrix, on hosts made of namespaces (needs root); writes docs/faults.md.
+test-faults: $(INSTALLED)
+	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "" tests/faults
+
+# Half an hour of traffic and random kills: make soak SECONDS=1800.
+soak: $(INSTALLED)
+	@$(RUN) tests.faults.soak --seconds $(or $(SECONDS),1800)
 
 bench: $(INSTALLED)
 	@mkdir -p build

@@ -1,0 +1,232 @@
+"""An engine without a model: the real link, the real arena, and chunks whose bytes are known.
+
+A request names a *document*: a run of chunks whose keys and bytes follow from its number. Like a
+vLLM replica, the stand-in takes from the arena what is there, asks other nodes for the rest up to a
+deadline, computes what did not come, and saves what it computed.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from lmkv_ray.actors import CacheStatus, connect
+from lmkv_ray.actors.names import directory_name
+from lmkv_ray.arena import this_process
+from lmkv_ray.config import load_settings
+from lmkv_ray.directory import Holding
+from lmkv_ray.keys import key_array
+from lmkv_ray.messages import Delta, Hello, MissReason, encode
+from lmkv_ray.vllm.link import ShardLink, StageTicket
+from lmkv_ray.vllm.shard_client import RayShardClient
+
+SPACE = 7
+WANT_SLOTS = 64
+SAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What became of a request."""
+
+    hits: int
+    """Chunks that came out of the cache."""
+    wrong: int
+    """Of these, how many had other bytes than their document."""
+    seconds: float
+    """Until the last chunk was there or given up."""
+    reason: MissReason | None = None
+    """Why not all were staged, if the shard said so."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a process holds."""
+
+    rss: int
+    """Bytes, without shared memory."""
+    files: int
+    threads: int
+
+
+class StandIn:
+    """See the module.
+
+    Args:
+        settings: of the cache.
+        chunk_bytes: size of its chunks.
+    """
+
+    def __init__(self, settings: dict[str, Any], chunk_bytes: int) -> None:
+        self._settings = load_settings(settings)
+        self._nbytes = chunk_bytes
+        self._pool = np.random.default_rng(1).integers(0, 256, 2 * chunk_bytes, np.uint8)
+        hello = Hello(
+            engine_id=f"standin-{uuid.uuid4().hex[:8]}",
+            owner=this_process(),
+            space=SPACE,
+            model="stand-in",
+            slot_bytes=chunk_bytes,
+            held=[],
+        )
+        self._link = ShardLink(
+            lambda: RayShardClient(self._settings, start=True),
+            hello,
+            want_slots=WANT_SLOTS,
+            period=0.02,
+        )
+
+    def attached(self) -> bool:
+        """Whether there is an arena."""
+        return self._link.attachment is not None
+
+    def peers(self) -> int:
+        """Other nodes that hold chunks, as the shard says."""
+        return self._link.peers
+
+    def request(self, number: int, chunks: int, *, save: bool = True) -> Answer:
+        """Answer a request for a document of so many chunks."""
+        began = time.monotonic()
+        keys = document(number, chunks)
+        ticket = self._stage(keys)
+        hits, wrong = self._take(keys)
+        answer = Answer(hits, wrong, time.monotonic() - began, ticket and _reason(ticket))
+        if save:
+            self._save(keys[hits:])
+        return answer
+
+    def save(self, number: int, chunks: int) -> int:
+        """Compute a document and wait until it is in the arena; returns how many chunks are."""
+        keys = document(number, chunks)
+        deadline = time.monotonic() + SAVE_SECONDS
+        while (present := self._run(keys)) < len(keys) and time.monotonic() < deadline:
+            self._save(keys[present:])
+            time.sleep(0.01)
+        return present
+
+    def count(self, number: int, chunks: int) -> int:
+        """Leading chunks of a document that are in the arena."""
+        return self._run(document(number, chunks))
+
+    def status(self) -> CacheStatus:
+        """Of the whole cache."""
+        return connect(settings=self._settings, start=False).status()
+
+    def known(self, number: int, chunks: int) -> bool:
+        """Whether the directory knows a node that holds a whole document."""
+        keys = b"".join(document(number, chunks))
+        found = ray.get(self._directory().lookup.remote(keys, "", 0), timeout=5)
+        return any(h.run == chunks for h in msgspec.msgpack.decode(found, type=list[Holding]))
+
+    def damage(self, number: int, chunks: int) -> None:
+        """Flip a bit in each chunk of a document, in the arena, as bad memory does."""
+        attached = self._link.attachment
+        assert attached is not None
+        hits = attached.reader.lookup(key_array(document(number, chunks)))
+        assert hits.run == chunks
+        attached.reader.data[hits.offsets] ^= 1
+
+    def lie(self, node_id: str, number: int, chunks: int) -> None:
+        """Tell the directory that a node holds a document, and nothing else."""
+        delta = Delta(
+            node_id=node_id,
+            epoch=time.time_ns(),
+            seq=1,
+            added=b"".join(document(number, chunks)),
+            removed=b"",
+            begin=True,
+            end=True,
+        )
+        ray.get(self._directory().delta.remote(encode(delta)), timeout=5)
+
+    def node_id(self) -> str:
+        """Ray's name of this node."""
+        return str(ray.get_runtime_context().get_node_id())
+
+    def usage(self) -> Usage:
+        """What this process holds."""
+        status = dict(
+            line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+        )
+        return Usage(
+            rss=int(status["RssAnon"].split()[0]) << 10,
+            files=len(os.listdir("/proc/self/fd")),  # noqa: PTH208
+            threads=int(status["Threads"]),
+        )
+
+    def close(self) -> None:
+        """End the link."""
+        self._link.stop()
+
+    def _directory(self) -> Any:
+        return ray.get_actor(directory_name(0), self._settings.ray_namespace)
+
+    def _stage(self, keys: list[bytes]) -> StageTicket | None:
+        if self._run(keys) == len(keys) or self._link.peers == 0:
+            return None
+        ticket = self._link.stage(b"".join(keys), self._settings.stage_seconds)
+        if ticket is not None:
+            while not ticket.over and time.monotonic() < ticket.deadline:
+                time.sleep(0.002)
+        return ticket
+
+    def _run(self, keys: list[bytes]) -> int:
+        attached = self._link.attachment
+        return attached.reader.lookup(key_array(keys)).run if attached is not None else 0
+
+    def _take(self, keys: list[bytes]) -> tuple[int, int]:
+        """Copy the leading chunks out; how many, and how many of them were wrong."""
+        attached = self._link.attachment
+        if attached is None:
+            return 0, 0
+        reader = attached.reader
+        hits = reader.lookup(key_array(keys))
+        copies = [
+            reader.data[int(at) : int(at) + self._nbytes].copy() for at in hits.offsets[: hits.run]
+        ]
+        same = reader.unchanged(hits.slots[: hits.run], hits.generations[: hits.run])
+        intact = len(same) if same.all() else int(same.argmin())
+        wrong = sum(
+            not np.array_equal(copy, self._payload(key))
+            for copy, key in zip(copies[:intact], keys, strict=False)
+        )
+        self._link.touch(list(reversed(keys[:intact])))
+        return intact, wrong
+
+    def _save(self, keys: list[bytes]) -> None:
+        """Save what there are slots for."""
+        for key in keys:
+            if self._link.committing(key):
+                continue
+            granted = self._link.take_slot()
+            attached = self._link.attachment
+            if granted is None or attached is None or attached.arena_id != granted.arena_id:
+                return
+            attached.reader.payload(granted.slot, self._nbytes)[:] = self._payload(key)
+            self._link.commit(granted.slot, key, self._nbytes)
+
+    def _payload(self, key: bytes) -> npt.NDArray[np.uint8]:
+        """The bytes of a chunk: a part of a random pool that its key chooses."""
+        start = int.from_bytes(key[:8], "little") % self._nbytes
+        return self._pool[start : start + self._nbytes]
+
+
+@lru_cache(4096)
+def document(number: int, chunks: int) -> list[bytes]:
+    """The keys of a document."""
+    rng = np.random.default_rng(number)
+    return [rng.bytes(16) for _ in range(chunks)]
+
+
+def _reason(ticket: StageTicket) -> MissReason | None:
+    return ticket.reply.reason if ticket.reply is not None else MissReason.STAGE_TIMEOUT
