@@ -16,7 +16,7 @@ CAPACITY = 128 << 20
 STAGE_SECONDS = 3.0
 SLACK_SECONDS = 3.0
 """What a request may take beyond its deadline, on a machine that is busy with other things."""
-RUN_UP_SECONDS = 90.0
+RUN_UP_SECONDS = 180.0
 PAUSE_SECONDS = 0.2
 """Between two looks; each look at the cache's health saves a chunk on each node."""
 
@@ -145,9 +145,13 @@ class Lab:
     def freeze(self, host: Host, pid: int) -> Callable[[], None]:
         """Stop a process; returns what lets it go on."""
         host.kill(pid, signal.SIGSTOP)
-        return lambda: host.kill(pid, signal.SIGCONT)
 
-    def eventually(self, condition: Callable[[], bool], within: float = 30) -> None:
+        def resume() -> None:
+            host.run(f"kill -CONT {pid} || true")  # it may be gone by then
+
+        return resume
+
+    def eventually(self, condition: Callable[[], bool], within: float = 60) -> None:
         """Wait for a condition."""
         deadline = time.monotonic() + within
         while not condition():

@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
 @pytest.mark.quick
-@fault("directory killed", "local hits go on", heals_within=15)
+@fault("directory killed", "local hits go on", heals_within=30)
 def test_directory_killed(lab: Lab, recovery: Recovery) -> None:
     here, there = lab.shared(), lab.shared()
     host, pid = lab.directory()
@@ -25,7 +25,7 @@ def test_directory_killed(lab: Lab, recovery: Recovery) -> None:
     assert lab.ask(1, here).hits == 8, "the directory was not rebuilt from the shards"
 
 
-@fault("directory killed, and again while it is rebuilt", "local hits go on", heals_within=25)
+@fault("directory killed, and again while it is rebuilt", "local hits go on", heals_within=45)
 def test_directory_killed_twice(lab: Lab, recovery: Recovery) -> None:
     here = lab.shared()
     host, first = lab.directory()
@@ -38,7 +38,7 @@ def test_directory_killed_twice(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("directory frozen", "local hits go on", heals_within=10)
+@fault("directory frozen", "local hits go on", heals_within=30)
 def test_directory_frozen(lab: Lab, recovery: Recovery) -> None:
     here = lab.shared()
     resume = lab.freeze(*lab.directory())
@@ -50,7 +50,7 @@ def test_directory_frozen(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("shard killed", "its chunks are kept, and local hits go on", heals_within=15)
+@fault("shard killed", "its chunks are kept, and local hits go on", heals_within=30)
 def test_shard_killed(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     lab.hosts[0].kill(lab.actor_pid(lab.hosts[0], "ShardActor"))
@@ -60,7 +60,7 @@ def test_shard_killed(lab: Lab, recovery: Recovery) -> None:
     assert lab.ask(0, document).hits == 8, "the new shard did not take the arena over"
 
 
-@fault("shard frozen", "local hits go on", heals_within=10)
+@fault("shard frozen", "local hits go on", heals_within=30)
 def test_shard_frozen(lab: Lab, recovery: Recovery) -> None:
     here, there = lab.shared(), lab.shared()
     pid = lab.actor_pid(lab.hosts[0], "ShardActor")
@@ -72,7 +72,7 @@ def test_shard_frozen(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("shard slow (runs a tenth of the time)", "local hits go on", heals_within=10)
+@fault("shard slow (runs a tenth of the time)", "local hits go on", heals_within=30)
 def test_shard_slow(lab: Lab, recovery: Recovery) -> None:
     here, there = lab.shared(), lab.shared(32)
     pid = lab.actor_pid(lab.hosts[0], "ShardActor")
@@ -88,7 +88,7 @@ def test_shard_slow(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("all actors of the cache killed at once", "local hits go on", heals_within=25)
+@fault("all actors of the cache killed at once", "local hits go on", heals_within=45)
 def test_all_actors_killed(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     host, pid = lab.directory()
@@ -101,7 +101,7 @@ def test_all_actors_killed(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("peer's shard killed while chunks are read from it", "", heals_within=15)
+@fault("peer's shard killed while chunks are read from it", "", heals_within=30)
 def test_peer_dies_while_it_is_read(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
     lab.engines[1].start("request", document, 64)
@@ -111,7 +111,7 @@ def test_peer_dies_while_it_is_read(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("engine killed while it saves", "its grants do not outlive it", heals_within=10)
+@fault("engine killed while it saves", "its grants do not outlive it", heals_within=30)
 def test_engine_killed_while_it_saves(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     lab.engines[0].start("request", lab.new_document(), 64)
@@ -122,7 +122,7 @@ def test_engine_killed_while_it_saves(lab: Lab, recovery: Recovery) -> None:
     lab.eventually(lambda: lab.status().engines == 2)
 
 
-@fault("engine killed while it loads", "its grants do not outlive it", heals_within=10)
+@fault("engine killed while it loads", "its grants do not outlive it", heals_within=30)
 def test_engine_killed_while_it_loads(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
     lab.engines[1].start("request", document, 64)

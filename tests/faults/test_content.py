@@ -11,7 +11,7 @@ from tests.faults.recovery import Recovery, fault
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
-@fault("evicted after the directory was told (stale directory)", "", heals_within=10)
+@fault("evicted after the directory was told (stale directory)", "", heals_within=30)
 def test_evicted_between_lookup_and_read(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     resume = lab.freeze(*lab.directory())
@@ -22,7 +22,7 @@ def test_evicted_between_lookup_and_read(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("directory lies: a peer never had what it is said to hold", "", heals_within=10)
+@fault("directory lies: a peer never had what it is said to hold", "", heals_within=30)
 def test_lying_directory(lab: Lab, recovery: Recovery) -> None:
     lab.shared()
     document = lab.new_document()
@@ -34,7 +34,7 @@ def test_lying_directory(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("bytes of a fetched chunk changed in the peer's memory", "it is not used", heals_within=10)
+@fault("bytes of a fetched chunk changed in the peer's memory", "it is not used", heals_within=30)
 def test_bytes_changed_in_the_arena(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     assert lab.ask(1, document).hits == 8
@@ -46,7 +46,7 @@ def test_bytes_changed_in_the_arena(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("/dev/shm full on a host", "what is cached is served; nothing is saved", heals_within=15)
+@fault("/dev/shm full on a host", "what is cached is served; nothing is saved", heals_within=30)
 def test_shared_memory_full(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     lab.hosts[0].run("head -c 2G /dev/zero > /dev/shm/ballast || true")

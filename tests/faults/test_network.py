@@ -17,7 +17,7 @@ SHORT_SECONDS = 3.0
 
 
 @pytest.mark.quick
-@fault("hosts cut off from each other for 3 s", "local hits go on", heals_within=15)
+@fault("hosts cut off from each other for 3 s", "local hits go on", heals_within=30)
 def test_cut(lab: Lab, recovery: Recovery) -> None:
     here, there = lab.shared(by=1), lab.shared(by=0)
     lab.hosts.cut(*lab.hosts)
@@ -32,7 +32,7 @@ def test_cut(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.parametrize("source", [0, 1])
-@fault("hosts cut off one way for 3 s", "local hits go on", heals_within=15)
+@fault("hosts cut off one way for 3 s", "local hits go on", heals_within=30)
 def test_cut_one_way(lab: Lab, recovery: Recovery, source: int) -> None:
     here, there = lab.shared(by=1), lab.shared(by=0)
     lab.hosts.cut_one_way(lab.hosts[source], lab.hosts[1 - source])
@@ -45,7 +45,7 @@ def test_cut_one_way(lab: Lab, recovery: Recovery, source: int) -> None:
     recovery.measure(lab)
 
 
-@fault("hosts cut off from each other during a fetch", "", heals_within=15)
+@fault("hosts cut off from each other during a fetch", "", heals_within=30)
 def test_cut_during_a_fetch(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
     lab.engines[1].start("request", document, 64)
@@ -56,7 +56,7 @@ def test_cut_during_a_fetch(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("200 ms round trips, 2 % of packets lost", "the cache still works", heals_within=15)
+@fault("200 ms round trips, 2 % of packets lost", "the cache still works", heals_within=30)
 def test_bad_line(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     lab.hosts.degrade(Path(delay=0.1, loss=0.02))
@@ -67,7 +67,7 @@ def test_bad_line(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("bytes changed on the wire", "no damaged chunk is used", heals_within=15)
+@fault("bytes changed on the wire", "no damaged chunk is used", heals_within=30)
 def test_bytes_changed_on_the_wire(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(16)
     before = lab.hosts.switch.damaged
