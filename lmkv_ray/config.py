@@ -58,6 +58,18 @@ class Settings(BaseSettings):
     copy_threads: int = Field(
         2, ge=1, le=16, description="Threads with which one worker loads chunks on a CPU."
     )
+    staging_bytes: ByteSize = Field(
+        ByteSize(64 << 20),
+        ge=0,
+        description="GPU memory of one worker through which chunks in short pieces pass, half for "
+        "loads and half for saves, for instance 64MiB; 0: every piece is copied by itself.",
+    )
+    direct_copy_bytes: ByteSize = Field(
+        ByteSize(128 << 10),
+        ge=0,
+        description="Size from which the contiguous pieces of a chunk are copied one by one "
+        "between GPU and arena, for instance 128KiB; shorter ones are packed by a kernel.",
+    )
     max_inflight_saves: int = Field(
         256,
         ge=1,
