@@ -16,6 +16,9 @@ import numpy.typing as npt
 
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.kernels import PageAddresses, PageLaunch, pages
+from lmkv_ray.transfer.cupy_device import CupyDevice
+from lmkv_ray.transfer.device import Device
+from lmkv_ray.transfer.host_device import HostDevice
 from tests.kernels.backends import HostBackend
 
 PAGE = 4096
@@ -56,6 +59,9 @@ class Machine(Protocol):
     def seconds(self, action: Callable[[], object]) -> float:
         """What the work that ``action`` queues takes."""
 
+    def device(self) -> Device:
+        """The same device, for a transfer engine."""
+
 
 class Gpu:
     """The current device of CuPy."""
@@ -72,12 +78,12 @@ class Gpu:
 
     def memory(self, nbytes: int) -> Area:
         """See ``Machine``."""
-        memory = self._cupy.cuda.alloc(nbytes)
+        memory = self._cupy.cuda.memory.Memory(nbytes)  # no pool, which would keep it from vLLM
         return Area(memory.ptr, memory)
 
     def pinned(self, nbytes: int) -> Area:
         """See ``Machine``."""
-        memory = self._cupy.cuda.alloc_pinned_memory(nbytes)
+        memory = self._cupy.cuda.pinned_memory.PinnedMemory(nbytes)
         ctypes.memset(memory.ptr, 1, nbytes)
         return Area(memory.ptr, memory)
 
@@ -108,6 +114,10 @@ class Gpu:
         end.record(self._stream)
         end.synchronize()
         return float(self._cupy.cuda.get_elapsed_time(begin, end)) / 1e3
+
+    def device(self) -> Device:
+        """See ``Machine``."""
+        return CupyDevice(pages.current_device(), lambda: int(self._stream.ptr))
 
 
 class Host:
@@ -146,6 +156,10 @@ class Host:
         begin = time.perf_counter()
         action()
         return time.perf_counter() - begin
+
+    def device(self) -> Device:
+        """See ``Machine``."""
+        return HostDevice()
 
 
 def find() -> tuple[Machine, str]:

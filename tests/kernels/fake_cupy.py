@@ -86,8 +86,8 @@ class FakeCupy(ModuleType):
             Event=_Event,
             ExternalStream=_ExternalStream,
             Stream=_Stream,
-            alloc=_Memory,
-            alloc_pinned_memory=_Memory,
+            memory=SimpleNamespace(Memory=_Memory),
+            pinned_memory=SimpleNamespace(PinnedMemory=_Memory),
             get_elapsed_time=lambda begin, end: 1e3 * (end.at - begin.at),
             runtime=SimpleNamespace(
                 CUDARuntimeError=RuntimeError,

@@ -67,6 +67,25 @@ def test_nothing_is_launched_for_nothing(cupy: FakeCupy) -> None:
     assert not cupy.launches
 
 
+def test_a_part_that_fails_is_named_and_does_not_cost_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.gpu import machine, packing, transfers
+    from benchmarks.gpu.__main__ import main
+
+    def fail(*args: object) -> None:
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(machine.Host, "scale", 1 << 16)
+    monkeypatch.setattr(packing, "run", lambda *args: [])
+    monkeypatch.setattr(transfers, "run", fail)
+    monkeypatch.setattr(machine, "find", lambda: (machine.Host(), "no GPU"))
+    assert main(["--no-engines", "--out", str(tmp_path)]) == 1
+    written = json.loads((tmp_path / "bench-gpu.json").read_text())
+    assert written["not_measured"] == ["benchmarks.gpu.transfers: no room"]
+    assert written["rows"]
+
+
 @pytest.mark.parametrize("gpu", [True, False])
 def test_the_benchmark_of_copies_and_kernels_runs_to_its_end(
     gpu: bool, tmp_path: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
@@ -75,15 +94,19 @@ def test_the_benchmark_of_copies_and_kernels_runs_to_its_end(
         request.getfixturevalue("cupy")
     elif not request.getfixturevalue("without_gpu"):
         pytest.skip("there is a GPU")
-    from benchmarks.gpu import machine
+    from benchmarks.gpu import machine, transfers
     from benchmarks.gpu.__main__ import main
+    from lmkv_ray.transfer.host_device import HostDevice
 
     for kind in (machine.Gpu, machine.Host):
         monkeypatch.setattr(kind, "scale", 1 << 17)
+        monkeypatch.setattr(kind, "device", lambda self: HostDevice())
+    monkeypatch.setattr(transfers, "LLAMA_8B", {"L": 2, "H": 2, "N": 16, "C": 64})
+    monkeypatch.setattr(transfers, "STAGING_BYTES", 1 << 20)
     assert main(["--no-engines", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "bench-gpu.json").read_text())
     assert bool(written["without_gpu"]) != gpu
     names = [row["name"] for row in written["rows"]]
-    assert len(names) == len(set(names)) > 25
+    assert len(names) == len(set(names)) > 40
     assert all(row["value"] > 0 and row["ratio"] > 0 for row in written["rows"])
     assert (tmp_path / "bench-gpu.png").stat().st_size > 10_000
