@@ -4,6 +4,10 @@
 SHELL := /bin/sh
 RUN := .venv/bin/python -m
 INSTALLED := .venv/installed
+# vLLM for GPUs and vLLM for CPUs cannot be in one environment.
+GPU := $(shell if nvidia-smi -L >/dev/null 2>&1; then echo cuda; \
+	elif rocm-smi >/dev/null 2>&1; then echo rocm; fi)
+GPU_VENV := $(if $(GPU),.venv-$(GPU),.venv)
 # Nothing here may reach for the network after the installation.
 export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
@@ -30,8 +34,8 @@ bench: $(INSTALLED)
 	@mkdir -p build
 	@$(RUN) benchmarks
 
-bench-gpu: $(INSTALLED)
-	@$(RUN) benchmarks.gpu
+bench-gpu: $(GPU_VENV)/installed
+	@$(GPU_VENV)/bin/python -m benchmarks.gpu
 
 lint: $(INSTALLED)
 	@$(RUN) ruff check
@@ -39,6 +43,9 @@ lint: $(INSTALLED)
 	@$(RUN) mypy
 	@$(RUN) mypy -p serve_apps
 	@.venv/bin/lint-imports
+
+.venv-$(GPU)/installed: pyproject.toml requirements/install
+	@requirements/install .venv-$(GPU) $(GPU),demo
 
 $(INSTALLED): pyproject.toml requirements/demo-model.txt requirements/install
 	@requirements/install

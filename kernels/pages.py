@@ -4,12 +4,11 @@ The launches are asynchronous: they are queued on a stream and return. Whoever q
 both tables and both memories alive, and the places' table on the device unchanged, until the stream
 has passed the launch.
 
-How wide, and how many threads. A thread keeps four accesses of up to 16 bytes in flight, a thread
-block of 256 threads 16 KiB. By Little's law the blocks a rate needs are
-``bytes per second read * latency / 16 KiB``; loaded HBM of an H100 answers in about a microsecond.
-For 1.25 TB/s read and as much written that is 76 blocks; for four times a PCIe 5 link, 220 GB/s, it
-is 13. So ``BESIDE_A_MODEL`` is 16, an eighth of an H100's 132 multiprocessors, and None stands for
-two blocks on each multiprocessor.
+How many thread blocks. A thread keeps four accesses of up to 16 bytes in flight, a thread block of
+256 threads 16 KiB. By Little's law a rate needs ``bytes per second read * latency / 16 KiB`` thread
+blocks; loaded HBM is taken to answer in a microsecond. For 1.25 TB/s read and as much written that
+is 76; for four times a PCIe 5 link, 220 GB/s, 13. So ``BESIDE_A_MODEL`` is 16, an eighth of an
+H100's 132 multiprocessors, and None stands for two thread blocks on each multiprocessor.
 """
 
 from __future__ import annotations
