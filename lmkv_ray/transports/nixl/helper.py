@@ -42,11 +42,18 @@ PROGRAM = "lmkv_ray.transports.nixl.process"
 
 
 class HelperError(Exception):
-    """The process could not do it; nothing of it writes into the slots any more."""
+    """The process could not do it; nothing of it writes into the slots any more.
 
-    def __init__(self, why: str, *, late: bool = False) -> None:
+    Args:
+        why: for logs.
+        late: there was no time for it.
+        peer: it is the peer's fault, or that of the network to it.
+    """
+
+    def __init__(self, why: str, *, late: bool = False, peer: bool = False) -> None:
         super().__init__(why)
         self.late = late
+        self.peer = peer
 
 
 class Helper:
@@ -121,9 +128,9 @@ class Helper:
             result = answer.result(max(deadline - time.monotonic(), 0) + GRACE_SECONDS)
         except TimeoutError:
             life.end()
-            raise HelperError("the transfer hung; its process was ended", late=True) from None
+            raise HelperError("the transfer hung; its process was ended", peer=True) from None
         if isinstance(result, Failed):
-            raise HelperError(result.why)
+            raise HelperError(result.why, peer=True)
         return result
 
     def close(self) -> None:

@@ -33,6 +33,8 @@ from lmkv_ray.transports.windows import failed, in_windows
 WINDOW_BYTES = 8 << 20
 """Located and read together: long beside a round trip, short beside a deadline."""
 IN_FLIGHT = 4
+RETRY_SECONDS = 60.0
+"""How long a peer is not read from after a READ has failed or hung."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class NixlTransport:
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
     the middle of a READ costs its reader a second, and other fetches that are under way their
-    chunks. Reads from a peer that died fail at once, and its agent is removed.
+    chunks. Reads from a peer that died fail at once, and its agent is removed. A peer that a READ
+    failed or hung with is left to other transports for a minute: maybe only UCX cannot reach it.
 
     Args:
         arena: ours; destinations of fetches are views that ``payload`` gave.
@@ -84,6 +87,7 @@ class NixlTransport:
         self._helper = helper
         self._window_bytes = window_bytes
         self._known: dict[str, _Known] = {}
+        self._failed: dict[str, tuple[float, str]] = {}
 
     def obstacle(self, peer: PeerInfo) -> str | None:
         """Why this transport cannot serve a peer; gets ready if it can."""
@@ -94,6 +98,9 @@ class NixlTransport:
             return "the peer does not offer it"
         if peer.nixl_obstacle is not None:
             return f"the peer says: {peer.nixl_obstacle}"
+        at, why = self._failed.get(peer.node_id, (-RETRY_SECONDS, ""))
+        if time.monotonic() < at + RETRY_SECONDS:
+            return f"a READ has just failed: {why}"
         self._helper.start()
         return None
 
@@ -178,6 +185,8 @@ class NixlTransport:
             result = await to_the_end(call, self._helper.executor)
         except HelperError as error:
             self._known.pop(peer.node_id, None)
+            if error.peer:
+                self._failed[peer.node_id] = time.monotonic(), str(error)
             failure = Failure.LATE if error.late else Failure.LOST
             raise NoAnswerError(failure, str(error)) from None
         assert isinstance(result, Arrived)

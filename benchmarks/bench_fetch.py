@@ -1,0 +1,204 @@
+"""Fetches of 1 to 256 chunks between two Ray nodes of this machine, against the raw transport.
+
+The floor of NIXL is a READ of the same bytes by an agent of our own, one descriptor a chunk, and
+nothing verified. The floor of the object store is a ``ray.get`` of an array of the same bytes that
+the same actor returns: no lookup, no slots, nothing verified. Floor and fetch take turns; medians.
+Read the ratios on a machine that has nothing else to do: a fetch is a relay of four processes.
+
+    python -m benchmarks.bench_fetch             what UCX chooses (on one machine: shared memory)
+    UCX_TLS=tcp python -m benchmarks.bench_fetch    as between hosts without RDMA
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from contextlib import aclosing
+from typing import Any
+
+import numpy as np
+import ray
+from ray.cluster_utils import Cluster
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from benchmarks.table import Row, show
+from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
+from lmkv_ray.messages import decode
+from lmkv_ray.transports import (
+    Batch,
+    ChunkReader,
+    Fetch,
+    Helper,
+    NixlSource,
+    NixlTransport,
+    ObjectStoreTransport,
+    PeerInfo,
+    Transport,
+    host_id,
+)
+from lmkv_ray.transports.nixl import Located
+from lmkv_ray.transports.nixl.process import load_nixl
+
+CHUNK = 1 << 20
+BATCHES = (1, 4, 16, 64, 256)
+ROUNDS = 9
+SECONDS = 60.0
+GOALS = {"nixl": 0.85, "object_store": 0.8}
+
+
+def some_keys(count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
+    """The keys of the chunks there are."""
+    return np.random.default_rng(0).integers(0, 1 << 63, (count, 2), dtype=np.uint64)
+
+
+class Slots:
+    """An arena with a slot for each chunk."""
+
+    def __init__(self, name: str, count: int) -> None:
+        self.writer = ArenaWriter.create(name, max(count * CHUNK, 4 << 20), extent_bytes=64 << 20)
+        extents = range(-(-count * CHUNK // (64 << 20)))
+        slots = [self.writer.assign_extent(extent, CHUNK) for extent in extents]
+        self.slots = np.concatenate(slots)[:count]
+        self.views = [self.writer.payload(slot) for slot in self.slots.tolist()]
+        for view in self.views:
+            view[:] = 1  # every page is there
+
+
+class Peer:
+    """What a shard actor does for its peers."""
+
+    def __init__(self, count: int) -> None:
+        self._here = Slots("peer", count)
+        writer, slots = self._here.writer, self._here.slots
+        noise = np.random.default_rng(1)
+        for view in self._here.views:
+            view[:] = noise.integers(0, 256, CHUNK, np.uint8)
+        writer.reserve(slots, this_process())
+        writer.publish(slots, some_keys(count), CHUNK, 1)
+        reader = ArenaReader.attach(writer.path)
+        self._chunks = ChunkReader(reader)
+        self._source = NixlSource(reader, Helper(writer), writer.set_checksum)
+        self._raw = np.concatenate(self._here.views)
+
+    async def describe(self) -> tuple[str, str, int]:
+        """What a ``PeerInfo`` says."""
+        return host_id(), self._here.writer.path, self._here.writer.arena_id
+
+    async def read(self, keys: bytes) -> Batch:
+        """See ``ChunkReader``."""
+        array = np.frombuffer(keys, np.uint64).reshape(-1, 2)
+        return await asyncio.to_thread(self._chunks.read, array)
+
+    async def locate(self, keys: bytes, known: str) -> bytes:
+        """See ``NixlSource``."""
+        return await self._source.locate(keys, known)
+
+    async def raw(self, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """The bytes of some chunks."""
+        return self._raw[: count * CHUNK]
+
+
+class RawReader:
+    """READs without lmkv_ray: the same bytes, from the same registered memory."""
+
+    def __init__(self, located: Located, count: int) -> None:
+        api = load_nixl()
+        self._agent = api.nixl_agent("raw", api.nixl_agent_config(backends=["UCX"]))
+        self._memory = np.frombuffer(mmap.mmap(-1, count * CHUNK), np.uint8)
+        self._memory[:] = 1
+        self._agent.register_memory(
+            [(self._memory.ctypes.data, self._memory.nbytes, 0, "")], "DRAM"
+        )
+        self._peer = self._agent.add_remote_agent(located.metadata).decode()
+        self._there = np.frombuffer(located.offsets, np.uint64) + np.uint64(located.base)
+
+    def read(self, count: int) -> None:
+        """Read the first chunks."""
+        rows = np.zeros((2, count, 3), np.uint64)
+        rows[:, :, 1] = CHUNK
+        rows[0, :, 0] = self._memory.ctypes.data + np.arange(count) * CHUNK
+        rows[1, :, 0] = self._there[:count]
+        here, there = (self._agent.get_xfer_descs(side, "DRAM") for side in rows)
+        handle = self._agent.initialize_xfer("READ", here, there, self._peer)
+        state = self._agent.transfer(handle)
+        while state == "PROC":
+            state = self._agent.check_xfer_state(handle)
+        handle.release()
+
+
+def run(batches: Iterable[int] = BATCHES, rounds: int = ROUNDS) -> list[Row]:
+    """Rows in GB/s; floor: the raw transport."""
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 1 << 30}
+    )
+    other = cluster.add_node(num_cpus=1, object_store_memory=1 << 30)
+    ray.init(address=cluster.address, log_to_driver=False)
+    try:
+        where = NodeAffinitySchedulingStrategy(other.node_id, soft=False)
+        actor = ray.remote(num_cpus=0, max_concurrency=16, scheduling_strategy=where)(Peer)
+        return asyncio.run(_compare(actor.remote(max(batches)), sorted(batches), rounds))
+    finally:
+        ray.shutdown()
+        cluster.shutdown()
+
+
+async def _compare(actor: Any, batches: list[int], rounds: int) -> list[Row]:
+    count = batches[-1]
+    here, keys = Slots("here", count), some_keys(count)
+    helper = Helper(here.writer)
+    host, path, arena_id = await actor.describe.remote()
+    peer = PeerInfo(
+        node_id="peer",
+        host=host,
+        arena_path=path,
+        arena_id=arena_id,
+        read=lambda wanted: actor.read.remote(wanted),
+        locate=lambda wanted, known: actor.locate.remote(wanted, known),
+    )
+
+    async def fetch(transport: Transport, n: int) -> None:
+        wish = Fetch(keys[:n], here.views[:n], SECONDS)
+        async with aclosing(transport.fetch(peer, wish)) as outcomes:
+            bad = [outcome async for outcome in outcomes if not outcome.ok]
+        assert not bad, bad[0]
+
+    nixl, store = NixlTransport(here.writer, helper), ObjectStoreTransport()
+    await fetch(nixl, count)  # starts and connects everything, and notes all checksums
+    raw = RawReader(decode(await actor.locate.remote(keys.tobytes(), ""), Located), count)
+
+    async def get(n: int) -> None:
+        assert len(await actor.raw.remote(n)) == n * CHUNK
+
+    async def read(n: int) -> None:
+        await asyncio.to_thread(raw.read, n)
+
+    rows = []
+    pairs: list[tuple[Transport, Callable[[int], Any]]] = [(nixl, read), (store, get)]
+    for transport, floor in pairs:
+        for n in batches:
+            fetched, floors = [], []
+            for _ in range(rounds + 1):
+                floors.append(await _seconds(floor(n)))
+                fetched.append(await _seconds(fetch(transport, n)))
+            # The first round warms up.
+            ours, least = (statistics.median(times[1:]) for times in (fetched, floors))
+            rate = n * CHUNK / 1e9
+            name = f"fetch of {n} chunks of {CHUNK >> 20} MiB by {transport.name}"
+            rows.append(Row(name, rate / ours, "GB/s", rate / least, least / ours))
+    helper.close()
+    return rows
+
+
+async def _seconds(work: Any) -> float:
+    begin = time.perf_counter()
+    await work
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    print(f"UCX_TLS={os.environ.get('UCX_TLS', 'all')}; goals {GOALS}")
+    show(run())
