@@ -15,7 +15,7 @@ import pytest
 from lmkv_ray.arena import checksum
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers import Tier
-from lmkv_ray.tiers.disk import tier as disk_tier
+from lmkv_ray.tiers.disk import writing
 from lmkv_ray.transports import Failure, Fetch
 from tests.tiers.harness import (
     COUNT,
@@ -44,7 +44,7 @@ def harness(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Harness:
     """Media with room for a few chunks in flight."""
-    monkeypatch.setattr(disk_tier, "PENDING_BYTES", COUNT * SLOT)
+    monkeypatch.setattr(writing, "PENDING_BYTES", COUNT * SLOT)
     return HARNESSES[request.param](tmp_path)
 
 

@@ -14,10 +14,13 @@ What a shard does with this package:
     mount.py        files and index, kept in step; recovery
     health.py       whether the disk can be used; pure
     workers.py      threads
+    counters.py     what is counted
     reading.py      one fetch
+    writing.py      what is being stored
     tier.py         DiskTier
 """
 
-from lmkv_ray.tiers.disk.tier import DiskCounters, DiskTier
+from lmkv_ray.tiers.disk.counters import DiskCounters
+from lmkv_ray.tiers.disk.tier import DiskTier
 
 __all__ = ["DiskCounters", "DiskTier"]

@@ -86,9 +86,12 @@ class DiskIndex:
         self.used += blocks
         self.publish(entry)
 
-    def make_room(self, blocks: int) -> list[Entry] | None:
-        """Forget chunks until ``blocks`` more bytes fit, once they are erased; None: impossible."""
-        number = len(self._entries) + (blocks > 0) - self._max_chunks
+    def make_room(self, blocks: int, chunks: int = 1) -> list[Entry] | None:
+        """Forget chunks until so many more, of ``blocks`` bytes in all, fit once those are erased.
+
+        None if that cannot be.
+        """
+        number = len(self._entries) + chunks - self._max_chunks
         return self.evict(self.used + blocks - self.capacity, number)
 
     def evict(self, nbytes: int, number: int = 0) -> list[Entry] | None:

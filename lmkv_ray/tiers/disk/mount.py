@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv_ray.policies import Policy
+from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import Cipher
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.disk.files import ChunkFiles
@@ -25,6 +26,20 @@ class Mount:
 
     files: ChunkFiles
     index: DiskIndex
+
+    def write(
+        self, pairs: Sequence[tuple[Entry, TierChunk]], wanted: Callable[[], bool]
+    ) -> list[bool | Exception]:
+        """Write and publish files, as ``ChunkFiles.write``. Blocks; touches no index."""
+        results: list[bool | Exception] = []
+        for entry, chunk in pairs:
+            try:
+                written = wanted() and self.files.write(entry.label, chunk.data, chunk.intact)
+            except Exception as error:
+                results.append(error)
+            else:
+                results.append(written)
+        return results
 
     def erase(self, entries: Iterable[Entry]) -> tuple[list[Entry], Exception | None]:
         """Remove files; returns those that are gone. Blocks; touches no index."""
@@ -52,14 +67,13 @@ class Recipe:
     """Seconds to wait for a predecessor's lock."""
 
 
-def open_mount(recipe: Recipe, last: Mount | None, *, empty: bool) -> Mount:
+def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
     """Take the directory into use. Blocks: 100,000 chunks take a few seconds.
 
     Args:
         recipe: how.
         last: the mount before this one, which nothing uses any more: what was pinned stays pinned,
             what was forgotten stays forgotten.
-        empty: remove everything that is found.
 
     Raises:
         TierError: see ``Directory.open``.
@@ -81,11 +95,11 @@ def open_mount(recipe: Recipe, last: Mount | None, *, empty: bool) -> Mount:
         index = DiskIndex(capacity, recipe.make_policy())
         forgotten = set(last.index.going()) if last else set()
         for file in scan.found:
-            if empty or file.label.key in forgotten or index.knows(file.label.key):
+            if file.label.key in forgotten or index.knows(file.label.key):
                 files.remove(file.label)
             else:
                 index.recover(file.label, file.blocks)
-        for entry in index.make_room(0) or ():
+        for entry in index.make_room(0, 0) or ():
             files.remove(entry.label)
             index.erased(entry)
         for key in last.index.keys(pinned=True) if last else ():

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,53 +19,28 @@ from lmkv_ray.errors import LmkvError
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
-from lmkv_ray.tiers.cipher import MAX_NBYTES, load_cipher
+from lmkv_ray.tiers.cipher import load_cipher
+from lmkv_ray.tiers.disk.counters import DiskCounters
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
 from lmkv_ray.tiers.disk.workers import Workers
-from lmkv_ray.tiers.format import Label
+from lmkv_ray.tiers.disk.writing import Writing
 from lmkv_ray.transports import Failure, Fetch, Outcome
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-PENDING_BYTES = 128 << 20
-"""Chunks that are being written, all together; past it they are not stored."""
-SLOW_WRITE_SECONDS = 10.0
-"""When so long nothing could be written, the disk is out of use for a while."""
+MAX_GONE = 1 << 16
+"""Keys that are remembered as removed while there is no index; with more, all are."""
 GIVE_WAY = 64
 """On a full file system, this part of what we hold is evicted before we try again."""
 PATIENCE_SECONDS = 2.0
 OPEN_SECONDS = 15.0
 """A disk that takes longer to open is opened beside everything else."""
 CLOSE_SECONDS = 5.0
-
-
-@dataclass(kw_only=True)
-class DiskCounters:
-    """What happened since the tier was opened. Chunks, if it does not say otherwise."""
-
-    stored: int = 0
-    stored_bytes: int = 0
-    store_busy: int = 0
-    """Not stored: too much was being written already."""
-    store_no_room: int = 0
-    """Not stored: all that could make room is pinned or being read."""
-    store_changed: int = 0
-    """Not stored: evicted from memory while it was written."""
-    store_failed: int = 0
-    """Not stored: the disk refused."""
-    read: int = 0
-    read_bytes: int = 0
-    read_corrupt: int = 0
-    read_late: int = 0
-    read_failed: int = 0
-    evicted: int = 0
-    troubles: int = 0
-    """How often the disk went out of use."""
 
 
 class DiskTier:
@@ -83,13 +58,14 @@ class DiskTier:
         self._counters = DiskCounters()
         self._mount: Mount | None = None
         self._changing = False
-        self._clear_all = False
-        self._room = asyncio.Lock()
+        # What was forgotten while there was no index to tell.
+        self._cleared: set[int | None] = set()
+        self._gone: set[bytes] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
-        self._pending = 0
-        self._progress_at = 0.0
-        self._largest = 0
+        self._writing = Writing(
+            self._writers, self._counters, self._spawn, self._erase, self._failed, self._closing
+        )
         self._opening: asyncio.Task[Exception | None] | None = None
         self._mender: asyncio.Task[None] | None = None
 
@@ -155,22 +131,23 @@ class DiskTier:
 
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
         """See ``Tier``. What is not written at once when there is much to write is dropped."""
-        # Tasks of their own: what is begun is finished and accounted for, whoever is cancelled.
-        tasks = [self._begin_store(chunk) for chunk in chunks]
-        waiting = [task for task in tasks if isinstance(task, asyncio.Task)]
-        if waiting:
-            await asyncio.wait(waiting)
-        return [task.result() if isinstance(task, asyncio.Task) else task for task in tasks]
+        mount = self._writable()
+        return [False] * len(chunks) if mount is None else await self._writing.store(mount, chunks)
 
     async def remove(self, keys: KeyArray) -> None:
         """See ``Tier``."""
-        if self._mount is not None:
+        if self._mount is None or self._changing:
+            self._gone |= set(key_list(keys))
+            if len(self._gone) > MAX_GONE:
+                self._cleared.add(None)
+                self._gone.clear()
+        else:
             await self._forget(self._mount, key_list(keys))
 
     async def clear(self, space: int | None) -> None:
         """See ``Tier``."""
-        if self._mount is None:
-            self._clear_all = True  # we know no spaces; and it must not come back
+        if self._mount is None or self._changing:
+            self._cleared.add(space)
         else:
             await self._forget(self._mount, self._mount.index.keys(space))
 
@@ -223,84 +200,18 @@ class DiskTier:
             await asyncio.wait(self._tasks)
         await self._readers.idle()
         await self._writers.idle()
-        opened = await self._writers.run(
-            partial(open_mount, self._recipe, self._mount, empty=self._clear_all)
-        )
+        opened = await self._writers.run(partial(open_mount, self._recipe, self._mount))
         if isinstance(opened, Mount):
             self._mount = opened
-            self._clear_all = False
+            keys = self._gone.union(*map(opened.index.keys, self._cleared))
+            self._gone, self._cleared = set(), set()
+            await self._forget(opened, list(keys))
         self._changing = self._mount is None or self._mount.files.directory.closed
         return await self._probe(opened) if isinstance(opened, Mount) else opened
 
     async def _probe(self, mount: Mount) -> Exception | None:
         """Whether there is room for a chunk, and it can be read again."""
-        return await self._writers.run(partial(mount.files.directory.probe, self._largest))
-
-    # Storing
-
-    def _begin_store(self, chunk: TierChunk) -> asyncio.Task[bool] | bool:
-        mount = self._writable()
-        if mount is None or not 0 < len(chunk.data) <= MAX_NBYTES:
-            return False
-        if mount.index.knows(chunk.key):
-            mount.index.touched([chunk.key])
-            return mount.index.get(chunk.key) is not None
-        if self._pending and self._pending + len(chunk.data) > PENDING_BYTES:
-            self._counters.store_busy += 1
-            stuck = time.monotonic() - self._progress_at
-            if stuck > SLOW_WRITE_SECONDS:
-                self._failed(TimeoutError(f"nothing could be written for {stuck:.0f} s"))
-            return False
-        if not self._pending:
-            self._progress_at = time.monotonic()
-        self._pending += len(chunk.data)
-        return self._spawn(self._store(mount, chunk))
-
-    async def _store(self, mount: Mount, chunk: TierChunk) -> bool:
-        try:
-            label = Label(chunk.key, chunk.space, len(chunk.data))
-            entry = await self._reserve(mount, label)
-            if entry is None:
-                self._counters.store_no_room += 1
-                return False
-            return await self._write(mount, entry, chunk)
-        finally:
-            self._pending -= len(chunk.data)
-            self._progress_at = time.monotonic()
-
-    async def _reserve(self, mount: Mount, label: Label) -> Entry | None:
-        """Count a chunk, after making room for it. One at a time, so that none makes too much."""
-        blocks = mount.files.blocks(label.nbytes)
-        self._largest = max(self._largest, blocks)
-        async with self._room:
-            victims = mount.index.make_room(blocks)
-            if victims:
-                self._counters.evicted += len(victims)
-                await self._erase(mount, victims)
-            return mount.index.reserve(label, blocks)
-
-    async def _write(self, mount: Mount, entry: Entry, chunk: TierChunk) -> bool:
-        index = mount.index
-        written = await self._writers.run(
-            partial(mount.files.write, entry.label, chunk.data, chunk.intact)
-        )
-        if written is True and index.publish(entry):
-            self._counters.stored += 1
-            self._counters.stored_bytes += entry.label.nbytes
-            return True
-        if written is True:  # forgotten while it was written
-            await self._erase(mount, [entry])
-            return False
-        if isinstance(written, Exception):
-            self._counters.store_failed += 1
-            self._failed(written)
-        else:
-            self._counters.store_changed += 1
-        if mount.files.littered:
-            index.forget(entry.label.key)  # still counted: a part of it may be there
-        else:
-            index.erased(entry)
-        return False
+        return await self._writers.run(partial(mount.files.directory.probe, self._writing.largest))
 
     # Removing
 
