@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import bench_arena, bench_directory, bench_engine
+from benchmarks import bench_arena, bench_directory, bench_disk, bench_engine
 from benchmarks.table import rows_of, show, write
 
 OUTPUT = Path("build/bench.json")
 
 if __name__ == "__main__":
-    rows = [*rows_of(bench_arena.run()), *rows_of(bench_directory.run()), *bench_engine.run()]
+    rows = [
+        *rows_of(bench_arena.run()),
+        *rows_of(bench_directory.run()),
+        *rows_of(bench_disk.run()),
+        *bench_engine.run(),
+    ]
     show(rows)
     write(rows, OUTPUT)
     print(f"Written to {OUTPUT}.")
