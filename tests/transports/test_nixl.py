@@ -257,18 +257,19 @@ def test_without_the_package_there_is_an_obstacle(
     assert store.source.obstacle == "the package nixl is not installed"
 
 
+@pytest.mark.parametrize("program", ["lmkv_ray.no_such_program", "tests.transports.stuck"])
 def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
-    store: Store, monkeypatch: pytest.MonkeyPatch
+    store: Store, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
-    monkeypatch.setattr(helper_module, "PROGRAM", "lmkv_ray.no_such_program")
+    monkeypatch.setattr(helper_module, "PROGRAM", program)
+    monkeypatch.setattr(helper_module, "START_SECONDS", 1.0)
     helper = Helper(store.writer)
-    with pytest.raises(HelperError, match="has ended"):
+    with pytest.raises(HelperError, match="did not start"):
         helper.call(Register(extents=[]), time.monotonic() + SECONDS)
-    assert helper.problem is not None
-    assert "has ended" in helper.problem
+    assert helper.problem == "the NIXL process did not start"
+    assert helper.pid is None
     monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
-    with pytest.raises(HelperError, match="has ended"):
-        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+    assert helper.problem is None
     helper.close()
 
 

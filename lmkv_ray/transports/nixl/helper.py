@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import itertools
+import math
 import os
 import socket
 import subprocess
@@ -68,7 +69,6 @@ class Helper:
         self._lock = threading.Lock()
         self._life: _Life | None = None
         self._closed = False
-        self._problem: tuple[float, str] | None = None
         self.executor = ThreadPoolExecutor(THREADS, "nixl")
         """For calls of ``call``."""
 
@@ -79,9 +79,12 @@ class Helper:
             return "the shard ends"
         if not any(importlib.util.find_spec(package) for package in PACKAGES):
             return "the package nixl is not installed"
-        if self._problem is not None and time.monotonic() < self._problem[0]:
-            return self._problem[1]
-        return None
+        life = self._life
+        if life is None or life.agent is not None or not life.ready.done():
+            return None
+        error = life.ready.exception()
+        recent = time.monotonic() < life.ended_at + RETRY_SECONDS
+        return str(error) if error is not None and recent else None
 
     @property
     def agent(self) -> Ready | None:
@@ -120,9 +123,6 @@ class Helper:
             life.ready.result(deadline - time.monotonic())
         except TimeoutError:
             raise HelperError("the NIXL process is still starting", late=True) from None
-        except HelperError as error:
-            self._problem = time.monotonic() + RETRY_SECONDS, str(error)
-            raise
         answer = life.send(command)
         try:
             result = answer.result(max(deadline - time.monotonic(), 0) + GRACE_SECONDS)
@@ -143,8 +143,6 @@ class Helper:
 
     def _living(self) -> _Life:
         with self._lock:
-            if self._life is not None and self._life.is_stuck:
-                self._life.end()
             if self._life is None or self._life.has_ended:
                 problem = self.problem
                 if problem is not None:
@@ -158,7 +156,7 @@ class _Life:
 
     def __init__(self, arena: ArenaWriter) -> None:
         self.ready: Future[Result] = Future()
-        self._started_at = time.monotonic()
+        self.ended_at = math.inf
         self._numbers = itertools.count(1)
         self._open: dict[int, Future[Result]] = {0: self.ready}
         self._lock = threading.Lock()
@@ -189,11 +187,6 @@ class _Life:
         """Its process id."""
         return self._process.pid
 
-    @property
-    def is_stuck(self) -> bool:
-        """It does not get ready."""
-        return not self.ready.done() and time.monotonic() > self._started_at + START_SECONDS
-
     def send(self, command: Register | Read) -> Future[Result]:
         """Send a command; its result comes later, ``HelperError`` if the process ends first."""
         answer: Future[Result] = Future()
@@ -214,11 +207,15 @@ class _Life:
         self._process.kill()
         # No limit: until it is gone, all that it may still write to must stay reserved.
         self._process.wait()
+        self.ended_at = time.monotonic()
         self.has_ended = True
 
     def _listen(self) -> None:
         answers = msgspec.msgpack.Decoder(Answer)
+        # UCX may spin for ever when it starts, for instance where the loopback interface is down.
+        self._link.settimeout(START_SECONDS)
         while (answer := receive(self._link, answers)) is not None:
+            self._link.settimeout(None)
             waiting = self._open.pop(answer.number, None)
             if waiting is None:
                 continue
@@ -231,4 +228,5 @@ class _Life:
             left, self._open = list(self._open.values()), {}
             self._link.close()
         for waiting in left:
-            waiting.set_exception(HelperError("the NIXL process has ended"))
+            why = "did not start" if waiting is self.ready else "has ended"
+            waiting.set_exception(HelperError(f"the NIXL process {why}"))
