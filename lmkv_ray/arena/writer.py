@@ -30,6 +30,7 @@ from lmkv_ray.arena.format import (
     SlotState,
     Tables,
 )
+from lmkv_ray.arena.numa import place_near_gpus
 from lmkv_ray.arena.owners import this_process
 from lmkv_ray.arena.reader import read_header
 from lmkv_ray.arena.recovery import Content, repair, scan
@@ -78,6 +79,7 @@ class ArenaWriter:
             header = Header(secrets.randbits(63), time.time_ns(), geometry)
             header.write(segment.map(writable=True, nbytes=HEADER_BYTES))
             writer = cls(segment, header)
+            place_near_gpus(writer._data)  # before there are pages
             writer._sign()
         except BaseException:
             segment.close()

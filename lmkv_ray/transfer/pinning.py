@@ -2,8 +2,9 @@
 
 Copies of pinned memory run at the speed of the link and wait for nobody; others are several times
 slower and hold up the thread that queues them. Pinning takes a while (faulting in 8 GiB that nobody
-touched: seconds; registering them then: 0.3 s), so it goes on beside the engine, while the model is
-loaded and whenever the shard assigns more memory; until then copies take the slower path.
+touched: 5 s on one thread; registering them then: 0.3 s), so it goes on beside the engine, while
+the model is loaded and whenever the shard assigns more memory; until then copies take the slower
+path.
 
 No copy may touch pinned and other memory at once, or two pieces: so pieces consist of whole
 extents, which no slot crosses.
@@ -21,6 +22,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.arena.prefault import prefault
 from lmkv_ray.transfer.base import Arena, Bytes, Ints
 
 logger = logging.getLogger(__name__)
@@ -119,34 +121,33 @@ class Pinning:
             self._wake.clear()
             for pinned in self._arenas:
                 arena = None if self._closing else pinned.arena()
-                if arena is None:
-                    self._unpin(pinned)
-                else:
-                    self._pin(pinned, arena)
+                try:
+                    self._unpin(pinned) if arena is None else self._pin(pinned, arena)
+                except Exception as error:
+                    self._refuse(error)
                 del arena  # not to keep it alive
             if self._closing:
                 return
 
     def _pin(self, pinned: _Pinned, arena: Arena) -> None:
-        try:
-            for _ in arena.populate():
-                if self._closing:
-                    return
-        except Exception as error:
-            self._refuse(error)
         base = pinned.data.ctypes.data
         for first, end in self._pieces(pinned, arena):
             if self._refused or self._closing:
-                return
+                break
             offset = first * pinned.extent_bytes
             nbytes = min(end * pinned.extent_bytes, len(pinned.data)) - offset
             try:
+                # Pinning would do it too, but on one thread.
+                prefault(pinned.data[offset : offset + nbytes], stop=lambda: self._closing)
                 self._registry.register(base + offset, nbytes)
             except Exception as error:
                 self._refuse(error)
-                return
+                break
             pinned.addresses.append(base + offset)
             pinned.extents[first:end] = True
+        for _ in arena.populate():  # what could not be pinned; the arena takes note of all
+            if self._closing:
+                return
 
     def _pieces(self, pinned: _Pinned, arena: Arena) -> Iterator[tuple[int, int]]:
         """Extents (first, end) that have memory and are not pinned."""
