@@ -32,7 +32,7 @@ from lmkv_ray.transfer.health import Health
 from lmkv_ray.transfer.host_device import HostDevice
 from lmkv_ray.transfer.lane import AHEAD, Job, Lane
 from lmkv_ray.transfer.planner import Planner
-from lmkv_ray.transfer.staging import Ring
+from lmkv_ray.transfer.ring import Ring
 
 Ints = npt.NDArray[np.int64]
 Row = dict[str, Any]
@@ -150,7 +150,7 @@ def copies() -> list[Row]:
         HostDevice(),
         cache=cache.ctypes.data,
         cache_bytes=len(cache),
-        staging_bytes=8 * RING_SLOT,
+        ring_bytes=8 * RING_SLOT,
         direct_bytes=DIRECT_BYTES,
     )
     engine.attach(arena, [0])

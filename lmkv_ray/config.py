@@ -58,7 +58,7 @@ class Settings(BaseSettings):
     copy_threads: int = Field(
         2, ge=1, le=16, description="Threads with which one worker loads chunks on a CPU."
     )
-    staging_bytes: ByteSize = Field(
+    gpu_ring_bytes: ByteSize = Field(
         ByteSize(64 << 20),
         ge=0,
         description="GPU memory of one worker through which chunks in short pieces pass, half for "

@@ -22,7 +22,7 @@ from lmkv_ray.transfer.health import Health
 from lmkv_ray.transfer.lane import AHEAD, Job, Lane
 from lmkv_ray.transfer.pinning import Pinning
 from lmkv_ray.transfer.planner import Planner
-from lmkv_ray.transfer.staging import Ring
+from lmkv_ray.transfer.ring import Ring
 from lmkv_ray.transfer.steps import Group
 
 logger = logging.getLogger(__name__)
@@ -51,10 +51,10 @@ class DeviceEngine:
         device: of the cache.
         cache: address of the engine's allocation; the layouts' offsets count from it.
         cache_bytes: its size.
-        staging_bytes: of the device's memory, for both lanes together; 0: no kernels, plain copies
+        ring_bytes: of the device's memory, for both lanes together; 0: no kernels, plain copies
             only.
         direct_bytes: chunks whose pieces have this size or more, on the mean, are copied without
-            staging.
+            the ring.
 
     Raises:
         IndexError: a layout reaches beyond the allocation.
@@ -68,14 +68,14 @@ class DeviceEngine:
         *,
         cache: int,
         cache_bytes: int,
-        staging_bytes: int,
+        ring_bytes: int,
         direct_bytes: int,
     ) -> None:
         device.enter()
         self._device = device
         self._health = Health(f"the transfer engine on {device.name}")
         self._pinning = Pinning(device)
-        slot_bytes = staging_bytes // (2 * RING_SLOTS) // 4096 * 4096
+        slot_bytes = ring_bytes // (2 * RING_SLOTS) // 4096 * 4096
         groups = [
             make_group(
                 device,
@@ -120,7 +120,7 @@ class DeviceEngine:
         for thread in self._threads:
             thread.start()
         logger.info(
-            "lmkv_ray: loads and saves by %s: a staging ring of %d MiB of its memory "
+            "lmkv_ray: loads and saves by %s: a ring of %d MiB of its memory "
             "(2 x %d slots of %.1f MiB); runs of %d KiB and more go by plain copies.",
             device.name,
             2 * RING_SLOTS * slot_bytes >> 20,

@@ -23,7 +23,7 @@ from lmkv_ray.transfer.base import Arena, Ended, Load, Save
 from lmkv_ray.transfer.device import Device, Direction, Event
 from lmkv_ray.transfer.health import Health
 from lmkv_ray.transfer.plan import Plan
-from lmkv_ray.transfer.staging import Ring
+from lmkv_ray.transfer.ring import Ring
 from lmkv_ray.transfer.steps import Group, Pinned, Step, Stepper
 
 logger = logging.getLogger(__name__)

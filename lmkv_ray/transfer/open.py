@@ -62,12 +62,12 @@ def open_engine(
             device,
             cache=cache,
             cache_bytes=cache_bytes,
-            staging_bytes=settings.staging_bytes,
+            ring_bytes=settings.gpu_ring_bytes,
             direct_bytes=settings.direct_copy_bytes,
         )
     except DeviceError as error:
         raise UnsupportedError(
-            f"{device.name} has no room for a staging ring of {settings.staging_bytes >> 20} MiB: "
+            f"{device.name} has no room for a ring of {settings.gpu_ring_bytes >> 20} MiB: "
             f"{error}.",
-            next_step="Lower vLLM's --gpu-memory-utilization a little, or LMKV_STAGING_BYTES.",
+            next_step="Lower vLLM's --gpu-memory-utilization a little, or LMKV_GPU_RING_BYTES.",
         ) from error

@@ -1,4 +1,4 @@
-"""What a job is cut into: plain copies, and batches that pass through the staging ring."""
+"""What a job is cut into: plain copies, and batches that pass through the ring."""
 
 from __future__ import annotations
 
@@ -73,13 +73,13 @@ class Plan:
     direct: tuple[Pieces, ...]
     """Between cache and arena."""
     chunks: Ints
-    """Of all staged blocks: where their chunk begins in the ring slot."""
+    """Of all packed blocks: where their chunk begins in the ring slot."""
     indices: Ints
     blocks: Ints
-    staged: Copies
+    packed: Copies
     """Between ring slots and arena."""
     rows: Ints
-    """One row a batch: first and end of its blocks, runs and staged copies; and what is added to
+    """One row a batch: first and end of its blocks, runs and packed copies; and what is added to
     its ``chunks``; int64[n, 7]."""
 
     @property
@@ -106,5 +106,5 @@ class Plan:
                 self.indices[block:end_block],
                 self.blocks[block:end_block],
                 range(run, end_run),
-                self.staged.part(copy, end_copy),
+                self.packed.part(copy, end_copy),
             )

@@ -1,4 +1,4 @@
-"""Which copies a job is: long contiguous runs go by plain copies, the rest through a staging ring.
+"""Which copies a job is: long contiguous runs go by plain copies, the rest through a ring.
 
 A chunk lies in the arena in one piece, and in the engine's cache in as many as the layout and the
 block ids make. Where these are long (all layers of a block side by side; or neighbouring blocks of
@@ -43,7 +43,7 @@ class Planner:
 
     Args:
         layout: of the group's chunks.
-        slot_bytes: size of one slot of the staging ring; 0: there is none.
+        slot_bytes: size of one slot of the ring; 0: there is none.
         direct_bytes: chunks in pieces of this mean size or more are copied without the ring.
     """
 
@@ -88,7 +88,7 @@ class Planner:
         self._check(chunks, blocks, skip, count, arena_bytes)
         chunks = chunks[:count]
         if not count:
-            return self._stage((), chunks, chunks, chunks, blocks, blocks)
+            return self._pack((), chunks, chunks, chunks, blocks, blocks)
         # Of each chunk: its first block in ``blocks``, and how many of its own are wanted.
         first = np.arange(count + 1, dtype=np.int64) * per_chunk - skip
         first[0], first[-1] = 0, len(blocks)
@@ -104,12 +104,12 @@ class Planner:
         plain: tuple[Pieces, ...] = ()
         if direct.any():
             mine = direct[number]
-            # A piece must not begin in a staged chunk.
+            # A piece must not begin in a packed chunk.
             joined[1:] &= mine[:-1]
             plain = self._pieces(chunks[number[mine]], index[mine], blocks[mine], joined[mine])
             index, blocks = index[~mine], blocks[~mine]
             chunks, low, wanted = chunks[~direct], low[~direct], wanted[~direct]
-        return self._stage(plain, chunks, low, wanted, index, blocks)
+        return self._pack(plain, chunks, low, wanted, index, blocks)
 
     # -- which way ------------------------------------------------------------------------------
 
@@ -144,7 +144,7 @@ class Planner:
 
     # -- through the ring -----------------------------------------------------------------------
 
-    def _stage(
+    def _pack(
         self,
         plain: tuple[Pieces, ...],
         chunks: Ints,
@@ -153,7 +153,7 @@ class Planner:
         index: Ints,
         blocks: Ints,
     ) -> Plan:
-        """Batches for staged chunks, of which blocks ``low`` to ``low + wanted`` are wanted."""
+        """Batches for packed chunks, of which blocks ``low`` to ``low + wanted`` are wanted."""
         if not len(chunks):
             none = np.empty(0, np.int64)
             empty = Copies(none, none, none)
@@ -184,13 +184,13 @@ class Planner:
         # Chunk by chunk, so that a chunk that is lost while it is copied costs few others.
         table = np.stack(rows, axis=1).reshape(-1, 7)
         table = table[table[:, 0] < table[:, 1]]
-        staged = Copies(
+        packed = Copies(
             *(
                 np.concatenate([getattr(part, field) for part in copies])
                 for field in ("arena", "other", "nbytes")
             )
         )
-        return Plan(plain, np.repeat(at, wanted), index, blocks, staged, table)
+        return Plan(plain, np.repeat(at, wanted), index, blocks, packed, table)
 
     def _tile_copies(
         self, tile: _Tile, chunks: Ints, low: Ints, high: Ints, at: Ints

@@ -29,7 +29,7 @@ from lmkv_ray.transfer.device import Device, Direction, Event, Memory
 from lmkv_ray.transfer.health import Health
 from lmkv_ray.transfer.plan import Batch, Copies, Plan
 from lmkv_ray.transfer.planner import Planner
-from lmkv_ray.transfer.staging import Ring, Table
+from lmkv_ray.transfer.ring import Ring, Table
 
 COPIES = 256
 """Plain copies in one step."""

@@ -10,7 +10,7 @@ from lmkv_ray.transfer.device import Direction
 from lmkv_ray.transfer.device_engine import make_group
 from lmkv_ray.transfer.health import Health
 from lmkv_ray.transfer.lane import Job, Lane
-from lmkv_ray.transfer.staging import Ring
+from lmkv_ray.transfer.ring import Ring
 from tests.transfer.cases import SLOTS, Case, random_bytes
 from tests.transfer.fake_arena import FakeArena
 from tests.transfer.shuffled_device import ShuffledDevice

@@ -24,7 +24,7 @@ from tests.transfer.fake_cupy import NOT_READY, fake_cupy
 from tests.transfer.test_engines import wait_ended, wait_until
 
 LAYOUT = ChunkLayout((Run(0, 80, 64), Run(1280, 64, 64)), 2, 16)
-SETTINGS = load_settings({"staging_bytes": 1 << 20, "direct_copy_bytes": 65})
+SETTINGS = load_settings({"gpu_ring_bytes": 1 << 20, "direct_copy_bytes": 65})
 
 
 @pytest.fixture

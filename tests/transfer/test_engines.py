@@ -1,4 +1,4 @@
-"""What every ``TransferEngine`` promises: threads; and streams, with and without staging."""
+"""What every ``TransferEngine`` promises: threads; and streams, with and without packing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def arena() -> FakeArena:
     return FakeArena(8, 2 * LAYOUT.chunk_bytes)
 
 
-@pytest.fixture(params=["threads", "streams", "streams, staged"])
+@pytest.fixture(params=["threads", "streams", "streams, packed"])
 def engine(
     request: pytest.FixtureRequest, cache: np.ndarray, arena: FakeArena
 ) -> Iterator[TransferEngine]:
@@ -46,8 +46,8 @@ def engine(
             HostDevice(),
             cache=cache.ctypes.data,
             cache_bytes=len(cache),
-            staging_bytes=1 << 20,
-            direct_bytes=1 << 20 if "staged" in request.param else 0,
+            ring_bytes=1 << 20,
+            direct_bytes=1 << 20 if "packed" in request.param else 0,
         )
     made.attach(arena, [0, LAYOUT.chunk_bytes])
     yield made

@@ -55,7 +55,7 @@ def layers(padding: int = 0) -> ChunkLayout:
     return ChunkLayout(tuple(Run(i * NUM_BLOCKS * stride, stride, 16) for i in range(2)), 2, 24)
 
 
-STAGED = Case(
+PACKED = Case(
     layers(8),
     slot_bytes=64,
     order=np.arange(SLOTS),
@@ -67,7 +67,7 @@ STAGED = Case(
 )
 """Eight chunks, each through a slot of a ring of two."""
 
-DIRECT = replace(STAGED, direct_bytes=0)
+DIRECT = replace(PACKED, direct_bytes=0)
 
 
 def one_after_the_other(case: Case, device: ShuffledDevice, *, patient: bool = True) -> bool:
@@ -127,12 +127,12 @@ class _Hasty:
 
 
 @settings(max_examples=30, deadline=None)
-@given(seeds, st.sampled_from([STAGED, DIRECT]))
+@given(seeds, st.sampled_from([PACKED, DIRECT]))
 def test_saves_loads_and_steps_side_by_side(seed: int, case: Case) -> None:
     assert one_after_the_other(case, ShuffledDevice(seed))
 
 
-STAGED_WAITS = [
+PACKED_WAITS = [
     ("load copy", "load kernel"),  # the ring slot is free
     ("load kernel", "load copy"),  # the slot is filled
     ("load kernel", "compute"),  # the blocks are free
@@ -141,7 +141,7 @@ STAGED_WAITS = [
     ("save kernel", "compute"),  # the blocks are filled
 ]
 DIRECT_WAITS = [("load copy", "compute"), ("save copy", "compute")]
-MUTANTS = [(STAGED, wait) for wait in STAGED_WAITS] + [(DIRECT, wait) for wait in DIRECT_WAITS]
+MUTANTS = [(PACKED, wait) for wait in PACKED_WAITS] + [(DIRECT, wait) for wait in DIRECT_WAITS]
 
 
 @pytest.mark.parametrize(("case", "wait"), MUTANTS, ids=[" for ".join(w) for _, w in MUTANTS])
@@ -154,14 +154,14 @@ def test_every_wait_matters(case: Case, wait: tuple[str, str]) -> None:
     raise AssertionError("no schedule shows that it is missing")
 
 
-@pytest.mark.parametrize("case", [STAGED, DIRECT], ids=["staged", "direct"])
+@pytest.mark.parametrize("case", [PACKED, DIRECT], ids=["packed", "direct"])
 def test_these_are_all_the_waits(case: Case) -> None:
     device = ShuffledDevice(0)
     assert one_after_the_other(case, device)
-    assert device.waits == set(STAGED_WAITS if case is STAGED else DIRECT_WAITS)
+    assert device.waits == set(PACKED_WAITS if case is PACKED else DIRECT_WAITS)
 
 
-@pytest.mark.parametrize("case", [STAGED, DIRECT], ids=["staged", "direct"])
+@pytest.mark.parametrize("case", [PACKED, DIRECT], ids=["packed", "direct"])
 def test_reports_before_the_end_would_be_seen(case: Case) -> None:
     def wrong(seed: int) -> bool:
         return not one_after_the_other(case, ShuffledDevice(seed), patient=False)
@@ -211,7 +211,7 @@ def test_a_save_does_not_begin_after_its_deadline(case: Case, seed: int) -> None
 @settings(max_examples=20, deadline=None)
 @given(seeds)
 def test_saves_of_one_step_are_one_job_and_fail_alone(seed: int) -> None:
-    rig = Rig(STAGED, ShuffledDevice(seed))
+    rig = Rig(PACKED, ShuffledDevice(seed))
     deadline = time.monotonic() + 600
     before, cache = rig.arena.data.copy(), rig.cache.copy()
 
@@ -226,13 +226,13 @@ def test_saves_of_one_step_are_one_job_and_fail_alone(seed: int) -> None:
     assert ended == {**dict.fromkeys(good, True), **dict.fromkeys([late, *wrong], False)}
     expected = before
     for copy in good:
-        mine = replace(STAGED, slots=copy.slots, blocks=copy.blocks)
+        mine = replace(PACKED, slots=copy.slots, blocks=copy.blocks)
         expected = mine.saved(expected, cache)
     assert (rig.arena.data == expected).all()
 
 
 @pytest.mark.parametrize("dead", [False, True])
-@pytest.mark.parametrize("case", [STAGED, DIRECT], ids=["staged", "direct"])
+@pytest.mark.parametrize("case", [PACKED, DIRECT], ids=["packed", "direct"])
 def test_an_error_at_any_call_fails_jobs_and_nothing_else(case: Case, dead: bool) -> None:
     counting = ShuffledDevice(7)
     rig = Rig(case, counting)

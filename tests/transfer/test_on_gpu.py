@@ -38,7 +38,7 @@ def run(case: Case, *, load: bool) -> tuple[Any, Any]:
         CupyDevice(0, lambda: int(cupy.cuda.get_current_stream().ptr)),
         cache=pages.data.ptr,
         cache_bytes=case.cache_bytes,
-        staging_bytes=1 << 20 if case.ring_slot_bytes else 0,
+        ring_bytes=1 << 20 if case.ring_slot_bytes else 0,
         direct_bytes=case.direct_bytes,
     )
     engine.attach(arena, [0])

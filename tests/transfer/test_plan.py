@@ -68,14 +68,14 @@ def test_every_byte_crosses_the_link_once(case: Case) -> None:
     plan = plan_of(case)
     size = SLOTS * case.slot_bytes
     times = np.zeros(size, np.int64)
-    for a, _, n in [*each(plain(plan)), *each(plan.staged)]:
+    for a, _, n in [*each(plain(plan)), *each(plan.packed)]:
         times[a : a + n] += 1
         assert a // (size // 2) == (a + n - 1) // (size // 2), "an extent's border was crossed"
     expected = np.zeros(size, np.int64)
     for a, _, n in case.pairs():
         expected[a : a + n] += 1
     assert (times == expected).all()
-    assert plan.rows[:, 5].max(initial=0) <= len(plan.staged)
+    assert plan.rows[:, 5].max(initial=0) <= len(plan.packed)
 
 
 def layers(count: int, page: int, blocks: int = 64, per_chunk: int = 4) -> ChunkLayout:
@@ -101,13 +101,13 @@ def test_blocks_in_order_are_one_copy_a_layer() -> None:
 def test_blocks_out_of_order_pass_through_the_ring_in_one_copy() -> None:
     plan = plan_chunks(layers(3, 1024), [5], [8, 3, 10, 11])
     assert not len(plain(plan))
-    assert plan.staged.nbytes.tolist() == [3 * 4096]
+    assert plan.packed.nbytes.tolist() == [3 * 4096]
 
 
 def test_each_chunk_goes_its_own_way() -> None:
     plan = plan_chunks(layers(2, 1024), [0, 1, 2], [0, 1, 2, 3, 9, 7, 6, 5, 20, 21, 22, 23])
     assert plain(plan).nbytes.tolist() == [4096] * 4
-    assert plan.staged.nbytes.tolist() == [8192]
+    assert plan.packed.nbytes.tolist() == [8192]
 
 
 def test_all_layers_side_by_side_join_across_chunks_but_not_across_extents() -> None:
@@ -123,7 +123,7 @@ def test_small_chunks_share_a_ring_slot_and_large_ones_take_several() -> None:
     blocks = [3, 1, 9, 7, 20, 40, 11, 8]
     assert len(plan_chunks(layers(2, 64), [0, 1], blocks).rows) == 1
     large = plan_chunks(layers(3, 1024), [0, 1], blocks, slot=4096)
-    assert large.staged.nbytes.tolist() == [4096] * 6
+    assert large.packed.nbytes.tolist() == [4096] * 6
     halves = plan_chunks(layers(3, 1024), [0, 1], blocks, slot=2048)
     assert [len(batch.blocks) for batch in halves.batches()] == [2] * 12
 

@@ -1,4 +1,4 @@
-"""The staging ring of one lane: slots in the device's memory, and tables that say what passes.
+"""The ring of one lane: slots in the device's memory, and tables that say what passes.
 
 A slot is used again when the last who used it has passed, by an event on the device: the host need
 not be there. A table is read by the device while its step is under way, so it is taken and given
