@@ -68,7 +68,10 @@ def prepare() -> None:
     Raises:
         UnsupportedError: no CuPy, or no device it can use.
     """
-    _module(current_device())
+    device = current_device()
+    for direction in ("gather", "scatter"):
+        for word in (1, 2, 4, 8, 16):
+            _kernel(device, f"{direction}_{word}")
 
 
 def current_device() -> int:
@@ -133,7 +136,7 @@ def _queue(
     cupy, device = import_cupy(), current_device()
     limit = _full_grid(device) if grid_limit is None else grid_limit
     grid, word, parts = grid_and_word(launch, at, limit)
-    kernel = _module(device).get_function(f"{direction}_{word}")
+    kernel = _kernel(device, f"{direction}_{word}")
     arguments = kernel_arguments(launch, at, parts)
     with cupy.cuda.ExternalStream(stream):
         kernel((grid,), (THREADS,), arguments)
@@ -159,6 +162,11 @@ def _module(device: int) -> Any:
     module = import_cupy().RawModule(code=source(), options=OPTIONS)
     module.compile()
     return module
+
+
+@functools.cache
+def _kernel(device: int, name: str) -> Any:
+    return _module(device).get_function(name)
 
 
 @functools.cache

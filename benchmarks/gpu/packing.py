@@ -4,13 +4,16 @@ Blocks are drawn at random from a cache several times larger than what is moved:
 
     layouts  Llama-3.1-8B in every KVCacheLayout, and DeepSeek-like MLA
     pages    32 layers with pages of 1 KiB to 1 MiB
-    beside   the same with as few thread blocks as run beside a model, over the link
+    beside   the same with as few thread blocks as run beside a model, over the link; with the
+             table of places in the device's memory, and in the host's as the transfer engine has it
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -37,25 +40,35 @@ MLA = {"L": 61, "H": 1, "N": 64, "C": 576}
 def run(machine: Machine, floors: Floors) -> list[Row]:
     """Rows of all three."""
     rows = []
-    for name, layout, limits in cases(machine.scale):
-        for limit in limits:
-            rows += measure(machine, floors, name, layout, limit)
+    for name, layout, ways in cases(machine.scale):
+        for way in ways:
+            rows += measure(machine, floors, name, layout, way)
     return rows
 
 
-def cases(scale: int) -> Iterator[tuple[str, ChunkLayout, list[int | None]]]:
-    """Name, layout, and limits of the grid."""
+class Way(NamedTuple):
+    """How to launch."""
+
+    grid_limit: int | None
+    places: Literal["device", "host"]
+
+
+ALONE = Way(None, "device")
+BESIDE = [Way(pages.BESIDE_A_MODEL, "device"), Way(pages.BESIDE_A_MODEL, "host")]
+
+
+def cases(scale: int) -> Iterator[tuple[str, ChunkLayout, list[Way]]]:
+    """Name, layout, and ways to launch."""
     for name in LAYOUTS:
-        yield f"Llama-3.1-8B, {name}", _layout(name, LLAMA_8B, scale), [None]
-    yield "MLA, LBNHC", _layout("LBNHC", MLA, scale), [None]
+        yield f"Llama-3.1-8B, {name}", _layout(name, LLAMA_8B, scale), [ALONE]
+    yield "MLA, LBNHC", _layout("LBNHC", MLA, scale), [ALONE]
     for page in (page for page in PAGES if LAYERS * page <= scale):
         sizes = {"L": LAYERS, "H": 1, "N": 1, "C": page // 2}
-        both = [None, pages.BESIDE_A_MODEL]
-        yield f"pages of {page >> 10} KiB", _layout("LBNHC", sizes, scale), both
+        yield f"pages of {page >> 10} KiB", _layout("LBNHC", sizes, scale), [ALONE, *BESIDE]
 
 
 def measure(
-    machine: Machine, floors: Floors, name: str, layout: ChunkLayout, limit: int | None
+    machine: Machine, floors: Floors, name: str, layout: ChunkLayout, way: Way
 ) -> list[Row]:
     """Both directions of one layout."""
     count = layout.num_blocks // SPREAD
@@ -73,16 +86,24 @@ def measure(
         np.random.default_rng(0).permutation(layout.num_blocks)[:count],
         buffer_bytes=buffer_bytes,
     )
-    runs, there = machine.upload(table.runs), machine.upload(places)
+    runs = machine.upload(table.runs)
+    if way.places == "device":
+        there = machine.upload(places)
+    else:
+        there = machine.pinned(places.nbytes)
+        ctypes.memmove(there.address, places.ctypes.data, places.nbytes)
     at = PageAddresses(cache.address, buffer.address, runs.address, there.address)
     nbytes = count * layout.block_bytes
     rows = []
     for direction, link in (("gather", floors.from_device), ("scatter", floors.to_device)):
-        found = rate(machine, nbytes, partial(machine.launch, direction, launch, at, limit))
-        if limit is None:
+        found = rate(
+            machine, nbytes, partial(machine.launch, direction, launch, at, way.grid_limit)
+        )
+        if way.grid_limit is None:
             rows.append(_row(f"{direction}, {name}, read and write", 2 * found, floors.within))
         else:
-            rows.append(_row(f"{direction}, {name}, {limit} thread blocks, over link", found, link))
+            how = f"{way.grid_limit} thread blocks, places on the {way.places}, over link"
+            rows.append(_row(f"{direction}, {name}, {how}", found, link))
     return rows
 
 

@@ -17,11 +17,12 @@ from tests.kernels.fake_cupy import FakeCupy
 def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
     fake = FakeCupy()
     monkeypatch.setitem(sys.modules, "cupy", fake)
-    pages._module.cache_clear()
-    pages._full_grid.cache_clear()
+    caches = (pages._module, pages._kernel, pages._full_grid)
+    for cache in caches:
+        cache.cache_clear()
     yield fake
-    pages._module.cache_clear()
-    pages._full_grid.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_every_name_exists_in_cupy() -> None:
