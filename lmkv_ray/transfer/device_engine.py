@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 RING_SLOTS = 4
 """Of each lane: while one is filled and one emptied, two smooth out what is uneven."""
 
-POLL_SECONDS = 0.0005
+POLL_SECONDS = 0.001
 """Between looks at a busy device; ``AHEAD`` steps take it many times as long."""
 
 LOAD_PATIENCE = 0.010
