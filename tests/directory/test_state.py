@@ -89,6 +89,18 @@ class DirectoryMachine(RuleBasedStateMachine):
             self.on_the_way.append((part, delta))
 
     @rule(name=nodes)
+    def speak(self, name: str) -> None:
+        """As it is on most days."""
+        for part, its in enumerate(self.parts):
+            self.shards[name].hear(part, its.delta(self.shards[name].delta(part), 0))
+
+    @rule(name=nodes, which=st.sets(st.sampled_from(KEYS), min_size=1))
+    def save_and_speak(self, name: str, which: set[bytes]) -> None:
+        self.change(name, sorted(which), add=True)
+        self.speak(name)
+        self.speak(name)
+
+    @rule(name=nodes)
     def shard_restarts_empty(self, name: str) -> None:
         self.shards[name] = Shard(name, next(self.epochs))
 
