@@ -39,12 +39,12 @@ class Handover:
         self._directory = directory
 
     async def drain(self, within: float) -> Drained:
-        """Hand over what no other node holds, the last used first, until the time is over."""
+        """Hand over what no other node holds, the most worth first, until the time is over."""
         deadline = time.monotonic() + within
         copied = left = 0
         budget: dict[str, int] = {}
         for _ in range(PASSES):
-            keys = self._shard.state.by_use()
+            keys = self._shard.state.by_worth()
             arrived, left = await self.spread(keys, 1, deadline, budget=budget)
             copied += arrived
             if not left or time.monotonic() > deadline:
@@ -116,7 +116,7 @@ class Handover:
         for key, others in zip(keys, elsewhere, strict=True):
             place = self._shard.state.place(key)
             if place is not None:
-                held.append(Held(key, *place, frozenset(others)))
+                held.append(Held(key, *place, elsewhere=frozenset(others)))
         return held
 
     async def _send(self, order: Order, deadline: float) -> int:
@@ -125,6 +125,7 @@ class Handover:
             node_id=self._node_id,
             space=order.space,
             slot_bytes=order.slot_bytes,
+            pinned=order.pinned,
             keys=b"".join(order.keys),
             within=max(within, 0),
         )

@@ -70,16 +70,17 @@ class Operations:
     async def _give(self, keys: list[bytes], node_id: str, within: float) -> list[bytes]:
         """Let another node fetch chunks, in the order they have; a leading part may arrive."""
         deadline = time.monotonic() + within
-        groups: defaultdict[tuple[int, int], list[bytes]] = defaultdict(list)
+        groups: defaultdict[tuple[int, int, bool], list[bytes]] = defaultdict(list)
         for key in keys:
             if (place := self._shard.state.place(key)) is not None:
                 groups[place].append(key)
         given: list[bytes] = []
-        for (space, slot_bytes), its in groups.items():
+        for (space, slot_bytes, pinned), its in groups.items():
             take = Take(
                 node_id=self._node_id,
                 space=space,
                 slot_bytes=slot_bytes,
+                pinned=pinned,
                 keys=b"".join(its),
                 within=max(deadline - time.monotonic(), 0),
             )

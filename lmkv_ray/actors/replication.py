@@ -1,10 +1,11 @@
-"""More than one copy of what many ask for."""
+"""More than one copy of what many ask for, or what somebody pinned."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 
+from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.handover import Handover
 from lmkv_ray.keys import key_array, key_list
 
@@ -16,14 +17,16 @@ MAX_COUNTED = 1 << 16
 
 
 class Replication:
-    """Sees to it that hot chunks have copies on several nodes.
+    """Sees to it that hot and pinned chunks have copies on several nodes.
 
     Args:
+        shard: whose chunks.
         handover: how to make copies.
-        replicas: copies of a hot chunk that there should be, with the one here.
+        replicas: copies of such a chunk that there should be, with the one here.
     """
 
-    def __init__(self, handover: Handover, replicas: int) -> None:
+    def __init__(self, shard: Shard, handover: Handover, replicas: int) -> None:
+        self._shard = shard
         self._handover = handover
         self._replicas = replicas
         self._hits: Counter[bytes] = Counter()
@@ -34,9 +37,11 @@ class Replication:
             self._hits.update(key_list(key_array(keys)))
 
     async def step(self) -> None:
-        """Ask other nodes to fetch what was hot since the last time."""
+        """Ask other nodes to fetch what is pinned, and what was hot since the last time."""
+        if self._replicas == 1:
+            return
         hits, self._hits = self._hits, Counter()
-        hot = [key for key, n in hits.most_common() if n >= HOT_HITS]
-        if hot:
-            deadline = time.monotonic() + PERIOD_SECONDS
-            await self._handover.spread(hot, self._replicas - 1, deadline, shared=True)
+        keys = dict.fromkeys(self._shard.state.pinned())
+        keys |= dict.fromkeys(key for key, n in hits.most_common() if n >= HOT_HITS)
+        deadline = time.monotonic() + PERIOD_SECONDS
+        await self._handover.spread([*keys], self._replicas - 1, deadline, shared=True)

@@ -101,7 +101,7 @@ class ShardActor:
         self._peers.cleared = self._shard.cleared
         self._telling = Telling(self._shard, self._directory, self._catch_up)
         self._handover = Handover(self._shard, node_id, self._peers, self._directory)
-        self._replication = Replication(self._handover, settings.replicas)
+        self._replication = Replication(self._shard, self._handover, settings.replicas)
         self._operations = Operations(
             self._shard, node_id, self._tiers, self._demotion, self._peers
         )
@@ -179,9 +179,10 @@ class ShardActor:
         size = self._working.writer.geometry.slot_size(take.slot_bytes)
         keys = key_list(key_array(take.keys))
         finder = GivenFinder(self._fetching, take.node_id)
-        return encode(
-            Taken(chunks=await self._staging.take(take.space, size, keys, take.within, finder))
-        )
+        chunks = await self._staging.take(take.space, size, keys, take.within, finder)
+        if take.pinned:
+            self._shard.state.pin(keys, True)
+        return encode(Taken(chunks=chunks))
 
     async def drain(self, message: bytes) -> bytes:
         """``Drain`` -> ``Drained``: the node leaves; hand over what only it holds.

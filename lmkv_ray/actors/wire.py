@@ -28,6 +28,8 @@ class Take(Message, frozen=True):
     """Whom to fetch from."""
     space: int
     slot_bytes: int
+    pinned: bool
+    """Whether they are pinned here, and shall be there."""
     keys: bytes
     within: float
     """Seconds."""

@@ -17,6 +17,7 @@ class Held:
     key: bytes
     space: int
     slot_bytes: int
+    pinned: bool = False
     elsewhere: frozenset[str] = frozenset()
     """Other nodes that hold it and stay."""
 
@@ -28,6 +29,7 @@ class Order:
     node_id: str
     space: int
     slot_bytes: int
+    pinned: bool
     keys: tuple[bytes, ...]
 
 
@@ -45,7 +47,7 @@ def plan_handoff(
         copies: on other nodes, for every chunk.
     """
     orders: list[Order] = []
-    for _, group in groupby(chunks, key=lambda its: (its.space, its.slot_bytes, its.elsewhere)):
+    for _, group in groupby(chunks, key=_kind):
         for run in _runs(group):
             orders += _place(run, rooms, copies)
     return orders
@@ -72,9 +74,13 @@ def _place(run: list[Held], rooms: MutableMapping[str, int], copies: int) -> lis
                 taken.add(best)
             rooms[best] -= (end - i) * size
             keys = tuple(chunk.key for chunk in run[i:end])
-            orders.append(Order(best, run[0].space, size, keys))
+            orders.append(Order(best, run[0].space, size, run[0].pinned, keys))
             i = end
     return orders
+
+
+def _kind(chunk: Held) -> tuple[int, int, bool, frozenset[str]]:
+    return chunk.space, chunk.slot_bytes, chunk.pinned, chunk.elsewhere
 
 
 def _runs(chunks: Iterator[Held]) -> Iterator[list[Held]]:

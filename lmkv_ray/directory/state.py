@@ -176,11 +176,13 @@ class DirectoryState:
         self._renumbered()
 
     def _apply(self, node: _Node, delta: Delta) -> None:
-        removed, added = key_array(delta.removed), key_array(delta.added)
-        self.table.remove(removed, node.number)
-        if node.before != NOBODY:
-            self.table.remove(removed, node.before)
-        self.table.add(added, node.number, instead_of=node.before)
+        if delta.removed:
+            removed = key_array(delta.removed)
+            self.table.remove(removed, node.number)
+            if node.before != NOBODY:
+                self.table.remove(removed, node.before)
+        if delta.added:
+            self.table.add(key_array(delta.added), node.number, instead_of=node.before)
         node.epoch, node.seq = delta.epoch, delta.seq
         if delta.end and node.sync is _Sync.COMING:
             self._retire(node.before)

@@ -133,11 +133,23 @@ class Allocator:
         size = self._classes.get(slot_bytes)
         return sum(self._pinned[extent] for extent in size.extents) if size else 0
 
-    def by_use(self) -> list[bytes]:
-        """All ready chunks, the last used first."""
+    def place(self, key: bytes) -> tuple[int, bool]:
+        """(slot_bytes, pinned) of a ready chunk."""
+        size = self._class_of[self.slot_of[key] // self.stride]
+        assert size is not None
+        return size.slot_bytes, key in size.policy.pinned
+
+    def by_worth(self) -> list[bytes]:
+        """All ready chunks: the pinned ones, then the last used first."""
+        pinned = self.pinned_chunks()
         keys = list(self.slot_of)
         slots = np.fromiter(self.slot_of.values(), np.int64, len(keys))
-        return [keys[i] for i in np.argsort(-self._used_at.flat[slots]).tolist()]
+        order = np.argsort(-self._used_at.flat[slots])
+        return list(dict.fromkeys([*pinned, *(keys[i] for i in order.tolist())]))
+
+    def pinned_chunks(self) -> list[bytes]:
+        """Chunks that are not evicted to make room."""
+        return [key for size in self._classes.values() for key in size.policy.pinned]
 
     # -- life of a slot --------------------------------------------------------------------------
 

@@ -185,15 +185,18 @@ class ShardState:
         """Where a ready chunk is."""
         return self._allocator.slot_of.get(key)
 
-    def place(self, key: bytes) -> tuple[int, int] | None:
-        """(space, slot_bytes) of a ready chunk."""
-        chunk, slot = self._chunks.get(key), self._allocator.slot_of.get(key)
-        size = None if slot is None else self._allocator.slot_bytes(slot)
-        return None if chunk is None or size is None else (chunk.space, size)
+    def place(self, key: bytes) -> tuple[int, int, bool] | None:
+        """(space, slot_bytes, pinned) of a ready chunk."""
+        chunk = self._chunks.get(key)
+        return None if chunk is None else (chunk.space, *self._allocator.place(key))
 
-    def by_use(self) -> list[bytes]:
-        """All ready chunks, the last used first."""
-        return self._allocator.by_use()
+    def by_worth(self) -> list[bytes]:
+        """All ready chunks: the pinned ones, then the last used first."""
+        return self._allocator.by_worth()
+
+    def pinned(self) -> list[bytes]:
+        """Chunks that are not evicted to make room."""
+        return self._allocator.pinned_chunks()
 
     def space(self, key: bytes) -> int | None:
         """The space of a ready chunk."""

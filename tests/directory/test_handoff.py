@@ -7,7 +7,7 @@ NODES = ["a", "b", "c", "d"]
 
 
 def held(i: int, size: int = 10, elsewhere: str = "", space: int = 1) -> Held:
-    return Held(i.to_bytes(16, "big"), space, size, frozenset(elsewhere))
+    return Held(i.to_bytes(16, "big"), space, size, elsewhere=frozenset(elsewhere))
 
 
 def keys(numbers: range) -> tuple[bytes, ...]:
@@ -18,8 +18,8 @@ def test_only_copies_go_to_whoever_has_most_room() -> None:
     chunks = [held(0), held(1), held(2, elsewhere="b"), held(3)]
     rooms = {"a": 100, "b": 90}
     assert plan_handoff(chunks, rooms) == [
-        Order("a", 1, 10, keys(range(2))),
-        Order("b", 1, 10, keys(range(3, 4))),
+        Order("a", 1, 10, False, keys(range(2))),
+        Order("b", 1, 10, False, keys(range(3, 4))),
     ]
     assert rooms == {"a": 80, "b": 80}
 
@@ -27,8 +27,8 @@ def test_only_copies_go_to_whoever_has_most_room() -> None:
 def test_short_room_goes_to_the_most_important() -> None:
     chunks = [held(i) for i in range(10)]
     assert plan_handoff(chunks, {"a": 39, "b": 25}) == [
-        Order("a", 1, 10, keys(range(3))),
-        Order("b", 1, 10, keys(range(3, 5))),
+        Order("a", 1, 10, False, keys(range(3))),
+        Order("b", 1, 10, False, keys(range(3, 5))),
     ]
 
 
@@ -47,6 +47,7 @@ chunks = st.lists(
         key=st.integers(0, 1 << 60).map(lambda i: i.to_bytes(16, "big")),
         space=st.integers(0, 1),
         slot_bytes=st.sampled_from([10, 10, 25]),
+        pinned=st.booleans(),
         elsewhere=st.frozensets(st.sampled_from(NODES), max_size=2),
     ),
     unique_by=lambda its: its.key,
@@ -67,7 +68,9 @@ def test_orders_are_sound_and_leave_nothing_that_fits(
     for order in orders:
         assert 0 < len(order.keys) <= RUN
         for key in order.keys:
-            assert (by_key[key].space, by_key[key].slot_bytes) == (order.space, order.slot_bytes)
+            chunk = by_key[key]
+            assert (chunk.space, chunk.slot_bytes) == (order.space, order.slot_bytes)
+            assert chunk.pinned == order.pinned
             takers[key].append(order.node_id)
     for node, room in rooms.items():
         ordered = sum(o.slot_bytes * len(o.keys) for o in orders if o.node_id == node)

@@ -237,3 +237,17 @@ def test_a_pin_asked_for_with_a_commit_holds(state: ShardState, hello: HelloFact
         commit(state, grant(state, 1)[0], bytes([i]) * 16, 0)
     assert A in state
     assert B in state
+
+
+def test_pinned_chunks_are_worth_most_then_the_last_used(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    for slot, key in zip(grant(state, 3), (A, B, C), strict=True):
+        commit(state, slot, key, 0)
+    assert state.by_worth() == [C, B, A]
+    state.touch(B)
+    state.pin([A], True)
+    assert state.by_worth() == [A, B, C]
+    assert state.pinned() == [A]
+    assert [state.place(key) for key in (A, B, b"x" * 16)] == [(7, 8, True), (7, 8, False), None]
