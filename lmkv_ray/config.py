@@ -170,6 +170,12 @@ class Settings(BaseSettings):
         description="Seconds in which a node that leaves hands over what only it holds; less if "
         "Ray says that it ends earlier.",
     )
+    release_idle_seconds: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds without an engine after which a node's shard hands over its chunks "
+        "and ends, so that Ray's autoscaler can remove the node. Default: never.",
+    )
     replicas: int = Field(
         1,
         ge=1,

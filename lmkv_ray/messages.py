@@ -169,6 +169,8 @@ class Delta(Message, frozen=True, kw_only=True, array_like=True):
     """Bytes of other nodes' chunks that it would take."""
     draining: bool = False
     """The node is about to leave."""
+    engines: int = 0
+    """Engines that are attached."""
 
 
 class Clear(Message, frozen=True, kw_only=True, array_like=True):

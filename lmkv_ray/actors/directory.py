@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import time
 from collections.abc import Container, Iterable, Mapping
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 SHARD_SECONDS = 2.0
 """How long another actor may take to answer the directory."""
+HEAD = "node:__internal_head__"
+"""What Ray says that only the head node has."""
 FAREWELL_SHARE = 0.8
 """Part of the time left to a node in which its shard hands over its chunks."""
 
@@ -145,11 +148,20 @@ class DirectoryActor:
         if self._part == 0:
             await self._end(known - alive)
             await self._start(alive, leaving)
-            self._see_off(leaving)
+            heads = {node["NodeID"] for node in nodes if HEAD in node["Resources"]}
+            self._see_off(dict.fromkeys(self._idle() - heads, math.inf) | leaving)
         own = ray.get_runtime_context().get_node_id()
         if own in leaving and own not in self._shards:
             logger.info("lmkv_ray: this node leaves; Ray starts the directory on another one")
             os._exit(1)
+
+    def _idle(self) -> set[str]:
+        """Nodes that Ray's autoscaler could have, were it not for their shard."""
+        limit = self._settings.release_idle_seconds
+        if limit is None:
+            return set()
+        now = time.monotonic()
+        return {node.node_id for node in self._state.nodes(now) if node.idle > limit}
 
     def _see_off(self, leaving: Mapping[str, float]) -> None:
         for node_id in leaving.keys() & self._shards.keys() - self._farewells.keys():
@@ -183,6 +195,9 @@ class DirectoryActor:
     async def _start(self, alive: Iterable[str], leaving: Container[str]) -> None:
         """Start what is missing: parts of the directory, and shards on nodes that stay."""
         running = set(await asyncio.to_thread(actor_names, self._settings.ray_namespace))
+        for node_id, farewell in [*self._farewells.items()]:
+            if farewell.done() and node_id not in leaving and shard_name(node_id) in running:
+                del self._farewells[node_id]  # it was idle, and an engine has come
         parts = range(1, self._settings.directory_shards)
         if not self._others or not running.issuperset(map(directory_name, parts)):
             self._others = await asyncio.gather(

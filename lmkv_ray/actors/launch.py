@@ -36,7 +36,10 @@ def leaving_nodes() -> dict[str, float]:
     Ray's autoscaler drains idle nodes, and nodes whose machine is about to be taken away.
     """
     # Not public, but what Ray Serve uses as well; it takes wall-clock milliseconds.
-    nodes: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    try:
+        nodes: dict[str, int] = ray._private.state.state.get_draining_nodes()
+    except AttributeError:  # another Ray: nodes leave without a farewell
+        return {}
     now = time.time()
     return {node_id: ends / 1000 - now if ends > 0 else math.inf for node_id, ends in nodes.items()}
 

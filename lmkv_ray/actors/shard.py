@@ -176,7 +176,10 @@ class ShardActor:
     async def take(self, message: bytes) -> bytes:
         """``Take`` -> ``Taken``: fetch chunks from a node that asks for it."""
         take = decode(message, Take)
-        size = self._working.writer.geometry.slot_size(take.slot_bytes)
+        writer = self._working.writer
+        if self._telling.draining:  # the directory did not know yet
+            return encode(Taken(chunks=0))
+        size = writer.geometry.slot_size(take.slot_bytes)
         keys = key_list(key_array(take.keys))
         finder = GivenFinder(self._fetching, take.node_id)
         chunks = await self._staging.take(take.space, size, keys, take.within, finder)

@@ -60,7 +60,11 @@ class Telling:
         self._told[part] = (now, *facts)
         while True:
             delta = msgspec.structs.replace(
-                state.delta(part), cleared=facts[0], draining=facts[1], room=self._room()
+                state.delta(part),
+                cleared=facts[0],
+                draining=facts[1],
+                room=self._room(),
+                engines=len(state.engines()),
             )
             reply = await self._directory.tell(part, delta)
             if reply is None:

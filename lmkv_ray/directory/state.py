@@ -30,6 +30,8 @@ class NodeStatus(Message, frozen=True):
     room: int
     """Bytes of other nodes' chunks that it would take."""
     draining: bool
+    idle: float
+    """Seconds since an engine was last seen attached."""
 
 
 class _Sync(enum.Enum):
@@ -52,6 +54,7 @@ class _Node:
     cleared: int = 0
     room: int = 0
     draining: bool = False
+    used: float | None = None
 
 
 class DirectoryState:
@@ -90,6 +93,8 @@ class DirectoryState:
         if not (same_life and delta.seq <= node.seq):  # else what it said is known already
             self.clears.heard(delta.cleared)
             node.cleared, node.room, node.draining = delta.cleared, delta.room, delta.draining
+            if delta.engines or node.used is None:
+                node.used = now
             follows = same_life and node.sync is not _Sync.WANTED and delta.seq == node.seq + 1
             if delta.begin:
                 self._begin(node, delta.node_id)
@@ -161,6 +166,7 @@ class DirectoryState:
                 age=now - node.heard,
                 room=node.room,
                 draining=node.draining,
+                idle=0.0 if node.used is None else now - node.used,
             )
             for name, node in sorted(self._nodes.items())
         ]

@@ -6,6 +6,9 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
+from lmkv_ray.actors.launch import actor_names
+from lmkv_ray.actors.names import shard_name
+from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.errors import ConnectError
 from tests.actors.conftest import NODE, Nodes, eventually
 from tests.actors.fakes import make_keys
@@ -75,3 +78,16 @@ def test_what_is_hit_often_is_copied(nodes: Nodes) -> None:
 
     eventually(copied)
     assert nodes.engine(nodes.other).intact(KEYS[:5]) == 5
+
+
+IDLE = {"release_idle_seconds": 1.0}
+
+
+@pytest.mark.parametrize("nodes", [IDLE], indirect=True, ids=["idle"])
+def test_a_node_without_engines_is_given_back_until_one_comes(nodes: Nodes) -> None:
+    nodes.wait_for(lambda s: [n.node_id for n in s.nodes] == [nodes.cache.node_id])  # the head
+    assert shard_name(nodes.other) not in actor_names(nodes.namespace)
+    start_shard(nodes.cache._settings, nodes.other)
+    eventually(lambda: nodes.engine(nodes.other).save(KEYS).refused == [])
+    nodes.wait_until_known(30)
+    assert len(nodes.cache.status().nodes) == 2

@@ -247,4 +247,7 @@ def test_status() -> None:
     directory.delta(delta(1, b"".join(KEYS), snapshot=True), now=5)
     (node,) = directory.nodes(now=7)
     assert (node.node_id, node.chunks, node.synced, node.age) == ("a", 24, True, 2)
+    assert node.idle == 2
+    directory.delta(msgspec.structs.replace(delta(2), engines=1), now=8)
+    assert directory.nodes(now=9)[0].idle == 1
     assert math.isfinite(node.age)
