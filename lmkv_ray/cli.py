@@ -1,4 +1,4 @@
-"""``lmkv``: look at a cache, clear it, stop it, and list all settings."""
+"""``lmkv``: look at a cache, clear it, stop it, list all settings, and simulate one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.table import Table
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ConfigError, LmkvError
 from lmkv_ray.keys import KEY_BYTES
+from lmkv_ray.simulate.command import simulate
 
 app = typer.Typer(
     help="The KV cache layer of Ray.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -169,6 +170,9 @@ def config() -> None:
         shown = "" if value == default else str(value)
         table.add_row(name.upper(), shown, _text(default), field.description or "")
     Console().print(table)
+
+
+app.command()(_clear_errors(simulate))
 
 
 def _keys(keys: list[str]) -> list[bytes]:

@@ -124,8 +124,8 @@ class Settings(BaseSettings):
     )
     tier_admission: Literal["second_hit", "all"] = Field(
         "second_hit",
-        description="Which chunks are also kept below memory: those that were used again after "
-        "they were saved, or all.",
+        description="Which chunks are also kept below memory: those that were used or saved a "
+        "second time, or all.",
     )
     load_when: Literal["faster", "always"] = Field(
         "faster",

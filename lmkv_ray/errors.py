@@ -47,3 +47,7 @@ class TransportError(LmkvError):
 
 class TierError(LmkvError):
     """A tier below memory cannot be used as it is configured."""
+
+
+class TraceError(LmkvError):
+    """A trace of requests cannot be read."""

@@ -101,8 +101,8 @@ class ARC(Policy):
 
     def _trim(self) -> None:
         """Keep the ghosts within their bounds."""
-        capacity = self._capacity.value
-        while self._b1 and len(self._t1) + len(self._b1) > capacity:
-            self._b1.popitem(last=False)
-        while self._b2 and len(self) + len(self._b1) + len(self._b2) > 2 * capacity:
-            self._b2.popitem(last=False)
+        capacity, b1, b2 = self._capacity.value, self._b1, self._b2
+        while b1 and len(self._t1) + len(b1) > capacity:
+            b1.popitem(last=False)
+        while b2 and len(self._t1) + len(self._t2) + len(b1) + len(b2) > 2 * capacity:
+            b2.popitem(last=False)

@@ -38,9 +38,10 @@ class Pins(Policy):
         self._inner.removed(key)
 
     def order(self) -> Iterator[bytes]:
-        if not self.pinned:
-            return self._inner.order()
         return (key for key in self._inner.order() if key not in self.pinned)
+
+    def victims(self, n: int) -> list[bytes]:
+        return super().victims(n) if self.pinned else self._inner.victims(n)
 
     def __len__(self) -> int:
         return len(self._inner)

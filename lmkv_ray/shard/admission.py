@@ -10,14 +10,18 @@ Rule = Literal["second_hit", "all"]
 
 MAX_WAITING = 1 << 16
 """Chunks that wait to be written; the one that waits longest makes room."""
+MAX_SEEN = 1 << 18
+"""Chunks that are remembered after they were saved once (about 30 MiB)."""
 
 
 class Admission:
     """Collects chunks that are to be written to lower tiers, oldest first; bounded.
 
     Args:
-        rule: ``all``: whatever is saved. ``second_hit``: what was used again after it was saved,
-            which spares the medium all that is asked once only.
+        rule: ``all``: whatever is saved. ``second_hit``: what is used a second time, which spares
+            the medium all that is asked once only. A second use is a hit in memory, or that
+            it is saved again, after it was evicted: a tier below memory is there for what memory
+            cannot hold until then (docs/policies.md has figures).
         limit: chunks that may wait.
     """
 
@@ -28,6 +32,7 @@ class Admission:
         self._limit = limit
         self._waiting: OrderedDict[bytes, None] = OrderedDict()
         self._admitted: set[bytes] = set()  # in this life of the chunk
+        self._seen: OrderedDict[bytes, None] = OrderedDict()
 
     def __len__(self) -> int:
         """Chunks that wait."""
@@ -37,6 +42,8 @@ class Admission:
         """Chunks are ready."""
         if self._rule == "all":
             self._admit(keys)
+        elif self._rule is not None:
+            self._admit([key for key in keys if self._seen_before(key)])
 
     def touched(self, keys: Iterable[bytes]) -> None:
         """Ready chunks were hit."""
@@ -53,6 +60,14 @@ class Admission:
     def take(self) -> bytes | None:
         """The next chunk to write; None if none waits."""
         return self._waiting.popitem(last=False)[0] if self._waiting else None
+
+    def _seen_before(self, key: bytes) -> bool:
+        seen = key in self._seen
+        self._seen[key] = None
+        self._seen.move_to_end(key)
+        if len(self._seen) > MAX_SEEN:
+            self._seen.popitem(last=False)
+        return seen
 
     def _admit(self, keys: Iterable[bytes]) -> None:
         for key in keys:

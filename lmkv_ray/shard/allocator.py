@@ -32,6 +32,10 @@ class SlotUse(IntEnum):
     READY = 3
 
 
+# Looking up a member of an enum takes longer than all else that is done with it.
+_FREE, _PINNED, _READY = int(SlotUse.FREE), int(SlotUse.PINNED), int(SlotUse.READY)
+
+
 @dataclass(frozen=True, slots=True)
 class Evicted:
     """Ready chunks that were removed to make room; their slots are free (or unassigned)."""
@@ -109,6 +113,7 @@ class Allocator:
         # When each ready chunk was last used, by a counter of uses; 0 for slots without chunk.
         self._used_at = np.zeros((extents, self.stride), dtype=np.int64)
         self._clock = 0
+        self._use, self._used = self.use.reshape(-1), self._used_at.reshape(-1)  # by slot
 
     # -- what there is ---------------------------------------------------------------------------
 
@@ -166,7 +171,7 @@ class Allocator:
             pass
         slots = tuple(size.free.popleft() for _ in range(min(n, len(size.free))))
         for slot in slots:
-            self._set(slot, SlotUse.PINNED)
+            self._use[slot] = _PINNED
             self._pinned[slot // self.stride] += 1
         if not slots:
             self._start_drain(size)
@@ -177,7 +182,7 @@ class Allocator:
     def fill(self, slot: int, key: bytes, hints: Hints = NO_HINTS) -> None:
         """A pinned slot is ready, as ``key`` (which no other slot has)."""
         size = self._unpin(slot)
-        self._set(slot, SlotUse.READY)
+        self._use[slot] = _READY
         self.slot_of[key] = slot
         self.key_of[slot] = key
         size.policy.added(key, hints)
@@ -247,7 +252,7 @@ class Allocator:
         pinned = set(slots)
         size.free = deque(slot for slot in size.free if slot not in pinned)
         for slot in pinned:
-            self._set(slot, SlotUse.PINNED)
+            self._use[slot] = _PINNED
         self._pinned[extent] = len(pinned)
 
     def lose(self, extent: int) -> None:
@@ -277,7 +282,7 @@ class Allocator:
             return True
         victims = size.policy.victims(short)
         if len(size.free) < n:
-            oldest = int(self._used_at.flat[self.slot_of[victims[0]]]) if victims else None
+            oldest = int(self._used[self.slot_of[victims[0]]]) if victims else None
             extent = self._coldest(size, oldest)
             if extent is not None:
                 steps.append(self._clear_extent(extent))
@@ -365,28 +370,25 @@ class Allocator:
 
     # -- bookkeeping -----------------------------------------------------------------------------
 
-    def _set(self, slot: int, use: SlotUse) -> None:
-        self.use.flat[slot] = use
-
     def _mark_used(self, slot: int) -> None:
         self._clock += 1
-        self._used_at.flat[slot] = self._clock
+        self._used[slot] = self._clock
 
     def _unpin(self, slot: int) -> _SizeClass:
         extent = slot // self.stride
         size = self._class_of[extent]
         assert size is not None
-        assert self.use.flat[slot] == SlotUse.PINNED
+        assert self._use[slot] == _PINNED
         self._pinned[extent] -= 1
         return size
 
     def _release(self, slot: int) -> None:
-        self._used_at.flat[slot] = 0
+        self._used[slot] = 0
         extent = slot // self.stride
         if extent == self._draining:
-            self._set(slot, SlotUse.NONE)
+            self._use[slot] = SlotUse.NONE
             return
         size = self._class_of[extent]
         assert size is not None
-        self._set(slot, SlotUse.FREE)
+        self._use[slot] = _FREE
         size.free.append(slot)

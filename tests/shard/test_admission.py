@@ -19,6 +19,24 @@ def test_second_hit_waits_for_a_use() -> None:
     assert taken(admission) == KEYS[3:5]
 
 
+def test_saved_again_is_a_second_use() -> None:
+    admission = Admission("second_hit")
+    admission.committed(KEYS[:2])
+    admission.removed(KEYS[:2])  # evicted before anybody came back
+    assert admission.missed == 0
+    admission.committed(KEYS[1:3])
+    assert taken(admission) == KEYS[1:2]
+
+
+def test_what_was_seen_is_forgotten_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lmkv_ray.shard.admission.MAX_SEEN", 2)
+    admission = Admission("second_hit")
+    admission.committed(KEYS[:3])
+    admission.removed(KEYS[:3])
+    admission.committed(KEYS[:1])
+    assert taken(admission) == []
+
+
 def test_all_takes_what_is_saved_in_order_and_once() -> None:
     admission = Admission("all")
     admission.committed(KEYS)
