@@ -31,7 +31,7 @@ from lmkv_ray.transfer.plan import Batch, Copies, Plan
 from lmkv_ray.transfer.planner import Planner
 from lmkv_ray.transfer.ring import Ring, Table
 
-COPIES = 256
+COPIES = 512
 """Plain copies in one step."""
 
 Pinned = Callable[[Arena, Ints], npt.NDArray[np.bool_]]
@@ -136,14 +136,16 @@ class Stepper:
             if self._direction is Direction.TO_DEVICE
             else (in_arena, in_device)
         )
-        for value in (True, False):
-            mine = pinned == value
-            if mine.any():
-                self._device.copy(
-                    self._copying,
-                    self._direction,
-                    to[mine],
-                    source[mine],
-                    copies.nbytes[mine],
-                    pinned=value,
-                )
+        if pinned.all() or not pinned.any():
+            parts: list[tuple[slice | npt.NDArray[np.bool_], bool]] = [(slice(None), pinned[0])]
+        else:
+            parts = [(pinned, True), (~pinned, False)]
+        for mine, value in parts:
+            self._device.copy(
+                self._copying,
+                self._direction,
+                to[mine],
+                source[mine],
+                copies.nbytes[mine],
+                pinned=bool(value),
+            )
