@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +19,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
     KVConnectorRole,
     KVConnectorWorkerMetadata,
+    SupportsHMA,
 )
 from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorPromMetrics,
@@ -29,18 +30,20 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.messages import Hello
+from lmkv_ray.vllm.groups import derive_groups
 from lmkv_ray.vllm.link import ShardClient, ShardLink
-from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
-from lmkv_ray.vllm.namespace import chunk_blocks, derive_namespace
+from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport, share_chunks
+from lmkv_ray.vllm.namespace import chunk_tokens, derive_namespace
 from lmkv_ray.vllm.scheduler import ChunkShape, SchedulerHalf
 from lmkv_ray.vllm.shard_client import RayShardClient
 from lmkv_ray.vllm.stats import LmkvPromMetrics, LmkvStats
-from lmkv_ray.vllm.support import check_engine
+from lmkv_ray.vllm.support import check_engine, check_workers, kv_replicas
 from lmkv_ray.vllm.worker import WorkerHalf
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.distributed.kv_events import KVCacheEvent
+    from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
     from vllm.forward_context import ForwardContext
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
@@ -52,7 +55,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class LmkvConnector(KVConnectorBase_V1):
+class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     """lmkv_ray as vLLM's KV connector.
 
     Raises:
@@ -73,17 +76,19 @@ class LmkvConnector(KVConnectorBase_V1):
         # vLLM's default turns a failed load into a failed request; a cache must never do that.
         transfer.kv_load_failure_policy = "recompute"
         self._settings = load_settings(transfer.kv_connector_extra_config)
-        self._blocks = chunk_blocks(vllm_config, self._settings)
+        self._groups = derive_groups(kv_cache_config, chunk_tokens(vllm_config, self._settings))
+        self._replicas = kv_replicas(vllm_config, kv_cache_config)
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
-        self._link: ShardLink | None = None
+        self._links: tuple[ShardLink, ...] = ()
         self._pool: BlockPool | None = None
         self._worker: WorkerHalf | None = None
         if role is KVConnectorRole.WORKER:
             self._worker = WorkerHalf(
                 vllm_config,
-                num_blocks=kv_cache_config.num_blocks,
-                blocks=self._blocks,
+                kv_cache_config,
+                self._groups,
+                replicas=self._replicas,
                 copy_threads=self._settings.copy_threads,
             )
 
@@ -101,8 +106,8 @@ class LmkvConnector(KVConnectorBase_V1):
 
     def shutdown(self) -> None:
         """End threads and mappings."""
-        if self._link is not None:
-            self._link.stop()
+        for link in self._links:
+            link.stop()
         if self._worker is not None:
             self._worker.shutdown()
 
@@ -157,7 +162,14 @@ class LmkvConnector(KVConnectorBase_V1):
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
         """Requests whose load ended; saves are never reported here (see ``WorkerReport``)."""
-        return None, self._the_worker.finished_loads() or None
+        return None, self._the_worker.finished_loads()[0] or None
+
+    def get_transfer_results(self, finished_req_ids: set[str]) -> KVConnectorTransferResults:
+        """The same, with the loads that failed as a whole (not asked by vLLM 0.29)."""
+        from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorTransferResults
+
+        finished, failed = self._the_worker.finished_loads()
+        return KVConnectorTransferResults(finished_recving=finished, failed_recving=failed)
 
     def get_block_ids_with_load_errors(self) -> set[int]:
         """Blocks that must be recomputed."""
@@ -177,47 +189,13 @@ class LmkvConnector(KVConnectorBase_V1):
         self, metadata: dict[int, KVConnectorHandshakeMetadata]
     ) -> None:
         """With the workers' layouts known, the namespace is: start."""
-        reports = [r for r in metadata.values() if isinstance(r, LayoutReport)]
-        assert reports, "workers report their layout at start"
-        namespace = derive_namespace(
-            self._vllm_config,
-            self._settings,
-            layout=" ".join(sorted({report.digest() for report in reports})),
-        )
-        digest = namespace.digest()
-        block_tokens = self._vllm_config.cache_config.block_size
-        shape = ChunkShape(
-            blocks=self._blocks,
-            tokens=self._blocks * block_tokens,
-            nbytes=sum(report.layout.chunk_bytes for report in reports),
-        )
-        hello = Hello(
-            engine_id=self._engine_id,
-            owner=this_process(),
-            space=int.from_bytes(digest[:8], "little"),
-            model=self._vllm_config.model_config.model,
-            slot_bytes=shape.nbytes,
-            held=[],
-        )
-        # Two steps' worth of chunks, so that a burst of prefill finds room.
-        burst = 2 * self._vllm_config.scheduler_config.max_num_batched_tokens // shape.tokens
-        self._link = ShardLink(
-            self._find_shard,
-            hello,
-            want_slots=max(16, min(self._settings.grant_slots, burst)),
-            period=self._settings.exchange_seconds,
-        )
-        self._scheduler = SchedulerHalf(
-            self._settings, digest, shape, self._link, workers=len(reports)
-        )
-        if self._pool is not None:
-            self._scheduler.bind(self._pool)
-        logger.info(
-            "lmkv_ray: chunks of %d tokens (%.2f MiB), namespace %s",
-            shape.tokens,
-            shape.nbytes / 2**20,
-            digest.hex(),
-        )
+        self._start(metadata.values())
+
+    def set_xfer_handshake_metadata_pp_aware(
+        self, metadata: dict[tuple[int, int], KVConnectorHandshakeMetadata]
+    ) -> None:
+        """The same, of all pipeline stages."""
+        self._start(metadata.values())
 
     def on_new_request(self, request: Request) -> None:
         """See ``SchedulerHalf``."""
@@ -233,7 +211,7 @@ class LmkvConnector(KVConnectorBase_V1):
         self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
     ) -> None:
         """See ``SchedulerHalf.admitted``."""
-        self._the_scheduler.admitted(request, blocks.get_block_ids()[0], num_external_tokens)
+        self._the_scheduler.admitted(request, blocks.get_block_ids(), num_external_tokens)
 
     def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
         """See ``SchedulerHalf.step``."""
@@ -247,6 +225,12 @@ class LmkvConnector(KVConnectorBase_V1):
 
     def request_finished(
         self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        """See ``request_finished_all_groups``."""
+        return self.request_finished_all_groups(request, (block_ids,))
+
+    def request_finished_all_groups(
+        self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Never delays the freeing of blocks: those being saved are pinned."""
         self._the_scheduler.on_finished(request, block_ids)
@@ -271,10 +255,61 @@ class LmkvConnector(KVConnectorBase_V1):
 
     # -- inside ---------------------------------------------------------------------------------
 
+    def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
+        found = [report for report in metadata if isinstance(report, LayoutReport)]
+        reports = sorted(found, key=lambda report: report.rank)
+        check_workers(self._vllm_config, reports)
+        namespace = derive_namespace(self._vllm_config, self._settings, self._groups, reports)
+        nbytes, offsets = share_chunks(reports, self._replicas)
+        digest = namespace.digest()
+        links = {size: self._make_link(digest, size, nbytes) for size in dict.fromkeys(nbytes)}
+        self._links = tuple(links.values())
+        self._scheduler = SchedulerHalf(
+            self._settings,
+            digest,
+            ChunkShape(self._groups, nbytes, offsets),
+            [links[size] for size in nbytes],
+        )
+        if self._pool is not None:
+            self._scheduler.bind(self._pool)
+        logger.info(
+            "lmkv_ray: chunks of %s tokens (%s MiB) over %d workers, namespace %s",
+            "/".join(str(group.tokens) for group in self._groups),
+            "/".join(f"{size / 2**20:.2f}" for size in nbytes),
+            len(reports),
+            digest.hex(),
+        )
+
+    def _make_link(self, namespace: bytes, size: int, nbytes: Sequence[int]) -> ShardLink:
+        """The line to the shard for slots of one size: a shard grants a holder one size."""
+        hello = Hello(
+            engine_id=self._engine_id if size == nbytes[0] else f"{self._engine_id}-{size}",
+            owner=this_process(),
+            space=int.from_bytes(namespace[:8], "little"),
+            model=self._vllm_config.model_config.model,
+            slot_bytes=size,
+            held=[],
+        )
+        # Two steps' worth of chunks, so that a burst of prefill finds room.
+        tokens = 2 * self._vllm_config.scheduler_config.max_num_batched_tokens
+        groups = zip(self._groups, nbytes, strict=True)
+        burst = sum(tokens // group.tokens for group, its in groups if its == size)
+        return ShardLink(
+            self._find_shard,
+            hello,
+            want_slots=max(16, min(self._settings.grant_slots, burst)),
+            period=self._settings.exchange_seconds,
+        )
+
     def _find_shard(self) -> ShardClient:
         # Once attached, a cache that is gone was stopped by somebody: do not start it again.
-        first = self._link is None or self._link.attachment is None
+        first = all(link.attachment is None for link in self._links)
         return RayShardClient(self._settings, start=first)
+
+    @property
+    def _link(self) -> ShardLink:
+        """The one chunks are looked up through."""
+        return self._links[0]
 
     @property
     def _the_worker(self) -> WorkerHalf:

@@ -11,16 +11,17 @@ logger = logging.getLogger(__name__)
 
 P = ParamSpec("P")
 R = TypeVar("R")
+D = TypeVar("D")
 
 
-def never_raises(default: R) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def never_raises(default: D) -> Callable[[Callable[P, R]], Callable[P, R | D]]:
     """Answer ``default`` instead of raising; a function's first error is logged, the rest not."""
 
-    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+    def decorate(function: Callable[P, R]) -> Callable[P, R | D]:
         logged = False
 
         @functools.wraps(function)
-        def guarded(*args: P.args, **kwargs: P.kwargs) -> R:
+        def guarded(*args: P.args, **kwargs: P.kwargs) -> R | D:
             nonlocal logged
             try:
                 return function(*args, **kwargs)

@@ -199,6 +199,11 @@ class ShardLink:
         self._wake.set()
 
     @property
+    def readable(self) -> Attachment | None:
+        """The arena, if there is one and hits in it would not be stale."""
+        return None if self.clearing else self.attachment
+
+    @property
     def clearing(self) -> bool:
         """Whether a ``clear`` has not been carried out yet: hits would be stale."""
         return self._clearing > 0

@@ -5,6 +5,7 @@ vLLM carries these objects (pickled, small) between the engine process and its w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
@@ -15,22 +16,28 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from lmkv_ray.layout import ChunkLayout
 
+NO_ARENA = 0
+"""No arena has this id."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArenaRef:
-    """Where workers find the arena."""
+    """Where workers find the arena, and their slices of its chunks."""
 
     path: str
     arena_id: int
+    offsets: tuple[tuple[int, ...], ...]
+    """[worker][group]: where the worker's slice of a chunk begins, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadJob:
-    """Copy chunks from the arena into a request's blocks."""
+    """Copy chunks of one group from the arena into a request's blocks."""
 
     request_id: str
     arena_id: int
     """The arena the slots were found in."""
+    group: int
     first_chunk: int
     """Number of the first chunk within the request."""
     slots: list[int]
@@ -40,12 +47,18 @@ class LoadJob:
     """Leading blocks of the first chunk that the engine has already."""
     blocks: list[int]
 
+    @classmethod
+    def lost(cls, request_id: str, blocks: list[int]) -> LoadJob:
+        """A load that vLLM waits for and nobody ordered: from no arena, so that it fails."""
+        return cls(request_id, NO_ARENA, 0, 0, [], [], 0, blocks)
+
 
 @dataclass(frozen=True, slots=True)
 class SaveJob:
     """Copy the blocks of one chunk into a granted slot."""
 
     job_id: int
+    group: int
     arena_id: int
     """The arena the slot was granted in."""
     slot: int
@@ -74,7 +87,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
     unsaved: dict[int, int] = field(default_factory=dict)
     """job_id of saves that were not made (too late, or failed)."""
     failed_loads: dict[str, int] = field(default_factory=dict)
-    """request_id to the first chunk that could not be loaded."""
+    """request_id to the first token that could not be loaded."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """Both workers' reports as one."""
@@ -82,8 +95,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
         for mine, theirs in ((self.saved, other.saved), (self.unsaved, other.unsaved)):
             for job_id, workers in theirs.items():
                 mine[job_id] = mine.get(job_id, 0) + workers
-        for request_id, chunk in other.failed_loads.items():
-            self.failed_loads[request_id] = min(chunk, self.failed_loads.get(request_id, chunk))
+        for request_id, token in other.failed_loads.items():
+            self.failed_loads[request_id] = min(token, self.failed_loads.get(request_id, token))
         return self
 
 
@@ -91,10 +104,39 @@ class WorkerReport(KVConnectorWorkerMetadata):
 class LayoutReport(KVConnectorHandshakeMetadata):
     """Worker half to scheduler half, once at start: how its pages lie."""
 
-    layout: ChunkLayout
+    rank: int
+    """Number of the worker in its engine: pipeline stage by stage, tensor rank by tensor rank."""
+    host: str
+    """Equal for workers that can map the same arena."""
+    layouts: tuple[ChunkLayout, ...]
+    """Per group, of this worker's slice of a chunk."""
     packing: str
     """The layout's name and the instruction set by which pages are packed, if any."""
 
     def digest(self) -> str:
         """Part of the namespace."""
-        return f"{self.layout.digest()} {self.packing}"
+        return " ".join([*(layout.digest() for layout in self.layouts), self.packing])
+
+
+def share_chunks(
+    reports: Sequence[LayoutReport], replicas: int
+) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
+    """Lay the slices of all workers side by side in one chunk.
+
+    Args:
+        reports: one of each worker, by rank.
+        replicas: consecutive workers whose slices are the same bytes: these are kept once.
+
+    Returns:
+        per group the bytes of a chunk, and offsets [worker][group] in bytes.
+    """
+    nbytes = [0] * len(reports[0].layouts)
+    offsets: list[tuple[int, ...]] = []
+    for number, report in enumerate(reports):
+        if number % replicas:
+            offsets.append(offsets[-1])
+            continue
+        offsets.append(tuple(nbytes))
+        sizes = [layout.chunk_bytes for layout in report.layouts]
+        nbytes = [a + b for a, b in zip(nbytes, sizes, strict=True)]
+    return nbytes, tuple(offsets)

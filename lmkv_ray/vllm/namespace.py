@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import Namespace
 from lmkv_ray.vllm.fingerprint import weights_fingerprint
+from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.metadata import LayoutReport
 from lmkv_ray.vllm.support import vllm_version
 
 if TYPE_CHECKING:
@@ -20,27 +23,30 @@ ACCELERATOR_CHUNK_TOKENS = 256
 _NOT_PART_OF_THE_MODEL = frozenset({"_name_or_path", "transformers_version"})
 
 
-def chunk_blocks(config: VllmConfig, settings: Settings) -> int:
-    """Blocks in one chunk: the configured size rounded up to whole blocks.
+def chunk_tokens(config: VllmConfig, settings: Settings) -> int:
+    """Tokens in one chunk, before rounding to whole blocks of a group.
 
     On a CPU the default is one block: recomputing a chunk's tail costs milliseconds a token there,
     copying in smaller pieces costs microseconds.
     """
-    block_tokens: int = config.cache_config.block_size
-    tokens = settings.chunk_tokens
-    if tokens is None:
-        on_cpu = config.device_config.device_type == "cpu"
-        tokens = block_tokens if on_cpu else ACCELERATOR_CHUNK_TOKENS
-    return -(-tokens // block_tokens)
+    if settings.chunk_tokens is not None:
+        return settings.chunk_tokens
+    return 1 if config.device_config.device_type == "cpu" else ACCELERATOR_CHUNK_TOKENS
 
 
-def derive_namespace(config: VllmConfig, settings: Settings, *, layout: str) -> Namespace:
+def derive_namespace(
+    config: VllmConfig,
+    settings: Settings,
+    groups: Sequence[Group],
+    reports: Sequence[LayoutReport],
+) -> Namespace:
     """The namespace of this engine.
 
     Args:
         config: the engine's configuration.
-        settings: for chunk size and salt.
-        layout: digest of the workers' page layout, with whatever they pack by.
+        settings: for the salt.
+        groups: of the engine.
+        reports: the workers' page layouts, with whatever they pack by, by rank.
     """
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     hash_algorithm = str(cache.prefix_caching_hash_algo)
@@ -50,14 +56,15 @@ def derive_namespace(config: VllmConfig, settings: Settings, *, layout: str) -> 
         else weights_fingerprint(model.model, model.revision)
     )
     version = vllm_version()
+    cuts = (f"{group.block_tokens}x{group.blocks}" for group in groups[1:])
     return Namespace(
         model=_model_digest(config),
         weights=weights,
         dtype=str(model.dtype),
         cache_dtype=str(cache.cache_dtype),
-        layout=layout,
-        block_tokens=cache.block_size,
-        chunk_tokens=chunk_blocks(config, settings) * cache.block_size,
+        layout=" ".join([*dict.fromkeys(report.digest() for report in reports), *cuts]),
+        block_tokens=groups[0].block_tokens,
+        chunk_tokens=groups[0].tokens,
         hash_algorithm=f"{hash_algorithm} {os.environ.get('PYTHONHASHSEED', '')}",
         parallel=f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}",
         engine=f"vllm {version.major}.{version.minor}",

@@ -6,22 +6,32 @@ is worse than none.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
 from lmkv_ray.errors import UnsupportedError
+from lmkv_ray.transports import host_id
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from lmkv_ray.vllm.metadata import LayoutReport
+
 SUPPORTED_VLLM = (Version("0.29"), Version("0.34"))
 """First supported version, and the first that is not any more."""
 
-SUPPORTED_SPECS = frozenset({"FullAttentionSpec"})
-"""vLLM's names of KV-cache kinds that were tested; every block of a request stays in place."""
+IN_PLACE_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
+"""vLLM's names of KV-cache kinds that need all blocks of a request, each in its place."""
+
+SUPPORTED_SPECS = IN_PLACE_SPECS | {"SlidingWindowSpec", "ChunkedLocalAttentionSpec"}
+"""vLLM's names of KV-cache kinds that were tested (``groups`` knows what they need)."""
+
+FAILED_LOADS_SINCE = Version("0.30")
+"""The first vLLM that can be told that a request's whole load failed."""
 
 
 def vllm_version() -> Version:
@@ -62,9 +72,18 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     """
     model = config.model_config.model
     parallel = config.parallel_config
+    kinds = {type(spec).__name__ for spec in layer_specs(kv_cache_config)}
+    if not kinds <= SUPPORTED_SPECS:
+        raise UnsupportedError(
+            f"{model} keeps its KV cache as {', '.join(sorted(kinds - SUPPORTED_SPECS))}; lmkv_ray "
+            f"supports {', '.join(sorted(SUPPORTED_SPECS))}.",
+            next_step="Serve this model without lmkv_ray.",
+        )
+    hybrid = len(kv_cache_config.kv_cache_groups) > 1 or not kinds <= IN_PLACE_SPECS
     refused = {
         "tensor parallelism": parallel.tensor_parallel_size > 1,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
+        "workers on several nodes": getattr(parallel, "nnodes", 1) > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "dynamic KV scales (calculate_kv_scales)": getattr(
@@ -73,6 +92,12 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         f"the device {config.device_config.device_type} (only cpu for now)": (
             config.device_config.device_type != "cpu"
         ),
+        "sliding windows and several KV groups with speculative decoding": (
+            hybrid and config.speculative_config is not None
+        ),
+        f"sliding windows and several KV groups on vLLM below {FAILED_LOADS_SINCE}": (
+            hybrid and vllm_version() < FAILED_LOADS_SINCE
+        ),
     }
     for feature, used in refused.items():
         if used:
@@ -80,17 +105,38 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
                 f"{model}: lmkv_ray does not support {feature} yet.",
                 next_step="Turn it off, or remove --kv-transfer-config to serve without lmkv_ray.",
             )
-    groups = kv_cache_config.kv_cache_groups
-    if len(groups) != 1:
+
+
+def check_workers(config: VllmConfig, reports: Sequence[LayoutReport]) -> None:
+    """Refuse workers that cannot all map one arena.
+
+    Args:
+        config: of the engine.
+        reports: of all workers, by rank.
+
+    Raises:
+        UnsupportedError: some run on another node, or in another container.
+    """
+    assert [report.rank for report in reports] == list(range(len(reports))), "a worker is missing"
+    if {report.host for report in reports} - {host_id()}:
         raise UnsupportedError(
-            f"{model} has {len(groups)} KV cache groups; lmkv_ray supports one for now.",
-            next_step="Set --disable-hybrid-kv-cache-manager, or serve without lmkv_ray.",
+            f"{config.model_config.model}: lmkv_ray does not support workers on several nodes yet.",
+            next_step="Keep an engine's workers on one node and in one pid namespace, or serve "
+            "without lmkv_ray.",
         )
-    spec = groups[0].kv_cache_spec
-    kinds = {type(s).__name__ for s in getattr(spec, "kv_cache_specs", {"": spec}).values()}
-    if not kinds <= SUPPORTED_SPECS:
-        raise UnsupportedError(
-            f"{model} keeps its KV cache as {', '.join(sorted(kinds - SUPPORTED_SPECS))}; lmkv_ray "
-            f"supports {', '.join(sorted(SUPPORTED_SPECS))}.",
-            next_step="Serve this model without lmkv_ray.",
-        )
+
+
+def kv_replicas(config: VllmConfig, kv_cache_config: KVCacheConfig) -> int:
+    """Consecutive workers whose pages hold the same bytes, so that one copy of them is enough."""
+    told: int | None = getattr(kv_cache_config, "kv_tp_replicas", None)
+    if told is not None:
+        return told
+    latent = {type(spec).__name__ for spec in layer_specs(kv_cache_config)} == {"MLAAttentionSpec"}
+    ranks: int = config.parallel_config.tensor_parallel_size
+    return ranks if latent else 1
+
+
+def layer_specs(kv_cache_config: KVCacheConfig) -> list[Any]:
+    """What vLLM says of each kind of layer, of all groups."""
+    specs = [group.kv_cache_spec for group in kv_cache_config.kv_cache_groups]
+    return [s for spec in specs for s in getattr(spec, "kv_cache_specs", {"": spec}).values()]

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -27,6 +28,9 @@ from lmkv_ray.transfer import (
     ScratchArena,
     TransferEngine,
 )
+from lmkv_ray.transports import host_id
+from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.metadata import (
     ArenaRef,
     LayoutReport,
@@ -39,6 +43,7 @@ from lmkv_ray.vllm.stats import LmkvStats
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+    from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
 
@@ -46,28 +51,50 @@ SELF_TEST_SECONDS = 30.0
 """Within which one block must have been copied to a chunk and back."""
 
 
+@dataclass(slots=True)
+class _Loading:
+    """The loads of one request, one a group."""
+
+    pending: int = 0
+    failed_from: int | None = None
+    """The first token that is not good."""
+
+
 class WorkerHalf:
     """One per vLLM worker.
 
     Args:
         config: the engine's configuration.
-        num_blocks: blocks in the engine's cache.
-        blocks: blocks in one chunk.
+        cache: of the engine's pages, as this worker has them.
+        groups: of the engine.
+        replicas: consecutive workers whose pages are the same bytes.
         copy_threads: threads for loads; saves have one.
     """
 
     def __init__(
-        self, config: VllmConfig, *, num_blocks: int, blocks: int, copy_threads: int
+        self,
+        config: VllmConfig,
+        cache: KVCacheConfig,
+        groups: Sequence[Group],
+        *,
+        replicas: int,
+        copy_threads: int,
     ) -> None:
         self._config = config
-        self._num_blocks = num_blocks
-        self._blocks = blocks
-        self._layout: ChunkLayout | None = None
+        self._num_blocks = cache.num_blocks
+        self._layers = [frozenset(group.layer_names) for group in cache.kv_cache_groups]
+        self._groups = groups
+        self._rank = config.parallel_config.rank
+        self._replicas = replicas
+        # vLLM can drop the bad end of a load only where all blocks of a request are in place.
+        self._by_block = len(groups) == 1 and groups[0].full
+        self._layouts: tuple[ChunkLayout, ...] = ()
         self._engine: TransferEngine | None = None
         self._arena: tuple[ArenaRef, ArenaReader] | None = None
         self._unmappable: ArenaRef | None = None
         self._copy_threads = copy_threads
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
+        self._loading: dict[str, _Loading] = {}
         self._report = WorkerReport()
         self._invalid_blocks: set[int] = set()
         self._stats = LmkvStats()
@@ -86,37 +113,38 @@ class WorkerHalf:
         storages = [tensor.untyped_storage() for tensor in kv_caches.values()]
         base = min(s.data_ptr() for s in storages)
         end = max(s.data_ptr() + s.nbytes() for s in storages)
-        views = [
-            PageView(
-                layer=name,
-                shape=tuple(tensor.shape),
-                strides=tuple(s * tensor.element_size() for s in tensor.stride()),
-                itemsize=tensor.element_size(),
-                offset=tensor.data_ptr() - base,
-            )
-            for name, tensor in kv_caches.items()
+        by_group = [
+            _distinct({name: t for name, t in kv_caches.items() if name in layers})
+            for layers in self._layers
         ]
-        self._layout = derive_layout(views, num_blocks=self._num_blocks, blocks=self._blocks)
+        self._layouts = tuple(
+            derive_layout(
+                [_view(name, tensor, base) for name, tensor in tensors.items()],
+                num_blocks=self._num_blocks,
+                blocks=group.blocks,
+            )
+            for group, tensors in zip(self._groups, by_group, strict=True)
+        )
         memory = (ctypes.c_uint8 * (end - base)).from_address(base)
         cache = np.ctypeslib.as_array(memory)
-        self._engine = HostEngine([self._layout], cache, threads=self._copy_threads)
-        self._self_test(kv_caches)
+        self._engine = HostEngine(self._layouts, cache, threads=self._copy_threads)
+        for group, tensors in zip(self._groups, by_group, strict=True):
+            self._self_test(group.number, list(tensors.values()))
 
     def layout_report(self) -> LayoutReport:
         """What the scheduler half needs to know of the pages."""
-        assert self._layout is not None
         layers = self._config.compilation_config.static_forward_context.values()
         isas = sorted({str(layer.isa) for layer in layers if getattr(layer, "isa", None)})
         name = getattr(self._config.cache_config, "kv_cache_layout", None)
         device = self._config.device_config.device_type
-        return LayoutReport(self._layout, " ".join([device, str(name), *isas]))
+        packing = " ".join([device, str(name), *isas])
+        return LayoutReport(self._rank, host_id(), self._layouts, packing)
 
-    def _self_test(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
+    def _self_test(self, group: int, tensors: Sequence[torch.Tensor]) -> None:
         """Save one block, load it into another, and compare through the engine's own views."""
-        layout, engine = self._layout, self._engine
-        assert layout is not None
+        layout, engine = self._layouts[group], self._engine
         assert engine is not None
-        if layout.num_blocks < 2:
+        if layout.num_blocks < 2 or not tensors:
             return
         source, target = layout.num_blocks - 1, layout.num_blocks - 2
 
@@ -128,19 +156,18 @@ class WorkerHalf:
             """A whole chunk of one block, over and over."""
             return np.full(layout.blocks, block)
 
-        for i, tensor in enumerate(kv_caches.values()):
+        for i, tensor in enumerate(tensors):
             block = part(tensor, source)
             block.copy_((torch.arange(block.numel()) % (251 - i % 7)).view(block.shape))
         arena, slots = ScratchArena(layout.chunk_bytes), np.zeros(1, np.int64)
-        engine.attach(arena, [0])
+        engine.attach(arena, [0] * len(self._layouts))
         deadline = time.monotonic() + SELF_TEST_SECONDS
-        engine.begin_saves([Save(arena.arena_id, slots, blocks(source), deadline)])
+        engine.begin_saves([Save(arena.arena_id, slots, blocks(source), deadline, group)])
         good = self._ended_well(deadline)
-        engine.begin_loads(
-            [Load(arena.arena_id, slots, np.zeros(1, np.uint64), blocks(target)[:1])], idle=True
-        )
+        generations, one = np.zeros(1, np.uint64), blocks(target)[:1]
+        load = Load(arena.arena_id, slots, generations, one, group=group)
+        engine.begin_loads([load], idle=True)
         good = self._ended_well(deadline) and good
-        tensors = kv_caches.values()
         good = good and all(torch.equal(part(t, source), part(t, target)) for t in tensors)
         for tensor in tensors:
             part(tensor, source).zero_()
@@ -172,8 +199,10 @@ class WorkerHalf:
         for job in step.loads:
             slots, generations = np.array(job.slots, np.int64), np.array(job.generations, np.uint64)
             blocks = np.array(job.blocks, np.int64)
-            loads.append(Load(job.arena_id, slots, generations, blocks, job.skip))
-            self._jobs[loads[-1]] = job
+            load = Load(job.arena_id, slots, generations, blocks, job.skip, job.group)
+            loads.append(load)
+            self._jobs[load] = job
+            self._loading.setdefault(job.request_id, _Loading()).pending += 1
         self._engine.begin_loads(loads, idle=step.idle)
 
     def begin_saves(self, step: StepMetadata) -> None:
@@ -182,23 +211,39 @@ class WorkerHalf:
             return
         saves = []
         for job in step.saves:
+            if (job.slot - self._rank) % self._replicas:
+                # Another worker has the same bytes; they take turns.
+                self._report.saved[job.job_id] = 1
+                continue
             slots, blocks = np.array([job.slot], np.int64), np.array(job.blocks, np.int64)
-            saves.append(Save(job.arena_id, slots, blocks, job.deadline))
+            saves.append(Save(job.arena_id, slots, blocks, job.deadline, job.group))
             self._jobs[saves[-1]] = job
         self._engine.begin_saves(saves)
 
-    def finished_loads(self) -> set[str]:
-        """Requests whose load ended, well or not, since the last call; each once."""
-        finished = set()
+    def finished_loads(self) -> tuple[set[str], set[str]]:
+        """Requests whose loads have all ended since the last call, each once.
+
+        Returns:
+            all of them; and those of them that must be computed from the start. Where the good
+            part of a load can be kept, ``invalid_blocks`` says what cannot.
+        """
+        finished, failed = set(), set()
         for ended in self._engine.ended() if self._engine else ():
             job = self._jobs.pop(ended.copy)
-            if isinstance(job, LoadJob):
-                finished.add(job.request_id)
-                self._end_load(job, ended)
-            else:
+            if isinstance(job, SaveJob):
                 self._count("save", ended)
                 (self._report.saved if ended.ok else self._report.unsaved)[job.job_id] = 1
-        return finished
+                continue
+            self._end_load(job, ended)
+            loading = self._loading[job.request_id]
+            if loading.pending:
+                continue
+            del self._loading[job.request_id]
+            finished.add(job.request_id)
+            if loading.failed_from is not None:
+                self._report.failed_loads[job.request_id] = loading.failed_from
+                failed.add(job.request_id)
+        return finished, set() if self._by_block else failed
 
     def invalid_blocks(self) -> set[int]:
         """Blocks whose load failed since the last call."""
@@ -224,6 +269,7 @@ class WorkerHalf:
             self._arena[1].close()
             self._arena = None
 
+    @never_raises(None)
     def _attach(self, ref: ArenaRef | None) -> None:
         if ref is None or self._engine is None or ref == self._unmappable:
             return
@@ -236,16 +282,41 @@ class WorkerHalf:
             logger.warning("lmkv_ray: cannot map the arena: %s", error)
             return
         self._arena = (ref, reader)
-        self._engine.attach(reader, [0])
+        self._engine.attach(reader, ref.offsets[self._rank])
 
     def _end_load(self, job: LoadJob, ended: Ended) -> None:
         self._count("load", ended)
-        if not ended.ok:
-            self._report.failed_loads[job.request_id] = job.first_chunk + ended.good
-            keep = ended.good * self._blocks - job.skip
+        loading, group = self._loading[job.request_id], self._groups[job.group]
+        loading.pending -= 1
+        if ended.ok:
+            return
+        token = (job.first_chunk + ended.good) * group.tokens
+        if loading.failed_from is None or token < loading.failed_from:
+            loading.failed_from = token
+        if self._by_block:
+            keep = ended.good * group.blocks - job.skip
             self._invalid_blocks.update(job.blocks[max(0, keep) :])
 
     def _count(self, direction: str, ended: Ended) -> None:
         if ended.nbytes:
             self._stats.add(f"{direction}_seconds", ended.seconds)
             self._stats.add(f"{direction}_bytes", ended.nbytes)
+
+
+def _view(name: str, tensor: torch.Tensor, base: int) -> PageView:
+    """What a layer's KV cache looks like, in bytes from ``base``."""
+    return PageView(
+        layer=name,
+        shape=tuple(tensor.shape),
+        strides=tuple(s * tensor.element_size() for s in tensor.stride()),
+        itemsize=tensor.element_size(),
+        offset=tensor.data_ptr() - base,
+    )
+
+
+def _distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Without layers that use the cache of another one before them."""
+    first: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+    return {name: tensors[name] for name in first.values()}

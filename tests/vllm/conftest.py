@@ -3,9 +3,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 
-from tests.vllm.engine import Engine, EngineProcess, make_model
+from tests.vllm.engine import SLIDING, VOCABULARY, Answer, Engine, EngineProcess, make_model
 from tests.vllm.local_shard import LocalShard
 
 
@@ -17,6 +19,11 @@ def bfloat16_model(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.fixture(scope="session")
 def float32_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return make_model(tmp_path_factory.mktemp("models"), "float32")
+
+
+@pytest.fixture(scope="session")
+def sliding_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return make_model(tmp_path_factory.mktemp("sliding"), "float32", **SLIDING)
 
 
 @pytest.fixture(scope="module")
@@ -49,3 +56,43 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 def wait_attached(engine: Engine) -> None:
     wait_for(lambda: engine.connector()._link.attachment is not None)
     wait_for(lambda: len(engine.connector()._link._free) > 0)
+
+
+EXPENSIVE = settings(
+    deadline=None,
+    derandomize=True,
+    phases=[Phase.explicit, Phase.generate],  # an example takes a second: do not shrink
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def tokens(seed: int, n: int) -> list[int]:
+    made: list[int] = np.random.default_rng(seed).integers(0, VOCABULARY, n).tolist()
+    return made
+
+
+def save_prompt(engine: Engine, prompt: list[int]) -> None:
+    """Let the engine read a prompt, wait until it is saved, and empty the device's cache."""
+    connector = engine.connector()
+    wanted = sum(len(prompt) // group.tokens for group in connector._groups)
+    wait_for(lambda: sum(len(link._free) for link in connector._links) >= wanted)
+    engine.generate([prompt], max_tokens=1)
+    engine.wait_saved()
+    assert engine.reset(), "blocks are still pinned"
+
+
+def own_hit_and_ours(
+    engine: Engine, shard: LocalShard, first: list[int], second: list[int]
+) -> tuple[Answer, Answer]:
+    """Answers to ``second`` after ``first`` was read: from vLLM's own cache, and from ours."""
+    engine.reset()
+    shard.evict_all()
+    save_prompt(engine, first)
+    shard.evict_all()
+    engine.generate([first], max_tokens=1)
+    [own] = engine.generate([second])
+    assert engine.reset()
+    shard.evict_all()
+    save_prompt(engine, first)
+    [ours] = engine.generate([second])
+    return own, ours

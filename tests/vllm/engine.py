@@ -28,7 +28,14 @@ ENVIRONMENT = {
 }
 
 
-def make_model(directory: Path, dtype: str) -> str:
+SLIDING = {
+    "sliding_window": 100,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
+"""Of a model with two KV groups, of which one forgets."""
+
+
+def make_model(directory: Path, dtype: str, **config_fields: Any) -> str:
     """Save a small Llama with wide random weights: corrupted KV changes its tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -44,6 +51,7 @@ def make_model(directory: Path, dtype: str) -> str:
         vocab_size=VOCABULARY,
         max_position_embeddings=8192,
         initializer_range=0.25,
+        **config_fields,
     )
     path = directory / f"llama-{dtype}"
     LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(path)

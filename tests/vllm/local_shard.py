@@ -82,9 +82,13 @@ class LocalShard:
 
     def evict_all(self) -> None:
         """Evict every chunk, as a full arena would."""
+        self.evict(list(self.state._chunks))
+
+    def evict(self, keys: list[bytes]) -> None:
+        """Evict some chunks."""
         with self.lock:
             out: list[Instruction] = []
-            evicted = self.state._allocator.evict(list(self.state._chunks))
+            evicted = self.state._allocator.evict(keys)
             self.state._retire(evicted, MissReason.EVICTED, out)
             self.shard._apply(out)
 

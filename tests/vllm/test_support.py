@@ -20,7 +20,15 @@ class MambaSpec: ...
 class MLAAttentionSpec: ...
 
 
-def engine(device: str = "cpu", calculate_kv_scales: bool = False, **parallel: int) -> Any:
+class SlidingWindowSpec: ...
+
+
+def engine(
+    device: str = "cpu",
+    calculate_kv_scales: bool = False,
+    speculative_config: object = None,
+    **parallel: int,
+) -> Any:
     sizes = {
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": 1,
@@ -32,6 +40,7 @@ def engine(device: str = "cpu", calculate_kv_scales: bool = False, **parallel: i
         parallel_config=SimpleNamespace(**(sizes | parallel)),
         cache_config=SimpleNamespace(calculate_kv_scales=calculate_kv_scales),
         device_config=SimpleNamespace(device_type=device),
+        speculative_config=speculative_config,
     )
 
 
@@ -39,8 +48,17 @@ def groups(*specs: object) -> Any:
     return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=s) for s in specs])
 
 
-def test_a_plain_model_on_a_cpu_is_supported() -> None:
-    support.check_engine(engine(), groups(FullAttentionSpec()))
+@pytest.mark.parametrize(
+    "specs",
+    [
+        [FullAttentionSpec()],
+        [MLAAttentionSpec()],
+        [SlidingWindowSpec()],
+        [SlidingWindowSpec(), FullAttentionSpec()],
+    ],
+)
+def test_models_of_these_kinds_are_supported_on_a_cpu(specs: list[object]) -> None:
+    support.check_engine(engine(), groups(*specs))
 
 
 @pytest.mark.parametrize(
@@ -50,14 +68,33 @@ def test_a_plain_model_on_a_cpu_is_supported() -> None:
         (engine(pipeline_parallel_size=2), groups(FullAttentionSpec()), "pipeline parallelism"),
         (engine(device="cuda"), groups(FullAttentionSpec()), "cuda"),
         (engine(calculate_kv_scales=True), groups(FullAttentionSpec()), "calculate_kv_scales"),
-        (engine(), groups(FullAttentionSpec(), FullAttentionSpec()), "2 KV cache groups"),
-        (engine(), groups(MambaSpec()), "MambaSpec"),
-        (engine(), groups(MLAAttentionSpec()), "MLAAttentionSpec"),
+        (engine(nnodes=2), groups(FullAttentionSpec()), "several nodes"),
+        (engine(), groups(FullAttentionSpec(), MambaSpec()), "MambaSpec"),
+        (
+            engine(speculative_config="eagle"),
+            groups(FullAttentionSpec(), FullAttentionSpec()),
+            "speculative decoding",
+        ),
     ],
 )
 def test_anything_else_is_refused_by_name(config: Any, cache: Any, named: str) -> None:
     with pytest.raises(UnsupportedError, match=rf"some/model.*{named}.*Next step"):
         support.check_engine(config, cache)
+
+
+def test_a_load_that_fails_needs_a_vllm_that_can_hear_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support, "version", lambda _: "0.29.3")
+    support.check_engine(engine(), groups(FullAttentionSpec()))
+    with pytest.raises(UnsupportedError, match=r"several KV groups on vLLM below 0.30"):
+        support.check_engine(engine(), groups(FullAttentionSpec(), SlidingWindowSpec()))
+
+
+def test_workers_out_of_sight_are_refused() -> None:
+    near = SimpleNamespace(rank=0, host=support.host_id())
+    support.check_workers(engine(), [near])
+    far = SimpleNamespace(rank=1, host="elsewhere")
+    with pytest.raises(UnsupportedError, match=r"several nodes.*Next step"):
+        support.check_workers(engine(), [near, far])
 
 
 @pytest.mark.parametrize("version", ["0.28.1", "0.34.0", "1.0"])

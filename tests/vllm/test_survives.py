@@ -291,7 +291,7 @@ def test_aborts_preemptions_and_concurrency_leave_nothing_behind(
 def test_a_full_arena_keeps_serving(engine: Engine, shard: LocalShard) -> None:
     """Three times what the arena holds passes through it; the latest is always a hit."""
     before = shard.state.counters.evicted
-    capacity = shard.writer.geometry.capacity // engine.connector()._scheduler._shape.nbytes
+    capacity = shard.writer.geometry.capacity // engine.connector()._scheduler._shape.nbytes[0]
     for seed in range(3 * capacity // 28 + 1):
         prompt = tokens(1000 + seed, 900)
         save(engine, prompt)

@@ -1,0 +1,192 @@
+"""Saves: which chunks to keep, in which slots, and when their blocks may go.
+
+Runs on the engine's thread; never waits. Blocks being saved are pinned in vLLM's block pool by
+reference count, so that preemption, abort or finish of their request need no special case.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lmkv_ray.config import Settings
+from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.guard import never_raises
+from lmkv_ray.vllm.link import GrantedSlot, ShardLink
+from lmkv_ray.vllm.metadata import SaveJob, WorkerReport
+from lmkv_ray.vllm.requests import TrackedRequest
+from lmkv_ray.vllm.stats import LmkvStats
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+
+REMEMBERED_KEYS = 8192
+"""Keys this engine lately failed to save."""
+
+
+@dataclass(slots=True)
+class _Saving:
+    key: bytes
+    group: int
+    slot: int
+    blocks: list[int]
+    unreported: int
+    """Workers whose report is still to come: until then they may write."""
+    good: bool = True
+
+
+class Saver:
+    """Orders saves, and commits what the workers saved.
+
+    Args:
+        settings: of this engine.
+        groups: of the engine.
+        links: for each group, the link that has its slots.
+        nbytes: for each group, bytes of a chunk over all ranks.
+        workers: how many workers report each save.
+        stats: where to count.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        groups: Sequence[Group],
+        links: Sequence[ShardLink],
+        nbytes: Sequence[int],
+        workers: int,
+        stats: LmkvStats,
+    ) -> None:
+        self._settings = settings
+        self._groups = groups
+        self._links = links
+        self._nbytes = nbytes
+        self._workers = workers
+        self._stats = stats
+        self._orders: list[SaveJob] = []
+        self._saving: dict[int, _Saving] = {}
+        self._saving_keys: set[bytes] = set()
+        self._job_ids = itertools.count()
+        self._dropped: OrderedDict[bytes, None] = OrderedDict()
+        self.pool: BlockPool | None = None
+        """vLLM's block pool; nothing is saved without it."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether saves are under way, and so blocks pinned."""
+        return bool(self._saving)
+
+    def dropped(self, key: bytes) -> bool:
+        """Whether this engine lately failed to save a key."""
+        return key in self._dropped
+
+    def forget_dropped(self) -> None:
+        """The cache was emptied: nothing is missing because of us."""
+        self._dropped.clear()
+
+    @never_raises(None)
+    def plan(self, tracked: TrackedRequest, computed: int, tables: Sequence[Sequence[int]]) -> None:
+        """Order saves of a request's chunks that are complete once ``computed`` tokens are.
+
+        Args:
+            tracked: the request.
+            computed: tokens whose KV there will be after this step.
+            tables: the request's blocks, per group.
+        """
+        if not self._settings.save_generated:
+            computed = min(computed, tracked.request.num_prompt_tokens)
+        for group, table in zip(self._groups, tables, strict=True):
+            if computed // group.tokens > tracked.saved[group.number]:
+                self._plan_group(tracked, group, computed // group.tokens, table)
+
+    @never_raises(None)
+    def finish(
+        self, tracked: TrackedRequest, computed: int, tables: Sequence[Sequence[int]]
+    ) -> None:
+        """Order the last saves of a request whose blocks are about to be freed."""
+        sizes = [
+            len(table) * group.block_tokens
+            for group, table in zip(self._groups, tables, strict=True)
+        ]
+        computed = min(computed, *sizes)
+        self.plan(tracked, computed, tables)
+        for group in self._groups:
+            saved = tracked.saved[group.number]
+            for key in key_list(tracked.keys(group)[saved : computed // group.tokens]):
+                self._drop(key)
+
+    def take_orders(self) -> list[SaveJob]:
+        """Saves to begin after this step."""
+        orders, self._orders = self._orders, []
+        return orders
+
+    def settle(self, report: WorkerReport) -> None:
+        """Commit what all workers saved, give back what one could not."""
+        for jobs, good in ((report.saved, True), (report.unsaved, False)):
+            for job_id, workers in jobs.items():
+                self._settle(job_id, workers, good=good)
+
+    @never_raises(None)
+    def _plan_group(
+        self, tracked: TrackedRequest, group: Group, complete: int, table: Sequence[int]
+    ) -> None:
+        number, link = group.number, self._links[group.number]
+        arena = link.readable
+        if arena is None or self.pool is None:
+            return
+        begin = tracked.saved[number]
+        keys = tracked.keys(group)[begin:complete]
+        present = arena.reader.lookup(keys).found
+        null = self.pool.null_block.block_id
+        for i, key in enumerate(key_list(keys)):
+            if not (present[i] or key in self._saving_keys or link.committing(key)):
+                at = (begin + i) * group.blocks
+                blocks = list(table[at : at + group.blocks])
+                # Behind the window there are no blocks any more.
+                if group.full or null not in blocks:
+                    if len(self._saving) >= self._settings.max_inflight_saves:
+                        return  # tried again in this request's next step
+                    granted = link.take_slot()
+                    if granted is None:
+                        return
+                    self._order(key, group, granted, blocks)
+            tracked.saved[number] = begin + i + 1
+
+    def _order(self, key: bytes, group: Group, granted: GrantedSlot, blocks: list[int]) -> None:
+        assert self.pool is not None
+        self.pool.touch([self.pool.blocks[b] for b in blocks])
+        job = next(self._job_ids)
+        self._saving[job] = _Saving(key, group.number, granted.slot, blocks, self._workers)
+        self._orders.append(
+            SaveJob(job, group.number, granted.arena_id, granted.slot, blocks, granted.deadline)
+        )
+        self._saving_keys.add(key)
+
+    @never_raises(None)
+    def _settle(self, job_id: int, workers: int, *, good: bool) -> None:
+        saving = self._saving[job_id]
+        saving.unreported -= workers
+        saving.good &= good
+        if saving.unreported > 0:
+            return
+        del self._saving[job_id]
+        self._saving_keys.discard(saving.key)
+        assert self.pool is not None
+        self.pool.free_blocks([self.pool.blocks[b] for b in reversed(saving.blocks)])
+        link = self._links[saving.group]
+        if saving.good:
+            link.commit(saving.slot, saving.key, self._nbytes[saving.group])
+            self._stats.add("saved_chunks", 1)
+        else:
+            link.release(saving.slot)
+            self._drop(saving.key)
+
+    def _drop(self, key: bytes) -> None:
+        self._dropped[key] = None
+        self._dropped.move_to_end(key)
+        if len(self._dropped) > REMEMBERED_KEYS:
+            self._dropped.popitem(last=False)
+        self._stats.add("dropped_chunks", 1)
