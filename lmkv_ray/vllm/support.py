@@ -81,7 +81,6 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         )
     hybrid = len(kv_cache_config.kv_cache_groups) > 1 or not kinds <= IN_PLACE_SPECS
     refused = {
-        "tensor parallelism": parallel.tensor_parallel_size > 1,
         "pipeline parallelism": parallel.pipeline_parallel_size > 1,
         "workers on several nodes": getattr(parallel, "nnodes", 1) > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,

@@ -64,7 +64,6 @@ def test_models_of_these_kinds_are_supported_on_a_cpu(specs: list[object]) -> No
 @pytest.mark.parametrize(
     ("config", "cache", "named"),
     [
-        (engine(tensor_parallel_size=2), groups(FullAttentionSpec()), "tensor parallelism"),
         (engine(pipeline_parallel_size=2), groups(FullAttentionSpec()), "pipeline parallelism"),
         (engine(device="cuda"), groups(FullAttentionSpec()), "cuda"),
         (engine(calculate_kv_scales=True), groups(FullAttentionSpec()), "calculate_kv_scales"),
