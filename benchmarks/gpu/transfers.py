@@ -1,4 +1,4 @@
-"""Load and save through the arena, all of it: plan, staging ring, kernels, copies over the link.
+"""Load and save through the arena, all of it: plan, ring, kernels, copies over the link.
 
 Compared with the plain pinned copy of the same direction. Chunks are those of Llama 3.1 8B, 256
 tokens and 32 MiB each. Before its figures count, each engine has to bring its bytes round.
@@ -33,7 +33,7 @@ LLAMA_8B = {"L": 32, "H": 8, "N": 16, "C": 256}
 PAGES = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20]
 BLOCKS = 16
 REPEATS = 5
-STAGING_BYTES = 64 << 20
+RING_BYTES = 64 << 20
 ALWAYS_RING, ALWAYS_PLAIN = 1 << 60, 0
 """``direct_bytes`` of the two ways."""
 DIRECT_BYTES = 1 << 20
@@ -73,7 +73,7 @@ class Bench:
             machine.device(),
             cache=self._cache.address,
             cache_bytes=cache_bytes,
-            staging_bytes=STAGING_BYTES,
+            ring_bytes=RING_BYTES,
             direct_bytes=direct,
         )
         self.engine.attach(self._reader, [0])

@@ -103,7 +103,7 @@ def test_the_benchmark_of_copies_and_kernels_runs_to_its_end(
         monkeypatch.setattr(kind, "scale", 1 << 17)
         monkeypatch.setattr(kind, "device", lambda self: HostDevice())
     monkeypatch.setattr(transfers, "LLAMA_8B", {"L": 2, "H": 2, "N": 16, "C": 64})
-    monkeypatch.setattr(transfers, "STAGING_BYTES", 1 << 20)
+    monkeypatch.setattr(transfers, "RING_BYTES", 1 << 20)
     assert main(["--no-engines", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "bench-gpu.json").read_text())
     assert bool(written["without_gpu"]) != gpu
