@@ -30,6 +30,7 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.messages import Hello
+from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import derive_groups
 from lmkv_ray.vllm.link import ShardClient, ShardLink
 from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport, share_chunks
@@ -233,8 +234,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Never delays the freeing of blocks: those being saved are pinned."""
+        keys = self._the_scheduler.keys_of(request)
         self._the_scheduler.on_finished(request, block_ids)
-        return False, None
+        return False, None if keys is None else {"lmkv_keys": keys}
 
     def has_pending_push_work(self) -> bool:
         """Keep the engine stepping until its saves are reported."""
@@ -245,8 +247,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return self._the_scheduler.saving
 
     def take_events(self) -> Iterable[KVCacheEvent]:
-        """None of our own yet."""
-        return ()
+        """See ``ArenaEvents``."""
+        return self._the_scheduler.take_events()
 
     def reset_cache(self) -> bool | None:
         """Forget this namespace everywhere."""
@@ -254,6 +256,11 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return True
 
     # -- inside ---------------------------------------------------------------------------------
+
+    @property
+    def _publishes_events(self) -> bool:
+        events = self._vllm_config.kv_events_config
+        return events is not None and events.enable_kv_cache_events
 
     def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
         found = [report for report in metadata if isinstance(report, LayoutReport)]
@@ -269,6 +276,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             digest,
             ChunkShape(self._groups, nbytes, offsets),
             [links[size] for size in nbytes],
+            ArenaEvents() if self._publishes_events else None,
         )
         if self._pool is not None:
             self._scheduler.bind(self._pool)

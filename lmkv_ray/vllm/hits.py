@@ -18,10 +18,12 @@ from lmkv_ray.arena import Hits
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
 from lmkv_ray.messages import MissReason
+from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group, hit_alignment, longest_hit
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.link import Attachment, ShardLink, StageTicket
 from lmkv_ray.vllm.metadata import LoadJob
+from lmkv_ray.vllm.pace import Pace
 from lmkv_ray.vllm.requests import Claim, FoundChunks, TrackedRequest
 from lmkv_ray.vllm.stats import LmkvStats
 
@@ -56,6 +58,8 @@ class Loader:
         links: for each group, the link that has its slots; chunks are looked up through the first.
         stats: where to count.
         dropped: whether this engine lately failed to save a key.
+        pace: how fast this engine computes.
+        events: who is told of chunks in the arena, if anybody.
     """
 
     def __init__(
@@ -65,6 +69,8 @@ class Loader:
         links: Sequence[ShardLink],
         stats: LmkvStats,
         dropped: Callable[[bytes], bool],
+        pace: Pace,
+        events: ArenaEvents | None,
     ) -> None:
         self._settings = settings
         self._groups = groups
@@ -72,6 +78,8 @@ class Loader:
         self._link = links[0]
         self._stats = stats
         self._dropped = dropped
+        self._pace = pace
+        self._events = events
         self._align = hit_alignment(groups)
         self._orders: list[LoadJob] = []
 
@@ -150,6 +158,8 @@ class Loader:
         """What is being loaded was used, and need not be saved."""
         for group, link in zip(self._groups, self._links, strict=True):
             end = -(-claim.end // group.tokens)
+            if self._events is not None:
+                self._events.stored(tracked, group, group.span(0, claim.end))
             tracked.saved[group.number] = max(tracked.saved[group.number], end)
             link.touch(key_list(tracked.keys(group)[group.span(0, claim.end).start : end])[::-1])
 
@@ -203,9 +213,23 @@ class Loader:
             found = hits.found[span.start - look.computed // group.tokens :]
             if found.all():
                 continue
-            keys = tracked.keys(group)[span.start + int(np.argmin(found)) : span.stop]
-            if ticket := link.stage(keys.tobytes(), within):
+            first = span.start + int(np.argmin(found))
+            keys = tracked.keys(group)[first : span.stop]
+            remaining = self._remaining(tracked, group, first, len(keys))
+            if ticket := link.stage(keys.tobytes(), within, remaining):
                 tracked.tickets.append(ticket)
+
+    def _remaining(
+        self, tracked: TrackedRequest, group: Group, first: int, chunks: int
+    ) -> list[float]:
+        """What it takes to compute if so many chunks come: for the choice between both.
+
+        Not with several groups, where one stage alone decides nothing.
+        """
+        if self._settings.load_when == "always" or len(self._groups) > 1:
+            return []
+        begin = first * group.tokens
+        return self._pace.remaining(tracked.request.num_tokens, begin, group.tokens, chunks)
 
     # -- counting -------------------------------------------------------------------------------
 

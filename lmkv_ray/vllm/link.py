@@ -12,13 +12,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import LmkvError
+from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.messages import (
     Commit,
@@ -152,11 +153,11 @@ class ShardLink:
             self._wake.set()
         return None
 
-    def commit(self, slot: int, key: bytes, nbytes: int) -> None:
+    def commit(self, slot: int, key: bytes, nbytes: int, hints: Hints = NO_HINTS) -> None:
         """Make a filled slot visible under its key."""
         with self._lock:
             if self._in_use.pop(slot, None) is not None:
-                self._outbox.commits.append(Commit(slot=slot, key=key, nbytes=nbytes))
+                self._outbox.commits.append(Commit(slot=slot, key=key, nbytes=nbytes, hints=hints))
                 self._committing.add(key)
                 self._wake.set()
 
@@ -175,8 +176,16 @@ class ShardLink:
         with self._lock:
             self._outbox.touched.extend(keys)
 
-    def stage(self, keys: bytes, within: float) -> StageTicket | None:
-        """Ask for chunks from elsewhere; None if too much is under way already."""
+    def stage(
+        self, keys: bytes, within: float, remaining: Sequence[float] = ()
+    ) -> StageTicket | None:
+        """Ask for chunks from elsewhere; None if too much is under way already.
+
+        Args:
+            keys: of a run of chunks.
+            within: seconds.
+            remaining: see ``Stage``.
+        """
         with self._lock:
             if self._client is None or self._staging >= MAX_STAGES:
                 return None
@@ -187,6 +196,7 @@ class ShardLink:
                 keys=keys,
                 slot_bytes=self._hello.slot_bytes,
                 within=within,
+                remaining=list(remaining),
             )
             self._stages.append((request, ticket))
         self._wake.set()

@@ -6,9 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
+from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.link import StageTicket
+from lmkv_ray.vllm.wishes import Wishes, wishes_of
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -51,12 +55,15 @@ class TrackedRequest:
     """Per group: chunks that need not be considered for saving any more."""
     never_past: int | None = None
     """Tokens past which nothing is claimed: a load of what follows failed, and could for ever."""
+    wishes: Wishes = field(init=False)
+    """What the request says about its chunks."""
     tickets: list[StageTicket] = field(default_factory=list)
     claim: Claim | None = None
     counted: bool = False
     _keys: list[bytes] = field(init=False)
 
     def __post_init__(self) -> None:
+        self.wishes = wishes_of(getattr(self.request, "kv_transfer_params", None))
         self.saved = [0] * len(self.groups)
         self._keys = [b""] * len(self.groups)
 
@@ -71,6 +78,13 @@ class TrackedRequest:
                 for i in range(known, now)
             )
         return key_array(keys)
+
+    def hints(self, group: Group, chunk: int) -> Hints:
+        """About one of its chunks."""
+        hints = self.wishes.hints()
+        if chunk == 0:
+            return hints
+        return replace(hints, after=self.keys(group)[chunk - 1].tobytes())
 
     def load_failed(self, token: int) -> None:
         """What was loaded from ``token`` on is no good: do not claim it again, but save it."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.link import GrantedSlot, ShardLink
@@ -31,11 +32,13 @@ REMEMBERED_KEYS = 8192
 @dataclass(slots=True)
 class _Saving:
     key: bytes
-    group: int
+    group: Group
     slot: int
     blocks: list[int]
     unreported: int
     """Workers whose report is still to come: until then they may write."""
+    tracked: TrackedRequest
+    chunk: int
     good: bool = True
 
 
@@ -49,6 +52,7 @@ class Saver:
         nbytes: for each group, bytes of a chunk over all ranks.
         workers: how many workers report each save.
         stats: where to count.
+        events: who is told of chunks in the arena, if anybody.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Saver:
         nbytes: Sequence[int],
         workers: int,
         stats: LmkvStats,
+        events: ArenaEvents | None,
     ) -> None:
         self._settings = settings
         self._groups = groups
@@ -66,6 +71,7 @@ class Saver:
         self._nbytes = nbytes
         self._workers = workers
         self._stats = stats
+        self._events = events
         self._orders: list[SaveJob] = []
         self._saving: dict[int, _Saving] = {}
         self._saving_keys: set[bytes] = set()
@@ -152,14 +158,22 @@ class Saver:
                     granted = link.take_slot()
                     if granted is None:
                         return
-                    self._order(key, group, granted, blocks)
+                    self._order(tracked, group, begin + i, granted, blocks)
             tracked.saved[number] = begin + i + 1
 
-    def _order(self, key: bytes, group: Group, granted: GrantedSlot, blocks: list[int]) -> None:
+    def _order(
+        self,
+        tracked: TrackedRequest,
+        group: Group,
+        chunk: int,
+        granted: GrantedSlot,
+        blocks: list[int],
+    ) -> None:
         assert self.pool is not None
+        key = tracked.keys(group)[chunk].tobytes()
         self.pool.touch([self.pool.blocks[b] for b in blocks])
         job = next(self._job_ids)
-        self._saving[job] = _Saving(key, group.number, granted.slot, blocks, self._workers)
+        self._saving[job] = _Saving(key, group, granted.slot, blocks, self._workers, tracked, chunk)
         self._orders.append(
             SaveJob(job, group.number, granted.arena_id, granted.slot, blocks, granted.deadline)
         )
@@ -176,10 +190,14 @@ class Saver:
         self._saving_keys.discard(saving.key)
         assert self.pool is not None
         self.pool.free_blocks([self.pool.blocks[b] for b in reversed(saving.blocks)])
-        link = self._links[saving.group]
+        number = saving.group.number
+        link = self._links[number]
         if saving.good:
-            link.commit(saving.slot, saving.key, self._nbytes[saving.group])
+            hints = saving.tracked.hints(saving.group, saving.chunk)
+            link.commit(saving.slot, saving.key, self._nbytes[number], hints)
             self._stats.add("saved_chunks", 1)
+            if self._events is not None:
+                self._events.stored(saving.tracked, saving.group, [saving.chunk])
         else:
             link.release(saving.slot)
             self._drop(saving.key)

@@ -11,16 +11,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
+from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.hits import NOTHING_TO_LOAD, Loader
 from lmkv_ray.vllm.link import ShardLink
 from lmkv_ray.vllm.metadata import ArenaRef, StepMetadata, WorkerReport
+from lmkv_ray.vllm.pace import Pace
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
 from lmkv_ray.vllm.stats import LmkvStats
 
 if TYPE_CHECKING:
+    from vllm.distributed.kv_events import KVCacheEvent
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
@@ -45,6 +49,7 @@ class SchedulerHalf:
         namespace: digest of the engine's namespace, 16 bytes.
         shape: of its chunks.
         links: for each group, the link that has slots of its size.
+        events: who is told of chunks in the arena, if anybody.
     """
 
     def __init__(
@@ -53,15 +58,20 @@ class SchedulerHalf:
         namespace: bytes,
         shape: ChunkShape,
         links: Sequence[ShardLink],
+        events: ArenaEvents | None = None,
     ) -> None:
         self._namespace = namespace
         self._shape = shape
         self._links = links
         self._stats = LmkvStats()
+        self._pace = Pace()
+        self._events = events
         self._saver = Saver(
-            settings, shape.groups, links, shape.nbytes, len(shape.offsets), self._stats
+            settings, shape.groups, links, shape.nbytes, len(shape.offsets), self._stats, events
         )
-        self._loader = Loader(settings, shape.groups, links, self._stats, self._saver.dropped)
+        self._loader = Loader(
+            settings, shape.groups, links, self._stats, self._saver.dropped, self._pace, events
+        )
         self._tracked: dict[str, TrackedRequest] = {}
 
     def bind(self, pool: BlockPool) -> None:
@@ -93,6 +103,7 @@ class SchedulerHalf:
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """The worker half's orders for this step."""
         self._plan_saves(output)
+        self._watch(output)
         return StepMetadata(
             arena=self._arena(),
             loads=self._loader.take_orders(),
@@ -112,8 +123,26 @@ class SchedulerHalf:
     def reset(self) -> None:
         """Forget everything cached in this engine's namespace, here and on all nodes."""
         self._saver.forget_dropped()
+        if self._events is not None:
+            self._events.cleared()
         for link in self._links:
             link.clear()
+
+    def take_events(self) -> list[KVCacheEvent]:
+        """What came to the arena, and left it, since the last call."""
+        return self._events.take() if self._events is not None else []
+
+    @never_raises(None)
+    def keys_of(self, request: Request) -> list[str] | None:
+        """Keys of the prompt's chunks as hex, if the request wants them."""
+        tracked = self._tracked.get(request.request_id)
+        if tracked is None or not tracked.wishes.keys:
+            return None
+        return [
+            key.hex()
+            for group in self._shape.groups
+            for key in key_list(tracked.keys(group)[: request.num_prompt_tokens // group.tokens])
+        ]
 
     def take_stats(self) -> LmkvStats | None:
         """Counts since the last call."""
@@ -144,6 +173,18 @@ class SchedulerHalf:
             tracked = self._tracked.get(request_id)
             if tracked is not None and (tables := state.get_block_ids(request_id)):
                 self._saver.plan(tracked, tracked.request.num_computed_tokens + tokens, tables)
+
+    @never_raises(None)
+    def _watch(self, output: SchedulerOutput) -> None:
+        """Learn how fast the engine is, and what the arena has lost."""
+        self._pace.step(
+            (request_id, tokens, tracked.request.num_computed_tokens)
+            for request_id, tokens in output.num_scheduled_tokens.items()
+            if (tracked := self._tracked.get(request_id)) is not None
+        )
+        arena = self._links[0].readable
+        if self._events is not None and arena is not None:
+            self._events.check(arena.reader)
 
     def _track(self, request: Request) -> TrackedRequest:
         tracked = self._tracked.get(request.request_id)

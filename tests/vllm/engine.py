@@ -143,6 +143,20 @@ class Engine:
             for o in outputs
         ]
 
+    def ask(self, prompt: Sequence[int], params: dict[str, Any]) -> Any:
+        """One request with ``kv_transfer_params``; vLLM's output."""
+        from vllm import SamplingParams
+
+        [output] = self._llm.generate(
+            [{"prompt_token_ids": list(prompt)}],
+            SamplingParams(
+                max_tokens=2, detokenize=False, extra_args={"kv_transfer_params": params}
+            ),
+            use_tqdm=False,
+        )
+        self.drain()
+        return output
+
     def seconds(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
         """How long ``generate`` takes."""
         from vllm import SamplingParams
