@@ -175,6 +175,11 @@ class Engine:
         """Seconds to the first token."""
         return self.seconds([prompt], max_tokens=1)
 
+    def keys(self, prompt: Sequence[int]) -> list[bytes]:
+        """Keys of a prompt's chunks, as a request is told them."""
+        output = self.ask(prompt, {"lmkv": {"keys": True}})
+        return [bytes.fromhex(key) for key in output.kv_transfer_params["lmkv_keys"]]
+
     def wait_attached(self) -> None:
         """Until the connector, if there is one, has slots to save into."""
         if (connector := self.core().scheduler.connector) is not None:
