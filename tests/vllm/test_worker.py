@@ -1,0 +1,111 @@
+"""Workers on synthetic pages of latent attention: one copy of a chunk, which all ranks read."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lmkv_ray.arena import this_process
+from lmkv_ray.keys import chunk_key, key_array
+from lmkv_ray.messages import Commit, Exchange, Hello
+from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, StepMetadata, share_chunks
+from lmkv_ray.vllm.worker import WorkerHalf
+from tests.vllm.conftest import wait_for
+from tests.vllm.local_shard import LocalShard
+
+pytestmark = pytest.mark.vllm
+
+BLOCKS, LATENT = 12, 72
+GROUP = Group(0, block_tokens=16, blocks=2, hash_tokens=16)
+
+
+def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
+    """One of two ranks, and its pages: two layers of one latent head."""
+    config = SimpleNamespace(
+        parallel_config=SimpleNamespace(rank=rank),
+        device_config=SimpleNamespace(device_type="cpu"),
+        model_config=SimpleNamespace(model="latent"),
+        cache_config=SimpleNamespace(kv_cache_layout="LBHNC"),
+        compilation_config=SimpleNamespace(static_forward_context={}),
+    )
+    cache = SimpleNamespace(
+        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=["a", "b"])]
+    )
+    half = WorkerHalf(config, cache, [GROUP], replicas=2, copy_threads=1)
+    pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
+    half.register({"a": pages[0], "b": pages[1]})
+    return half, pages
+
+
+@pytest.fixture
+def workers() -> Iterator[list[tuple[WorkerHalf, torch.Tensor]]]:
+    made = [worker(0), worker(1)]
+    yield made
+    for half, _ in made:
+        half.shutdown()
+
+
+def test_one_rank_writes_a_chunk_and_all_read_it(
+    workers: list[tuple[WorkerHalf, torch.Tensor]], shard: LocalShard
+) -> None:
+    nbytes, offsets = share_chunks([half.layout_report() for half, _ in workers], replicas=2)
+    assert nbytes == [2 * 2 * 16 * LATENT * 2], "one copy: two blocks of two layers"
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, offsets)
+    hello = Hello(
+        engine_id="mla", owner=this_process(), space=9, model="m", slot_bytes=nbytes[0], held=[]
+    )
+    shard.shard.hello(hello)
+    grant = shard.shard.exchange(Exchange(engine_id="mla", want=4)).grant
+    assert grant is not None
+    slots = grant.slots[:4]
+    filled = torch.randn(2, BLOCKS, 1, 16, LATENT).to(torch.bfloat16)
+    for half, pages in workers:
+        pages.copy_(filled)
+        saves = [
+            SaveJob(i, 0, ref.arena_id, slot, [2 * i, 2 * i + 1], time.monotonic() + 30)
+            for i, slot in enumerate(slots)
+        ]
+        half.begin_loads(StepMetadata(ref, [], [], idle=False))
+        half.begin_saves(StepMetadata(ref, [], saves, idle=False))
+        done: set[int] = set()
+
+        def all_saved(half: WorkerHalf = half, done: set[int] = done) -> bool:
+            half.finished_loads()
+            report = half.report()
+            done.update(report.saved if report else ())
+            return len(done) == len(slots)
+
+        wait_for(all_saved)
+    written = [half.stats() for half, _ in workers]
+    assert [stats.data["save_bytes"] for stats in written if stats] == [2 * nbytes[0]] * 2
+    keys = [chunk_key(b"n" * 16, bytes([i])) for i in range(4)]
+    commits = [Commit(slot=s, key=k, nbytes=nbytes[0]) for s, k in zip(slots, keys, strict=True)]
+    shard.shard.exchange(Exchange(engine_id="mla", commits=commits))
+    hits = shard.shard.reader.lookup(key_array(keys))
+    assert hits.found.all()
+    for half, pages in workers:
+        pages.zero_()
+        blocks = list(range(8))
+        found = hits.slots.tolist(), hits.generations.tolist()
+        job = LoadJob("r", ref.arena_id, 0, 0, *found, 0, blocks)
+        half.begin_loads(StepMetadata(ref, [job], [], idle=True))
+        wait_for(lambda half=half: half.finished_loads() == ({"r"}, set()))
+        assert torch.equal(pages[:, :8], filled[:, :8])
+
+
+def test_a_lost_load_ends_as_a_failed_one(
+    workers: list[tuple[WorkerHalf, torch.Tensor]], shard: LocalShard
+) -> None:
+    half, _ = workers[0]
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, ((0,), (0,)))
+    half.begin_loads(StepMetadata(ref, [LoadJob.lost("r", [3, 4])], [], idle=True))
+    wait_for(lambda: half.finished_loads()[0] == {"r"})
+    assert half.invalid_blocks() == {3, 4}
+    report = half.report()
+    assert report is not None
+    assert report.failed_loads == {"r": 0}
