@@ -90,7 +90,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 kv_cache_config,
                 self._groups,
                 replicas=self._replicas,
-                copy_threads=self._settings.copy_threads,
+                settings=self._settings,
             )
 
     # -- both -----------------------------------------------------------------------------------

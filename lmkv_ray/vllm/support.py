@@ -27,6 +27,10 @@ SUPPORTED_VLLM = (Version("0.29"), Version("0.34"))
 IN_PLACE_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
 """vLLM's names of KV-cache kinds that need all blocks of a request, each in its place."""
 
+SUPPORTED_DEVICES = ("cpu", "cuda")
+"""vLLM's names; AMD GPUs are ``cuda`` too. The GPU path was never run on one by its authors: its
+kernels and its order of events are proven on the host, and every start tests itself."""
+
 SUPPORTED_SPECS = IN_PLACE_SPECS | {"SlidingWindowSpec", "ChunkedLocalAttentionSpec"}
 """vLLM's names of KV-cache kinds that were tested (``groups`` knows what they need)."""
 
@@ -88,8 +92,8 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         "dynamic KV scales (calculate_kv_scales)": getattr(
             config.cache_config, "calculate_kv_scales", False
         ),
-        f"the device {config.device_config.device_type} (only cpu for now)": (
-            config.device_config.device_type != "cpu"
+        f"the device {config.device_config.device_type} (only {', '.join(SUPPORTED_DEVICES)})": (
+            config.device_config.device_type not in SUPPORTED_DEVICES
         ),
         "sliding windows and several KV groups with speculative decoding": (
             hybrid and config.speculative_config is not None

@@ -6,7 +6,6 @@ a request that vLLM does not run before the report. So no copy needs a lock.
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -18,15 +17,17 @@ import numpy.typing as npt
 import torch
 
 from lmkv_ray.arena import ArenaReader
+from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError, UnsupportedError
 from lmkv_ray.layout import ChunkLayout, PageView, derive_layout
 from lmkv_ray.transfer import (
     Ended,
-    HostEngine,
+    Gpu,
     Load,
     Save,
     ScratchArena,
     TransferEngine,
+    open_engine,
 )
 from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.groups import Group
@@ -68,7 +69,7 @@ class WorkerHalf:
         cache: of the engine's pages, as this worker has them.
         groups: of the engine.
         replicas: consecutive workers whose pages are the same bytes.
-        copy_threads: threads for loads; saves have one.
+        settings: of this engine.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class WorkerHalf:
         groups: Sequence[Group],
         *,
         replicas: int,
-        copy_threads: int,
+        settings: Settings,
     ) -> None:
         self._config = config
         self._num_blocks = cache.num_blocks
@@ -92,7 +93,7 @@ class WorkerHalf:
         self._engine: TransferEngine | None = None
         self._arena: tuple[ArenaRef, ArenaReader] | None = None
         self._unmappable: ArenaRef | None = None
-        self._copy_threads = copy_threads
+        self._settings = settings
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
         self._loading: dict[str, _Loading] = {}
         self._report = WorkerReport()
@@ -125,9 +126,13 @@ class WorkerHalf:
             )
             for group, tensors in zip(self._groups, by_group, strict=True)
         )
-        memory = (ctypes.c_uint8 * (end - base)).from_address(base)
-        cache = np.ctypeslib.as_array(memory)
-        self._engine = HostEngine(self._layouts, cache, threads=self._copy_threads)
+        self._engine = open_engine(
+            self._layouts,
+            cache=base,
+            cache_bytes=end - base,
+            settings=self._settings,
+            gpu=_gpu(next(iter(kv_caches.values()))),
+        )
         for group, tensors in zip(self._groups, by_group, strict=True):
             self._self_test(group.number, list(tensors.values()))
 
@@ -301,6 +306,13 @@ class WorkerHalf:
         if ended.nbytes:
             self._stats.add(f"{direction}_seconds", ended.seconds)
             self._stats.add(f"{direction}_bytes", ended.nbytes)
+
+
+def _gpu(pages: torch.Tensor) -> Gpu | None:
+    """Where these pages are, if on a GPU."""
+    if not pages.is_cuda:  # true for AMD's too
+        return None
+    return Gpu(pages.device.index, lambda: int(torch.cuda.current_stream().cuda_stream))
 
 
 def _view(name: str, tensor: torch.Tensor, base: int) -> PageView:

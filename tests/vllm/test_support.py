@@ -65,7 +65,7 @@ def test_models_of_these_kinds_are_supported_on_a_cpu(specs: list[object]) -> No
     ("config", "cache", "named"),
     [
         (engine(pipeline_parallel_size=2), groups(FullAttentionSpec()), "pipeline parallelism"),
-        (engine(device="cuda"), groups(FullAttentionSpec()), "cuda"),
+        (engine(device="tpu"), groups(FullAttentionSpec()), "tpu"),
         (engine(calculate_kv_scales=True), groups(FullAttentionSpec()), "calculate_kv_scales"),
         (engine(nnodes=2), groups(FullAttentionSpec()), "several nodes"),
         (engine(), groups(FullAttentionSpec(), MambaSpec()), "MambaSpec"),
