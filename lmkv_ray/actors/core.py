@@ -156,7 +156,7 @@ class Shard:
 
     def counters(self) -> dict[str, int]:
         """See ``shard.Counters``; ``missed``: see ``shard.Admission``."""
-        return asdict(self.state.counters) | {"missed": self.state.admission.missed}
+        return asdict(self.state.counters) | {"missed": self.state.chunks.admission.missed}
 
     def close(self) -> None:
         """Let go of the arena."""

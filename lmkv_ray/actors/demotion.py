@@ -33,9 +33,9 @@ class Demotion:
 
     async def step(self) -> None:
         """Write until nothing waits."""
-        while self._tiers and len(self._shard.state.admission):
+        while self._tiers and len(self._shard.state.chunks.admission):
             async with self._writing:
-                chunks = self._chunks(self._shard.state.admission.take)
+                chunks = self._chunks(self._shard.state.chunks.admission.take)
                 if chunks:
                     await asyncio.gather(*(tier.store(chunks) for tier in self._tiers))
 
@@ -67,7 +67,7 @@ class Demotion:
         total = 0
         while total < PASS_BYTES and (key := take()) is not None:
             hits = reader.lookup(key_array(key))
-            space = self._shard.state.space(key)
+            space = self._shard.state.chunks.space(key)
             if space is None or not hits.found[0]:
                 continue
             at, nbytes = int(hits.offsets[0]), int(hits.nbytes[0])

@@ -44,7 +44,7 @@ class Handover:
         copied = left = 0
         budget: dict[str, int] = {}
         for _ in range(PASSES):
-            keys = self._shard.state.by_worth()
+            keys = self._shard.state.chunks.by_worth()
             arrived, left = await self.spread(keys, 1, deadline, budget=budget)
             copied += arrived
             if not left or time.monotonic() > deadline:
@@ -114,7 +114,7 @@ class Handover:
                     elsewhere[position].add(holding.node_id)
         held = []
         for key, others in zip(keys, elsewhere, strict=True):
-            place = self._shard.state.place(key)
+            place = self._shard.state.chunks.place(key)
             if place is not None:
                 held.append(Held(key, *place, elsewhere=frozenset(others)))
         return held

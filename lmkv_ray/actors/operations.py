@@ -43,7 +43,7 @@ class Operations:
         """Keep chunks from being evicted to make room, or no longer; those pinned in memory now."""
         for tier in self._tiers.values():
             await tier.pin(key_array(keys), pinned)
-        return self._shard.state.pin(key_list(key_array(keys)), pinned)
+        return self._shard.state.chunks.pin(key_list(key_array(keys)), pinned)
 
     def evict(self, keys: bytes) -> list[bytes]:
         """Remove chunks from memory; those that were there. Lower tiers keep theirs."""
@@ -72,7 +72,7 @@ class Operations:
         deadline = time.monotonic() + within
         groups: defaultdict[tuple[int, int, bool], list[bytes]] = defaultdict(list)
         for key in keys:
-            if (place := self._shard.state.place(key)) is not None:
+            if (place := self._shard.state.chunks.place(key)) is not None:
                 groups[place].append(key)
         given: list[bytes] = []
         for (space, slot_bytes, pinned), its in groups.items():
@@ -89,4 +89,4 @@ class Operations:
         return given
 
     def _here(self, keys: bytes) -> list[bytes]:
-        return [key for key in key_list(key_array(keys)) if key in self._shard.state]
+        return [key for key in key_list(key_array(keys)) if key in self._shard.state.chunks]

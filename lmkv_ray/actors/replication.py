@@ -41,7 +41,7 @@ class Replication:
         if self._replicas == 1:
             return
         hits, self._hits = self._hits, Counter()
-        keys = dict.fromkeys(self._shard.state.pinned())
+        keys = dict.fromkeys(self._shard.state.chunks.pinned())
         keys |= dict.fromkeys(key for key, n in hits.most_common() if n >= HOT_HITS)
         deadline = time.monotonic() + PERIOD_SECONDS
         await self._handover.spread([*keys], self._replicas - 1, deadline, shared=True)

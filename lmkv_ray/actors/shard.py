@@ -184,7 +184,7 @@ class ShardActor:
         finder = GivenFinder(self._fetching, take.node_id)
         chunks = await self._staging.take(take.space, size, keys, take.within, finder)
         if take.pinned:
-            self._shard.state.pin(keys, True)
+            self._shard.state.chunks.pin(keys, True)
         return encode(Taken(chunks=chunks))
 
     async def drain(self, message: bytes) -> bytes:
@@ -256,8 +256,8 @@ class ShardActor:
                 node_id=self._node_id,
                 pid=os.getpid(),
                 capacity=self._shard.capacity,
-                chunks=len(state),
-                nbytes=state.nbytes,
+                chunks=len(state.chunks),
+                nbytes=state.chunks.nbytes,
                 engines=[
                     EngineStatus(engine_id=name, model=model, slots=slots)
                     for name, (model, slots) in state.engines().items()

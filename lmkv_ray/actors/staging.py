@@ -109,12 +109,12 @@ class Staging:
         deadline = time.monotonic() + within
         job = _Job(space, slot_bytes, keys, [], deadline, self._shard.clears, [finder])
         await self._bring(job)
-        return sum(key in self._shard.state for key in keys)
+        return sum(key in self._shard.state.chunks for key in keys)
 
     async def _bring(self, job: _Job) -> None:
         keys, state = job.keys, self._shard.state
         for _ in range(ROUNDS):
-            missing = [i for i, key in enumerate(keys) if key not in state]
+            missing = [i for i, key in enumerate(keys) if key not in state.chunks]
             if not missing or job.left <= 0 or job.clears != self._shard.clears:
                 break
             others = [self._flights[keys[i]] for i in missing if keys[i] in self._flights]
@@ -127,10 +127,10 @@ class Staging:
 
     def _reply(self, job: _Job) -> StageReply:
         state = self._shard.state
-        missing = next((i for i, key in enumerate(job.keys) if key not in state), None)
+        missing = next((i for i, key in enumerate(job.keys) if key not in state.chunks), None)
         ready = len(job.keys) if missing is None else missing
         # Deepest first, as with all touches: arrival and fetch order say nothing about use.
-        state.touch(b"".join(reversed(job.keys[:ready])))
+        state.chunks.touch(b"".join(reversed(job.keys[:ready])))
         if missing is None:
             return StageReply(ready=ready, reason=None)
         key = job.keys[missing]

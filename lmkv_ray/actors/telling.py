@@ -78,5 +78,5 @@ class Telling:
                 return
 
     def _room(self) -> int:
-        free = self._shard.capacity - self._shard.state.nbytes
+        free = self._shard.capacity - self._shard.state.chunks.nbytes
         return max(free, 0) + self._shard.capacity // GUEST_SHARE

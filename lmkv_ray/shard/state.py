@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from lmkv_ray.errors import UnsupportedError
-from lmkv_ray.hints import NO_HINTS, Hints
+from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.messages import (
     Commit,
@@ -29,7 +28,8 @@ from lmkv_ray.messages import (
     Owner,
 )
 from lmkv_ray.shard.admission import Admission
-from lmkv_ray.shard.allocator import Allocator, Assigned, Evicted
+from lmkv_ray.shard.allocator import Allocator, Assigned
+from lmkv_ray.shard.chunks import Chunks
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.instructions import (
     AssignExtent,
@@ -41,12 +41,6 @@ from lmkv_ray.shard.instructions import (
 )
 from lmkv_ray.shard.leases import Holder, Leases
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
-
-
-@dataclass(slots=True)
-class _Chunk:
-    space: int
-    nbytes: int
 
 
 class ShardState:
@@ -70,13 +64,12 @@ class ShardState:
     ) -> None:
         self.owner = owner
         self.deltas = deltas
-        self.admission = Admission(None) if admission is None else admission
         self.limits = limits or Limits()
         self.counters = Counters()
-        self.nbytes = 0
-        """Bytes of all ready chunks."""
         self._allocator = allocator
-        self._chunks: dict[bytes, _Chunk] = {}
+        admission = Admission(None) if admission is None else admission
+        self.chunks = Chunks(allocator, deltas, admission, self.counters)
+        """The ready ones."""
         self._leases = Leases()
 
     # -- engines ---------------------------------------------------------------------------------
@@ -115,7 +108,7 @@ class ShardState:
         out: list[Instruction] = []
         refused = self._commit(holder, exchange.commits, now, out)
         self._free(holder.take_back(exchange.released), out)
-        self.touch(exchange.touched)
+        self.chunks.touch(exchange.touched)
         grant = None
         if exchange.want > 0:
             deadline = now + self.limits.grant_seconds
@@ -175,62 +168,13 @@ class ShardState:
 
     # -- chunks ----------------------------------------------------------------------------------
 
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._chunks
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def slot(self, key: bytes) -> int | None:
-        """Where a ready chunk is."""
-        return self._allocator.slot_of.get(key)
-
-    def place(self, key: bytes) -> tuple[int, int, bool] | None:
-        """(space, slot_bytes, pinned) of a ready chunk."""
-        chunk = self._chunks.get(key)
-        return None if chunk is None else (chunk.space, *self._allocator.place(key))
-
-    def by_worth(self) -> list[bytes]:
-        """All ready chunks: the pinned ones, then the last used first."""
-        return self._allocator.by_worth()
-
-    def pinned(self) -> list[bytes]:
-        """Chunks that are not evicted to make room."""
-        return self._allocator.pinned_chunks()
-
-    def space(self, key: bytes) -> int | None:
-        """The space of a ready chunk."""
-        chunk = self._chunks.get(key)
-        return None if chunk is None else chunk.space
-
-    def touch(self, keys: bytes) -> None:
-        """Chunks were hit, deepest of a prompt first; 16 bytes each."""
-        whole = len(keys) - len(keys) % KEY_BYTES
-        touched = [keys[i : i + KEY_BYTES] for i in range(0, whole, KEY_BYTES)]
-        self._allocator.touch(touched)
-        # Heads first: written in this order, what is there is a prefix whenever the writing stops.
-        self.admission.touched(key for key in reversed(touched) if key in self._chunks)
-
-    def pin(self, keys: Iterable[bytes], pinned: bool) -> list[bytes]:
-        """Keep chunks from being evicted to make room, or no longer; which ones are pinned now.
-
-        Unknown keys are ignored. At most half of the arena can be pinned.
-        """
-        return [key for key in keys if self._allocator.pin(key, pinned)]
-
     def evict(self, keys: Iterable[bytes]) -> list[Instruction]:
         """Remove these chunks, pinned or not; unknown keys are ignored."""
-        known = dict.fromkeys(key for key in keys if key in self._chunks)
-        out: list[Instruction] = []
-        self._retire(self._allocator.evict(known), MissReason.EVICTED, out)
-        return out
+        return [*self.chunks.remove(keys, MissReason.EVICTED)]
 
     def clear(self, space: int | None = None) -> list[Instruction]:
         """Remove all chunks (of one space), and refuse those that are being filled right now."""
-        keys = [key for key, its in self._chunks.items() if space in (None, its.space)]
-        out: list[Instruction] = []
-        if keys:
-            self._retire(self._allocator.evict(keys), MissReason.CLEARED, out)
+        out: list[Instruction] = [*self.chunks.clear(space)]
         # What is being filled began before the clear; published after it, it would come back.
         self._leases.spoil(space)
         return out
@@ -242,7 +186,7 @@ class ShardState:
 
     def delta(self, part: int = 0) -> Delta:
         """What to tell a part of the directory now (an empty delta is a heartbeat)."""
-        return self.deltas.take(self._chunks, part)
+        return self.deltas.take(self.chunks, part)
 
     def engines(self) -> dict[str, tuple[str, int]]:
         """Attached engines: (model, reserved slots) by engine_id."""
@@ -277,8 +221,7 @@ class ShardState:
         out: list[Instruction] = []
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
-                hints = Hints(space=row.space)
-                self._fill(row.slot, row.key, _Chunk(row.space, row.nbytes), hints)
+                self.chunks.add(row.slot, row.key, row.nbytes, Hints(space=row.space))
             elif row.key is not None:  # never written so: trust neither
                 self._allocator.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
@@ -306,7 +249,7 @@ class ShardState:
             if isinstance(step, Assigned):
                 out.append(AssignExtent(step.extent, step.slot_bytes))
             else:
-                self._retire(step, MissReason.EVICTED, out)
+                out += self.chunks.gone(step, MissReason.EVICTED)
         if taken.slots:
             out.append(Reserve(taken.slots, holder.owner))
             holder.leases.update(dict.fromkeys(taken.slots, deadline))
@@ -328,17 +271,17 @@ class ShardState:
             elif now > deadline or not sound:
                 refused.append(commit.slot)
                 back.append(commit.slot)
-            elif commit.key in self._chunks or commit.key in accepted:
+            elif commit.key in self.chunks or commit.key in accepted:
                 self.counters.duplicate += 1
                 back.append(commit.slot)
                 if commit.hints.pinned:
-                    self._allocator.pin(commit.key, True)
+                    self.chunks.pin([commit.key], True)
             else:
                 accepted[commit.key] = commit
         # Head last, so that of one batch of a prompt the tail is evicted first.
         for key, commit in reversed(accepted.items()):
             hints = replace(commit.hints, space=holder.space)
-            self._fill(commit.slot, key, _Chunk(holder.space, commit.nbytes), hints)
+            self.chunks.add(commit.slot, key, commit.nbytes, hints)
         if accepted:
             out.append(
                 Publish(
@@ -348,30 +291,10 @@ class ShardState:
                     space=holder.space,
                 )
             )
-            self.deltas.added(accepted)
-            self.admission.committed(accepted)
+            self.chunks.added(accepted)
         self._free(back, out)
-        self.counters.committed += len(accepted)
         self.counters.refused += len(refused)
         return refused
-
-    def _fill(self, slot: int, key: bytes, chunk: _Chunk, hints: Hints = NO_HINTS) -> None:
-        self._allocator.fill(slot, key, hints)
-        self._chunks[key] = chunk
-        self.nbytes += chunk.nbytes
-
-    def _retire(self, evicted: Evicted, reason: MissReason, out: list[Instruction]) -> None:
-        if not evicted.slots:
-            return
-        for key in evicted.keys:
-            self.nbytes -= self._chunks.pop(key).nbytes
-        if reason is MissReason.CLEARED:
-            self.counters.cleared += len(evicted.slots)
-        else:
-            self.counters.evicted += len(evicted.slots)
-        self.deltas.removed(evicted.keys)
-        self.admission.removed(evicted.keys)
-        out.append(Retire(evicted.slots, reason))
 
     def _free(self, slots: Iterable[int], out: list[Instruction]) -> None:
         freed = tuple(slots)

@@ -62,7 +62,7 @@ def test_a_full_arena_keeps_evicting(shard: LocalShard, engine: FakeEngine) -> N
         engine.save(keys)
         assert engine.intact(keys) == 12
     assert shard.counters()["evicted"] > 100
-    assert shard.state.nbytes <= CAPACITY
+    assert shard.state.chunks.nbytes <= CAPACITY
 
 
 def test_a_successor_finds_the_chunks(
@@ -75,7 +75,7 @@ def test_a_successor_finds_the_chunks(
     shard.reader.close()
     shard.writer.close()
     heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
-    assert len(heir.state) == 10
+    assert len(heir.state.chunks) == 10
     assert len(heir.state._leases.orphans) == 5
     engine.call = heir.call
     held = list(engine.slots)
@@ -129,7 +129,7 @@ def test_a_full_dev_shm_makes_a_smaller_arena(
         keys = make_keys(3, seed)
         engine.save(keys)
         assert engine.intact(keys) == 3
-    assert shard.state.nbytes <= 1 << 20
+    assert shard.state.chunks.nbytes <= 1 << 20
 
 
 def test_clear_removes_what_is_there_and_what_is_coming(

@@ -28,7 +28,7 @@ def shard() -> Iterator[LocalShard]:
     shard = LocalShard(
         open_arena(SETTINGS, f"here.{secrets.token_hex(4)}", restarted=False), SETTINGS, "here"
     )
-    shard.state.admission = Admission("second_hit")
+    shard.state.chunks.admission = Admission("second_hit")
     yield shard
     shard.close()
 
@@ -41,7 +41,7 @@ def engine(shard: LocalShard) -> Iterator[FakeEngine]:
 
 
 def use_again(shard: Shard, keys: list[bytes]) -> None:
-    shard.state.touch(b"".join(reversed(keys)))
+    shard.state.chunks.touch(b"".join(reversed(keys)))
 
 
 def request(engine: FakeEngine, remaining: list[float] | None = None) -> Stage:
@@ -112,7 +112,7 @@ async def test_only_what_is_worth_it_is_fetched(shard: LocalShard, engine: FakeE
     engine.save(KEYS)
     use_again(shard, KEYS)
     await Demotion(shard, [tier]).step()
-    shard.state.admission = Admission(None)
+    shard.state.chunks.admission = Admission(None)
     shard.clear(None)
     staging = Staging(shard, [TierFinder(tier)])
     for _ in range(9):  # half a second a chunk

@@ -61,7 +61,7 @@ class FakePeers:
             held = [
                 i
                 for i, key in enumerate(key_list(key_array(keys)))
-                if key in node.shard.state or key in node.claims
+                if key in node.shard.state.chunks or key in node.claims
             ]
             if held:
                 found.append(Holding(node_id=node.name, run=0, positions=held))

@@ -64,8 +64,8 @@ def test_a_chunk_becomes_ready(state: ShardState, hello: HelloFactory) -> None:
     reply, out = commit(state, 0, A, 9)
     assert reply.refused == []
     assert out == [Publish((0,), (A,), (5,), 7)]
-    assert A in state
-    assert state.nbytes == 5
+    assert A in state.chunks
+    assert state.chunks.nbytes == 5
 
 
 def test_an_unknown_engine_is_told_so(state: ShardState) -> None:
@@ -112,7 +112,7 @@ def test_the_first_of_two_equal_chunks_stays(state: ShardState, hello: HelloFact
     reply, out = commit(state, second, A, 1)
     assert reply.refused == []
     assert out == [Free((second,))]
-    assert state.slot(A) == first
+    assert state.chunks.slot(A) == first
 
 
 def test_grants_are_bounded(state: ShardState, hello: HelloFactory) -> None:
@@ -138,7 +138,7 @@ def test_what_was_being_saved_when_the_user_cleared_stays_away(
     assert state.clear(8) == []
     assert state.clear(7) == [Retire((one,), MissReason.CLEARED)]
     assert commit(state, two, B, 2)[0].refused == [two]
-    assert len(state) == 0
+    assert len(state.chunks) == 0
 
 
 def test_a_namesake_in_another_process_does_not_inherit_slots(
@@ -182,7 +182,7 @@ def test_recovery(state: ShardState, hello: HelloFactory) -> None:
     ]
     out = state.recover([8, 8, 0, 0], rows, lambda owner: owner == ENGINE, 0)
     assert out == [Retire((4,), MissReason.EVICTED), Retire((5,), MissReason.EVICTED)]
-    assert len(state) == 2
+    assert len(state.chunks) == 2
     assert state.tick(3) == [Free((3,))]
     again, _ = state.hello(hello(held=(2, 9, 31)), 0)
     assert again.slots == [2]
@@ -213,16 +213,16 @@ def test_pinned_chunks_stay_when_room_is_made_and_go_when_told(
     state.hello(hello(), 0)
     for key in (A, B):
         commit(state, grant(state, 1)[0], key, 0)
-    assert state.pin([A, C], True) == [A]
+    assert state.chunks.pin([A, C], True) == [A]
     for i in range(64):  # more than the arena holds
         commit(state, grant(state, 1)[0], bytes([i]) * 16, 0)
-    assert B not in state
-    assert A in state
+    assert B not in state.chunks
+    assert A in state.chunks
     [out] = state.evict([A, A, C])
     assert isinstance(out, Retire)
     assert out.reason is MissReason.EVICTED
-    assert A not in state
-    assert state.pin([A], True) == []
+    assert A not in state.chunks
+    assert state.chunks.pin([A], True) == []
 
 
 def test_a_pin_asked_for_with_a_commit_holds(state: ShardState, hello: HelloFactory) -> None:
@@ -235,8 +235,8 @@ def test_a_pin_asked_for_with_a_commit_holds(state: ShardState, hello: HelloFact
     state.exchange(Exchange(engine_id="e", commits=[message]), 0)
     for i in range(64):
         commit(state, grant(state, 1)[0], bytes([i]) * 16, 0)
-    assert A in state
-    assert B in state
+    assert A in state.chunks
+    assert B in state.chunks
 
 
 def test_pinned_chunks_are_worth_most_then_the_last_used(
@@ -245,9 +245,13 @@ def test_pinned_chunks_are_worth_most_then_the_last_used(
     state.hello(hello(), 0)
     for slot, key in zip(grant(state, 3), (A, B, C), strict=True):
         commit(state, slot, key, 0)
-    assert state.by_worth() == [C, B, A]
-    state.touch(B)
-    state.pin([A], True)
-    assert state.by_worth() == [A, B, C]
-    assert state.pinned() == [A]
-    assert [state.place(key) for key in (A, B, b"x" * 16)] == [(7, 8, True), (7, 8, False), None]
+    assert state.chunks.by_worth() == [C, B, A]
+    state.chunks.touch(B)
+    state.chunks.pin([A], True)
+    assert state.chunks.by_worth() == [A, B, C]
+    assert state.chunks.pinned() == [A]
+    assert [state.chunks.place(key) for key in (A, B, b"x" * 16)] == [
+        (7, 8, True),
+        (7, 8, False),
+        None,
+    ]

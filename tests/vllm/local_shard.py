@@ -20,7 +20,7 @@ from lmkv_ray.messages import (
     decode,
     encode,
 )
-from lmkv_ray.shard import Instruction, ShardState
+from lmkv_ray.shard import ShardState
 
 
 class LocalShard:
@@ -82,15 +82,12 @@ class LocalShard:
 
     def evict_all(self) -> None:
         """Evict every chunk, as a full arena would."""
-        self.evict(list(self.state._chunks))
+        self.evict(list(self.state.chunks))
 
     def evict(self, keys: list[bytes]) -> None:
         """Evict some chunks."""
         with self.lock:
-            out: list[Instruction] = []
-            evicted = self.state._allocator.evict(keys)
-            self.state._retire(evicted, MissReason.EVICTED, out)
-            self.shard._apply(out)
+            self.shard.evict(keys)
 
     def close(self) -> None:
         self.shard.close()

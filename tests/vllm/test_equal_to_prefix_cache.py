@@ -66,9 +66,9 @@ def engines(
 
 def save_prompt(engine: Engine, shard: LocalShard, prompt: list[int], chunk_tokens: int) -> None:
     """Let an engine read a prompt, and wait until its chunks are ready."""
-    expected = len(shard.state) + (len(prompt) // chunk_tokens)
+    expected = len(shard.state.chunks) + (len(prompt) // chunk_tokens)
     engine.generate([prompt], max_tokens=1)
-    wait_for(lambda: len(shard.state) >= expected)
+    wait_for(lambda: len(shard.state.chunks) >= expected)
 
 
 @settings(EXPENSIVE, max_examples=12)
@@ -124,7 +124,7 @@ def test_many_requests_at_once_want_and_save_the_same_chunks(
     chunks = {
         tuple(p[: c * chunk_tokens]) for p in prompts for c in range(1, 1 + len(p) // chunk_tokens)
     }
-    wait_for(lambda: len(shard.state) >= len(chunks))
+    wait_for(lambda: len(shard.state.chunks) >= len(chunks))
     assert engine.reset()
     hits = engine.generate([*prompts, *prompts])
     for answer, expected in zip(hits, [*cold, *cold], strict=True):

@@ -56,11 +56,11 @@ def test_a_request_gets_its_keys_and_pins_its_chunks(engine: Engine, shard: Loca
     engine.wait_saved()
     keys = [bytes.fromhex(key) for key in output.kv_transfer_params["lmkv_keys"]]
     assert len(keys) == 200 // 32
-    assert set(keys) <= set(shard.state._chunks)
-    assert shard.state.pin(keys, True) == keys
+    assert set(keys) <= set(shard.state.chunks)
+    assert shard.state.chunks.pin(keys, True) == keys
     victims = shard.state._allocator._classes
     assert all(key in size.policy.pinned for size in victims.values() for key in keys)
-    shard.state.pin(keys, False)
+    shard.state.chunks.pin(keys, False)
     assert engine.ask(prompt, {"lmkv": "nonsense"}).kv_transfer_params is None
 
 

@@ -1,0 +1,130 @@
+"""The ready chunks of a shard, and who follows them: the directory, lower tiers, counters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from lmkv_ray.hints import Hints
+from lmkv_ray.keys import KEY_BYTES
+from lmkv_ray.messages import MissReason
+from lmkv_ray.shard.admission import Admission
+from lmkv_ray.shard.allocator import Allocator, Evicted
+from lmkv_ray.shard.deltas import DeltaLog
+from lmkv_ray.shard.instructions import Retire
+from lmkv_ray.shard.values import Counters
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    space: int
+    nbytes: int
+
+
+class Chunks:
+    """Keys of ready chunks, in no particular order.
+
+    Args:
+        allocator: has their slots.
+        deltas: told of what comes and goes.
+        admission: told of what comes, goes, and is used.
+        counters: of the shard.
+    """
+
+    def __init__(
+        self, allocator: Allocator, deltas: DeltaLog, admission: Admission, counters: Counters
+    ) -> None:
+        self.nbytes = 0
+        """Bytes of all of them."""
+        self.admission = admission
+        self._allocator = allocator
+        self._deltas = deltas
+        self._counters = counters
+        self._chunks: dict[bytes, _Chunk] = {}
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._chunks
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._chunks)
+
+    # -- what is known of them -------------------------------------------------------------------
+
+    def slot(self, key: bytes) -> int | None:
+        """Where a chunk is."""
+        return self._allocator.slot_of.get(key)
+
+    def space(self, key: bytes) -> int | None:
+        """The space of a chunk."""
+        chunk = self._chunks.get(key)
+        return None if chunk is None else chunk.space
+
+    def place(self, key: bytes) -> tuple[int, int, bool] | None:
+        """(space, slot_bytes, pinned) of a chunk."""
+        chunk = self._chunks.get(key)
+        return None if chunk is None else (chunk.space, *self._allocator.place(key))
+
+    def by_worth(self) -> list[bytes]:
+        """All of them: the pinned ones, then the last used first."""
+        return self._allocator.by_worth()
+
+    def pinned(self) -> list[bytes]:
+        """Those that are not evicted to make room."""
+        return self._allocator.pinned_chunks()
+
+    # -- what happens to them --------------------------------------------------------------------
+
+    def add(self, slot: int, key: bytes, nbytes: int, hints: Hints) -> None:
+        """A slot that was being filled holds a chunk now. See ``added``."""
+        self._allocator.fill(slot, key, hints)
+        self._chunks[key] = _Chunk(hints.space, nbytes)
+        self.nbytes += nbytes
+
+    def added(self, keys: Iterable[bytes]) -> None:
+        """Tell of chunks that are new (not of those that a predecessor left), heads first."""
+        keys = list(keys)
+        self._deltas.added(keys)
+        self.admission.committed(keys)
+        self._counters.committed += len(keys)
+
+    def touch(self, keys: bytes) -> None:
+        """Chunks were hit, deepest of a prompt first; 16 bytes each."""
+        whole = len(keys) - len(keys) % KEY_BYTES
+        touched = [keys[i : i + KEY_BYTES] for i in range(0, whole, KEY_BYTES)]
+        self._allocator.touch(touched)
+        # Heads first: written in this order, what is there is a prefix whenever the writing stops.
+        self.admission.touched(key for key in reversed(touched) if key in self._chunks)
+
+    def pin(self, keys: Iterable[bytes], pinned: bool) -> list[bytes]:
+        """Keep chunks from being evicted to make room, or no longer; which ones are pinned now.
+
+        Unknown keys are ignored. At most half of the arena can be pinned.
+        """
+        return [key for key in keys if self._allocator.pin(key, pinned)]
+
+    def remove(self, keys: Iterable[bytes], reason: MissReason) -> list[Retire]:
+        """Remove chunks, pinned or not; unknown keys are ignored."""
+        known = dict.fromkeys(key for key in keys if key in self._chunks)
+        return self.gone(self._allocator.evict(known), reason)
+
+    def clear(self, space: int | None) -> list[Retire]:
+        """Remove all chunks (of one space)."""
+        keys = [key for key, its in self._chunks.items() if space in (None, its.space)]
+        return self.remove(keys, MissReason.CLEARED)
+
+    def gone(self, evicted: Evicted, reason: MissReason) -> list[Retire]:
+        """The allocator has removed these."""
+        if not evicted.slots:
+            return []
+        for key in evicted.keys:
+            self.nbytes -= self._chunks.pop(key).nbytes
+        if reason is MissReason.CLEARED:
+            self._counters.cleared += len(evicted.slots)
+        else:
+            self._counters.evicted += len(evicted.slots)
+        self._deltas.removed(evicted.keys)
+        self.admission.removed(evicted.keys)
+        return [Retire(evicted.slots, reason)]
