@@ -24,7 +24,7 @@ test: $(INSTALLED)
 
 # The whole fault matrix, on hosts made of namespaces (needs root); writes docs/faults.md.
 test-faults: $(INSTALLED)
-	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "" tests/faults
+	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "faults or fault" tests/faults tests/vllm/test_with_ray.py
 
 # Half an hour of traffic and random kills: make soak SECONDS=1800.
 soak: $(INSTALLED)

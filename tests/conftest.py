@@ -1,10 +1,15 @@
-"""Shared by all tests: the demo's model, and the leak check."""
+"""Shared by all tests: the demo's model, the leak check, and the table of faults."""
 
 from pathlib import Path
 
 import pytest
 
 from serve_apps import model
+from tests.faults.record import (  # noqa: F401  (a fixture and hooks: the fault matrix)
+    pytest_runtest_makereport,
+    pytest_sessionfinish,
+    recovery,
+)
 from tests.leaks import no_leaks, run_mark  # noqa: F401  (fixtures: the leak check)
 
 

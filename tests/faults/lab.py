@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv_ray.actors import CacheStatus
+from serve_apps.model import CHECKOUT
 from tests.faults.standin import Answer
 from tests.hosts import Host, Hosts, Remote, ray_cluster
 
@@ -29,6 +30,8 @@ NODE_ENV = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "2",
+    # A clock that can be turned.
+    "PYTHONPATH": f"{CHECKOUT}/tests/faults/clock:{CHECKOUT}",
 }
 
 

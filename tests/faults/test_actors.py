@@ -101,12 +101,13 @@ def test_all_actors_killed(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("peer's shard killed while chunks are read from it", "", heals_within=30)
+@fault("peer's shard killed while chunks are read from it", "local hits go on", heals_within=30)
 def test_peer_dies_while_it_is_read(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
     lab.engines[1].start("request", document, 64)
     time.sleep(0.15)  # anywhere in the middle
     lab.hosts[0].kill(lab.actor_pid(lab.hosts[0], "ShardActor"))
+    assert lab.ask(0, document, 64).hits == 64
     lab.check(lab.engines[1].result())
     recovery.measure(lab)
 

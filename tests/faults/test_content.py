@@ -11,7 +11,7 @@ from tests.faults.recovery import Recovery, fault
 pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
-@fault("evicted after the directory was told (stale directory)", "", heals_within=30)
+@fault("evicted after the directory was told (stale directory)", "a miss, at once", heals_within=30)
 def test_evicted_between_lookup_and_read(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
     resume = lab.freeze(*lab.directory())
@@ -22,7 +22,9 @@ def test_evicted_between_lookup_and_read(lab: Lab, recovery: Recovery) -> None:
 
 
 @pytest.mark.quick
-@fault("directory lies: a peer never had what it is said to hold", "", heals_within=30)
+@fault(
+    "directory lies: a peer never had what it is said to hold", "a miss, at once", heals_within=30
+)
 def test_lying_directory(lab: Lab, recovery: Recovery) -> None:
     lab.shared()
     document = lab.new_document()

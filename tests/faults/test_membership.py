@@ -13,7 +13,9 @@ GONE_SECONDS = 30.0
 """In which a lost node is forgotten (Ray's own limits are lowered, see lab.NODE_ENV)."""
 
 
-@fault("raylet killed, its host joins again", "the node is forgotten in 30 s", heals_within=60)
+@fault(
+    "raylet killed, its host joins again", "local hits go on; forgotten in 30 s", heals_within=60
+)
 def test_raylet_killed(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(by=1)
     here = lab.shared(by=0)
@@ -27,7 +29,11 @@ def test_raylet_killed(lab: Lab, recovery: Recovery) -> None:
     recovery.measure(lab)
 
 
-@fault("host cut off until it is given up, then it joins again", "likewise", heals_within=60)
+@fault(
+    "host cut off until it is given up, then it joins again",
+    "local hits go on; forgotten in 30 s",
+    heals_within=60,
+)
 def test_cut_off_for_long(lab: Lab, recovery: Recovery) -> None:
     document, here = lab.shared(by=1), lab.shared(by=0)
     lab.hosts.cut(lab.hosts[1])

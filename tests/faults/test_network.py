@@ -45,7 +45,9 @@ def test_cut_one_way(lab: Lab, recovery: Recovery, source: int) -> None:
     recovery.measure(lab)
 
 
-@fault("hosts cut off from each other during a fetch", "", heals_within=30)
+@fault(
+    "hosts cut off from each other during a fetch", "a miss within the deadline", heals_within=30
+)
 def test_cut_during_a_fetch(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
     lab.engines[1].start("request", document, 64)

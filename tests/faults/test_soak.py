@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.faults]
 
 
 @pytest.mark.quick
-@fault("20 s of random faults under traffic", "", heals_within=60)
+@fault("20 s of random faults under traffic", "nothing beyond that", heals_within=60)
 def test_soak(lab: Lab, recovery: Recovery) -> None:
     soak = Soak(lab)
     soak.run(20)

@@ -18,6 +18,7 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, connect
 from lmkv_ray.actors.names import DIRECTORY
 from lmkv_ray.config import load_settings
+from tests.faults.recovery import Recovery, fault
 from tests.vllm.conftest import wait_for
 from tests.vllm.engine import VOCABULARY, Answer, EngineProcess
 
@@ -38,6 +39,7 @@ class World:
 
     def __init__(self, cluster: Cluster, model: str) -> None:
         self.model = model
+        self.probes = 0
         self.connector: dict[str, Any] = {
             "capacity": CAPACITY,
             "ray_address": cluster.address,
@@ -57,6 +59,13 @@ class World:
 
     def start_engine(self, node_id: str) -> EngineProcess:
         return EngineProcess(self.model, connector=self.connector, node_id=node_id)
+
+    def replace_engine(self, node: int) -> None:
+        """Kill an engine and start its successor."""
+        self.engines[node].process.kill()
+        self.engines[node].process.join()
+        self.engines[node] = self.start_engine(self.node_ids[node])
+        self.engines[node].call("wait_attached")
 
     def expected(self, prompt: list[int], max_tokens: int = 4) -> tuple[int, ...]:
         [answer] = self.alone.call("generate", [prompt], max_tokens=max_tokens)
@@ -81,24 +90,28 @@ class World:
         node_id = self.node_ids[node]
         return next((n.chunks for n in self.cache.status().nodes if n.node_id == node_id), 0)
 
-    def works_again(self, seed: int) -> None:
-        """A new prompt of the one node is a hit on both."""
+    def wait_healthy(self, within: float) -> float:
+        """Until a new prompt of the one node is a hit on both; returns seconds."""
+        began = time.monotonic()
+        wait_for(self._is_healthy, within)
+        return time.monotonic() - began
 
-        def hit() -> bool:
-            nonlocal seed
-            seed += 1
-            prompt = tokens(seed, 300)
-            try:
-                self.saved(prompt)
-            except Exception:
-                return False
-            [other] = self.engines[1].call("generate", [prompt])
-            self.engines[0].call("reset")
-            [same] = self.engines[0].call("generate", [prompt])
-            assert other.tokens == same.tokens == self.expected(prompt)
-            return other.cached == same.cached == 288
+    def left_behind(self) -> list[str]:
+        """Nothing that could be seen here; the leak check looks when the module is over."""
+        return []
 
-        wait_for(hit, 60)
+    def _is_healthy(self) -> bool:
+        self.probes += 1
+        prompt = tokens(10_000 + self.probes, 300)
+        try:
+            self.saved(prompt)
+        except Exception:
+            return False
+        [other] = self.engines[1].call("generate", [prompt])
+        self.engines[0].call("reset")
+        [same] = self.engines[0].call("generate", [prompt])
+        assert other.tokens == same.tokens == self.expected(prompt)
+        return bool(other.cached == same.cached == 288)
 
     def close(self) -> None:
         for engine in (*self.engines, self.alone):
@@ -158,39 +171,56 @@ def test_what_another_engine_generated_is_a_hit_too(world: World) -> None:
     assert next_turn.tokens == world.expected(turn)
 
 
-def test_shard_killed_while_requests_run(world: World) -> None:
+@fault("vLLM: shard killed while requests run", "its chunks are kept", heals_within=60)
+def test_shard_killed_while_requests_run(world: World, recovery: Recovery) -> None:
     pid = world.shard_pid()
     before = world.chunks()
     kill_while_running(world, pid, 100)
     wait_for(lambda: world.shard_pid() not in (pid, 0), 60)
     assert world.chunks() >= before, "the restarted shard did not keep its predecessor's arena"
-    world.works_again(150)
+    recovery.measure(world)
 
 
-def test_directory_killed_while_requests_run(world: World) -> None:
+@fault("vLLM: directory killed while requests run", "requests go on", heals_within=60)
+def test_directory_killed_while_requests_run(world: World, recovery: Recovery) -> None:
     directory = ray.get_actor(DIRECTORY, namespace=world.connector["ray_namespace"])
     pid = ray.get(directory.__ray_call__.remote(lambda _: os.getpid()))
     kill_while_running(world, pid, 200)
-    world.works_again(250)
+    recovery.measure(world)
 
 
-def test_engine_killed_while_it_saves(world: World) -> None:
-    """A replica dies; its grants do not outlive it, and its successor hits what it had saved."""
+@fault("vLLM: replica killed while it saves", "its successor hits what was saved", heals_within=60)
+def test_engine_killed_while_it_saves(world: World, recovery: Recovery) -> None:
     prompt = tokens(300, 600)
     world.saved(prompt)
     world.engines[0].start("generate", [tokens(301 + i, 900) for i in range(8)], max_tokens=8)
     time.sleep(0.05)  # anywhere in the middle
-    world.engines[0].process.kill()
-    world.engines[0].process.join()
-    world.engines[0] = world.start_engine(world.node_ids[0])
-    world.engines[0].call("wait_attached")
+    world.replace_engine(0)
     [answer] = world.engines[0].call("generate", [prompt])
     assert answer.cached == 576
     assert answer.tokens == world.expected(prompt)
     wait_for(lambda: world.cache.status().engines == 2)
+    recovery.measure(world)
 
 
-def test_frozen_shard_costs_at_most_the_deadline(world: World) -> None:
+@fault("vLLM: replica killed while it loads", "its successor hits the same", heals_within=60)
+def test_engine_killed_while_it_loads(world: World, recovery: Recovery) -> None:
+    prompts = [tokens(350 + i, 900) for i in range(4)]
+    for prompt in prompts:
+        world.saved(prompt)
+    world.engines[1].start("generate", prompts, max_tokens=1)
+    time.sleep(0.02)  # anywhere in the middle
+    world.replace_engine(1)
+    for prompt in prompts:
+        [answer] = world.engines[1].call("generate", [prompt])
+        assert answer.cached == 896
+        assert answer.tokens == world.expected(prompt)
+    wait_for(lambda: world.cache.status().engines == 2)
+    recovery.measure(world)
+
+
+@fault("vLLM: both shards frozen", "local hits go on", heals_within=60)
+def test_frozen_shard_costs_at_most_the_deadline(world: World, recovery: Recovery) -> None:
     remote = tokens(400, 300)
     world.saved(remote)
     pids = [world.shard_pid(0), world.shard_pid(1)]
@@ -212,7 +242,7 @@ def test_frozen_shard_costs_at_most_the_deadline(world: World) -> None:
             os.kill(pid, signal.SIGCONT)
     assert miss.cached == 0
     assert miss.tokens == world.expected(remote)
-    world.works_again(450)
+    recovery.measure(world)
 
 
 def test_two_caches_do_not_see_each_other(world: World) -> None:

@@ -1,0 +1,50 @@
+"""Notes what becomes of each test that ``fault`` declares, wherever it is (see tests/conftest)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.faults.recovery import Recovery, Row, write_table
+
+TABLE_VARIABLE = "FAULTS_TABLE"
+"""Names the file that the table is written to."""
+
+_ROWS: dict[str, Row] = {}
+_RECOVERY = pytest.StashKey[Recovery]()
+
+
+@pytest.fixture
+def recovery(request: pytest.FixtureRequest) -> Recovery:
+    """Of a test that ``fault`` declares."""
+    marker = request.node.get_closest_marker("fault")
+    made = Recovery(marker.kwargs["heals_within"])
+    request.node.stash[_RECOVERY] = made
+    return made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[pytest.TestReport]:
+    """Note what became of each fault."""
+    report: pytest.TestReport = yield
+    marker = item.get_closest_marker("fault")
+    if marker is not None and (call.when == "call" or report.outcome != "passed"):
+        made = item.stash.get(_RECOVERY, None)
+        verdict = report.outcome
+        if report.skipped and isinstance(report.longrepr, tuple):
+            verdict = f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}"
+        _ROWS[item.nodeid] = Row(
+            *marker.args, marker.kwargs["heals_within"], made and made.seconds, verdict
+        )
+    return report
+
+
+def pytest_sessionfinish() -> None:
+    """Write the table, if one is wanted."""
+    if (path := os.environ.get(TABLE_VARIABLE)) and _ROWS:
+        write_table(Path(path), list(_ROWS.values()))
