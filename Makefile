@@ -22,9 +22,10 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	@$(RUN) pytest
 
-# The whole fault matrix, on hosts made of namespaces (needs root); writes docs/faults.md.
+# The whole fault matrix and `ray up`, on hosts made of namespaces (needs root); writes docs/faults.md.
 test-faults: $(INSTALLED)
-	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "faults or fault" tests/faults tests/vllm/test_with_ray.py
+	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "faults or fault" tests/faults tests/serve/test_ray_up.py \
+		tests/vllm/test_with_ray.py
 
 # Half an hour of traffic and random kills: make soak SECONDS=1800.
 soak: $(INSTALLED)
