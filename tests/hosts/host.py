@@ -15,7 +15,7 @@ from typing import Any
 from serve_apps.model import CHECKOUT
 from tests.hosts.remote import Remote
 
-START_SECONDS = 30.0
+START_SECONDS = 120.0
 PACKAGES = {"unshare": "util-linux", "nsenter": "util-linux", "ip": "iproute2"}
 SSH_PACKAGES = {"/usr/sbin/sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync"}
 
