@@ -10,7 +10,7 @@ from tests.faults.lab import Lab
 from tests.hosts import why_not
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def one_lab() -> Iterator[Lab]:
     """Two hosts with Ray, a cache and two engines."""
     if reason := why_not():

@@ -297,3 +297,25 @@ def test_neighbours_are_one_descriptor() -> None:
     ours, theirs = process.descriptors(rows, 1 << 20, 1 << 20)
     assert ours.tolist() == [[0, 8 * CHUNK, 0]]
     assert theirs.tolist() == [[3 * CHUNK, 8 * CHUNK, 0]]
+
+
+async def test_processes_with_nothing_to_do_leave_the_processor_alone(
+    here: Here, store: Store
+) -> None:
+    def asleep() -> bool:
+        """No thread wants the processor."""
+        tasks = [
+            task
+            for helper in (store.helper, here.helper)
+            for task in Path(f"/proc/{helper.pid}/task").iterdir()
+        ]
+        states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
+        return "R" not in states
+
+    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    # They go on attending to peers for a little while; then they must come to rest.
+    calm = 0
+    async with asyncio.timeout(SECONDS):
+        while calm < 20:
+            await asyncio.sleep(0.02)
+            calm = calm + 1 if asleep() else 0

@@ -27,6 +27,7 @@ from lmkv_ray.transports.nixl.wire import (
     Register,
     Request,
     Result,
+    Serve,
     receive,
     send,
 )
@@ -133,6 +134,12 @@ class Helper:
             raise HelperError(result.why, peer=True)
         return result
 
+    def serve(self) -> None:
+        """Have the process attend to a peer that is about to read. Does not wait."""
+        life = self._life
+        if life is not None and life.agent is not None:
+            life.tell(Serve())
+
     def close(self) -> None:
         """End the process."""
         with self._lock:
@@ -201,6 +208,11 @@ class _Life:
             with contextlib.suppress(OSError):  # it has ended: ``_listen`` says so
                 send(self._link, Request(number=number, command=command))
         return answer
+
+    def tell(self, command: Serve) -> None:
+        """Send a command that has no answer."""
+        with self._lock, contextlib.suppress(OSError):
+            send(self._link, Request(number=-1, command=command))
 
     def end(self) -> None:
         """Kill the process; when this returns it writes nowhere any more."""

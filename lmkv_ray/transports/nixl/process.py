@@ -1,7 +1,8 @@
 """The program that owns a NIXL agent: ``python -m`` this, started by ``helper``.
 
 One thread owns the agent and makes all calls of NIXL (which is not thread-safe); another one
-verifies what has arrived. It ends when its parent does.
+verifies what has arrived. NIXL's own progress thread is off: it spins, also when there is nothing
+to do, on a core that the model needs. The process ends when its parent does.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,12 +40,17 @@ from lmkv_ray.transports.nixl.wire import (
     Registered,
     Request,
     Result,
+    Serve,
     receive,
     send,
 )
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 """Seconds between two looks at transfers under way."""
+SERVING_SECONDS, SERVING_PAUSE = 2.0, 50e-6
+"""For so long after a peer said that it will read, the agent is attended to so often. Where the
+network does not read memory by itself (TCP), somebody must send it."""
+IDLE_PAUSE = 0.05
 
 Rows = npt.NDArray[np.uint64]
 
@@ -71,9 +78,12 @@ class Process:
         self._base = reader.data.ctypes.data
         self._lost: type[Exception] = api.nixlBind.nixlRemoteDisconnectError
         name = f"lmkv-{reader.header.arena_id:x}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._agent = api.nixl_agent(name, api.nixl_agent_config(backends=["UCX"]))
+        self._agent = api.nixl_agent(
+            name, api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
+        )
         self._registered: set[int] = set()
         self._under_way: list[_Transfer] = []
+        self._serving_until = 0.0
         self._saying = threading.Lock()
         self._verifier = ThreadPoolExecutor(1, "verify")
         self._say(0, Ready(agent=name, base=self._base))
@@ -82,7 +92,11 @@ class Process:
         """Obey until the parent is gone."""
         requests, pause = msgspec.msgpack.Decoder(Request), SHORTEST_PAUSE
         while True:
-            if select.select([self._link], [], [], pause if self._under_way else None)[0]:
+            if not self._under_way:
+                self._agent.get_new_notifs()  # lets NIXL attend to peers; there are no notes
+                serving = time.monotonic() < self._serving_until
+                pause = SERVING_PAUSE if serving else IDLE_PAUSE
+            if select.select([self._link], [], [], pause)[0]:
                 request = receive(self._link, requests)
                 if request is None:
                     return
@@ -103,6 +117,8 @@ class Process:
                     self._say(request.number, Failed(why=f"{type(error).__name__}: {error}"))
                     return
                 self._say(request.number, Registered(metadata=metadata))
+            case Serve():
+                self._serving_until = time.monotonic() + SERVING_SECONDS
             case Read() as read:
                 self._read(request.number, read)
 

@@ -102,6 +102,7 @@ class NixlSource:
             ready = self._register(extents)
             regions = len(self._extents)
             metadata = b"" if known == version_of(ready.agent, regions) else self._metadata
+        self._helper.serve()
         located = Located(
             agent=ready.agent,
             regions=regions,

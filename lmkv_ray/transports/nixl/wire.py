@@ -39,11 +39,15 @@ class Read(Message, frozen=True, tag=True):
     """uint64[n, ROW]."""
 
 
+class Serve(Message, frozen=True, tag=True):
+    """A peer is about to read: attend to it. Not answered."""
+
+
 class Request(Message, frozen=True):
     """Shard to process."""
 
     number: int
-    command: Register | Read
+    command: Register | Read | Serve
 
 
 class Ready(Message, frozen=True, tag=True):
