@@ -17,6 +17,7 @@ import lmkv_ray.vllm.connector
 from lmkv_ray.transfer import Ended, HostEngine, Load
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.link import GrantedSlot
+from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
 from tests.vllm.conftest import EXPENSIVE, own_hit_and_ours, save_prompt, tokens, wait_attached
 from tests.vllm.engine import Engine
@@ -51,10 +52,15 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[bytes]]:
     order = Saver._order
 
     def record(
-        saver: Saver, key: bytes, group: Group, granted: GrantedSlot, blocks: list[int]
+        saver: Saver,
+        tracked: TrackedRequest,
+        group: Group,
+        chunk: int,
+        granted: GrantedSlot,
+        blocks: list[int],
     ) -> None:
-        keys[group.number].append(key)
-        order(saver, key, group, granted, blocks)
+        keys[group.number].append(tracked.keys(group)[chunk].tobytes())
+        order(saver, tracked, group, chunk, granted, blocks)
 
     monkeypatch.setattr(Saver, "_order", record)
     return keys

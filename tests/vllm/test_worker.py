@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lmkv_ray.arena import this_process
+from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Commit, Exchange, Hello
 from lmkv_ray.vllm.groups import Group
@@ -36,7 +37,9 @@ def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
     cache = SimpleNamespace(
         num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=["a", "b"])]
     )
-    half = WorkerHalf(config, cache, [GROUP], replicas=2, copy_threads=1)
+    half = WorkerHalf(
+        config, cache, [GROUP], replicas=2, settings=load_settings({"copy_threads": 1})
+    )
     pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
     half.register({"a": pages[0], "b": pages[1]})
     return half, pages
