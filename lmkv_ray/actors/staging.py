@@ -179,6 +179,9 @@ class Staging:
             arrival[at] = self.models[plan.source].seconds(nbytes)
         end = missing[plans[-1].positions[-1]] + 1  # nobody holds the next one
         chunks = choose(arrival[:end], job.remaining[: end + 1]).chunks
+        # A place that is left alone is never seen to be quick again: try it now and then.
+        tried = [missing[p.positions[-1]] + 1 for p in plans if self.models[p.source].is_stale()]
+        chunks = max([chunks, *tried])
         kept = []
         for plan in plans:
             wanted = tuple(i for i in plan.positions if missing[i] < chunks)

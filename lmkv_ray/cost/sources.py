@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
+from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.cost.fit import Floats, LinearFit
+
+STALE_SECONDS = 5.0
 
 MAX_SOURCES = 4096
 """Places that are remembered; the one used longest ago makes room."""
@@ -19,14 +23,27 @@ class SourceModel:
     Args:
         latency: first guess, seconds.
         bandwidth: first guess, bytes per second.
+        clock: seconds.
     """
 
-    def __init__(self, latency: float = 2e-3, bandwidth: float = 1e9) -> None:
+    def __init__(
+        self,
+        latency: float = 2e-3,
+        bandwidth: float = 1e9,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._clock = clock
+        self._observed_at = -STALE_SECONDS
         self._fit = LinearFit((latency, 1 / bandwidth), half_life=16)
 
     def observe(self, nbytes: float, seconds: float) -> None:
         """It delivered ``nbytes`` in ``seconds``."""
         self._fit.observe((1.0, nbytes), seconds)
+        self._observed_at = self._clock()
+
+    def is_stale(self) -> bool:
+        """Whether it was not used for so long that what is known may not hold any more."""
+        return self._clock() >= self._observed_at + STALE_SECONDS
 
     def seconds(self, nbytes: npt.ArrayLike) -> Floats:
         """Expected seconds until so many bytes are here, elementwise."""

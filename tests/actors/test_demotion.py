@@ -13,6 +13,7 @@ from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.sources import TierFinder
 from lmkv_ray.actors.staging import Staging
 from lmkv_ray.config import load_settings
+from lmkv_ray.cost.sources import STALE_SECONDS
 from lmkv_ray.messages import MissReason, Stage, StageReply, decode
 from lmkv_ray.shard import Admission
 from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys, payload_of
@@ -125,4 +126,7 @@ async def test_only_what_is_worth_it_is_fetched(shard: LocalShard, engine: FakeE
     assert reply.reason in (MissReason.CHEAPER_TO_COMPUTE, MissReason.CLEARED)
     assert staging.counters.left_to_compute >= 10
     assert staging.counters.expected_seconds > 4
-    assert (await staging.stage(request(engine))).ready == 20
+    # What was not used for long is tried again, or it would never be seen to have become quick.
+    shard.evict(KEYS)
+    staging.models["memory"]._observed_at -= STALE_SECONDS
+    assert (await staging.stage(request(engine, remaining))).ready == 20

@@ -87,7 +87,12 @@ IDLE = {"release_idle_seconds": 1.0}
 def test_a_node_without_engines_is_given_back_until_one_comes(nodes: Nodes) -> None:
     nodes.wait_for(lambda s: [n.node_id for n in s.nodes] == [nodes.cache.node_id])  # the head
     assert shard_name(nodes.other) not in actor_names(nodes.namespace)
-    start_shard(nodes.cache._settings, nodes.other)
-    eventually(lambda: nodes.engine(nodes.other).save(KEYS).refused == [])
+
+    def attached() -> bool:
+        # It may be given back again before the engine has said hello: like an engine, start anew.
+        start_shard(nodes.cache._settings, nodes.other)
+        return nodes.engine(nodes.other).save(KEYS).refused == []
+
+    eventually(attached)
     nodes.wait_until_known(30)
     assert len(nodes.cache.status().nodes) == 2

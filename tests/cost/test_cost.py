@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.cost import LinearFit, PrefillModel, SourceModel, SourceModels, choose
-from lmkv_ray.cost.sources import MAX_SOURCES
+from lmkv_ray.cost.sources import MAX_SOURCES, STALE_SECONDS
 
 positive = st.floats(1e-6, 1e3)
 
@@ -70,6 +70,16 @@ def test_prefill_learns_attention_too() -> None:
     for new, past in ((512, 0), (512, 7000), (2048, 4096)):
         assert model.seconds(new, past) == pytest.approx(truth(new, past), rel=0.1)
     assert model.seconds([0, 100], [50, 0])[0] == 0
+
+
+def test_what_was_not_used_for_long_is_tried_again() -> None:
+    now = [100.0]
+    model = SourceModel(clock=lambda: now[0])
+    assert model.is_stale()
+    model.observe(1 << 20, 60.0)
+    assert not model.is_stale()
+    now[0] += STALE_SECONDS
+    assert model.is_stale()
 
 
 def test_models_are_bounded() -> None:
