@@ -69,7 +69,7 @@ def app(model: Path) -> str:
         "cpu_threads": 1,
         "engine_kwargs": {"enable_prompt_tokens_details": True},
         "deployment": {"request_router_config": router},
-        "cache": {"stage_min_tokens": 64, "stage_seconds": 30},
+        "cache": {"stage_min_tokens": 64, "stage_seconds": 30, "load_when": "always"},
     }
     return yaml.safe_dump(content)
 

@@ -47,6 +47,7 @@ class World:
             "reconcile_seconds": 0.2,
             "stage_seconds": STAGE_SECONDS,
             "stage_min_tokens": 64,
+            "load_when": "always",  # this model computes faster than anything arrives
         }
         self.cache: Cache = connect(settings=load_settings(self.connector))
         wait_for(lambda: len(self.cache.status().nodes) == 2, 60)
