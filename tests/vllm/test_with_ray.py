@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import ray
@@ -18,6 +19,7 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, connect
 from lmkv_ray.actors.names import DIRECTORY
 from lmkv_ray.config import load_settings
+from lmkv_ray.directory import Holding
 from tests.faults.recovery import Recovery, fault
 from tests.vllm.conftest import wait_for
 from tests.vllm.engine import VOCABULARY, Answer, EngineProcess
@@ -74,12 +76,21 @@ class World:
         return answer.tokens
 
     def saved(self, prompt: list[int], engine: EngineProcess | None = None) -> None:
-        """Let the first node's engine read a prompt; wait until the directory knows its chunks."""
-        engine = engine or self.engines[0]
-        before = self.cache.status().directory_chunks
-        engine.call("generate", [prompt], max_tokens=1)
-        engine.call("wait_saved")
-        wait_for(lambda: self.cache.status().directory_chunks >= before + len(prompt) // 32)
+        """Let the first node's engine read a prompt until the directory knows all its chunks.
+
+        More than once if need be: a save is dropped when there is no slot at the moment.
+        """
+        reader = engine or self.engines[0]
+
+        def known() -> bool:
+            reader.call("generate", [prompt], max_tokens=1)
+            reader.call("wait_saved")
+            keys = b"".join(reader.call("keys", prompt))
+            asked = self.cache.directory.lookup.remote(keys, "nobody", 1 << 30)
+            holdings = msgspec.msgpack.decode(ray.get(asked, timeout=10), type=list[Holding])
+            return any(holding.run == len(prompt) // 32 for holding in holdings)
+
+        wait_for(known)
 
     def shard_pid(self, node: int = 0) -> int:
         node_id = self.node_ids[node]
