@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.vllm.engine import SLIDING, VOCABULARY, Answer, Engine, EngineProcess, make_model
+from tests.vllm.engine import Answer, Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard
+from tests.vllm.models import SLIDING, VOCABULARY, make_model
 
 
 @pytest.fixture(scope="session")
@@ -53,9 +56,17 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def wait_attached(engine: Engine) -> None:
-    wait_for(lambda: engine.connector()._link.attachment is not None)
-    wait_for(lambda: len(engine.connector()._link._free) > 0)
+@contextmanager
+def engine_on(shard: LocalShard, model: str, **options: Any) -> Iterator[Engine]:
+    """An engine in this process, attached to a shard in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmkv_ray.vllm.connector.RayShardClient", lambda *_, **__: shard)
+        engine = Engine(model, **({"connector": {}} | options))
+        try:
+            engine.wait_attached()
+            yield engine
+        finally:
+            engine.close()
 
 
 EXPENSIVE = settings(
@@ -73,10 +84,20 @@ def tokens(seed: int, n: int) -> list[int]:
 
 def save_prompt(engine: Engine, prompt: list[int]) -> None:
     """Let the engine read a prompt, wait until it is saved, and empty the device's cache."""
+    save_prompts(engine, [prompt])
+
+
+def save_prompts(engine: Engine, prompts: list[list[int]]) -> None:
+    """The same with several at once."""
     connector = engine.connector()
-    wanted = sum(len(prompt) // group.tokens for group in connector._groups)
-    wait_for(lambda: sum(len(link._free) for link in connector._links) >= wanted)
-    engine.generate([prompt], max_tokens=1)
+    wanted = {
+        (group.number, *prompt[:end])
+        for prompt in prompts
+        for group in connector._groups
+        for end in range(group.tokens, len(prompt) + 1, group.tokens)
+    }
+    wait_for(lambda: sum(len(link._free) for link in connector._links) >= len(wanted))
+    engine.generate(prompts, max_tokens=1)
     engine.wait_saved()
     assert engine.reset(), "blocks are still pinned"
 

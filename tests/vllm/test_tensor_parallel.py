@@ -12,10 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lmkv_ray.vllm.connector
 from lmkv_ray.vllm.metadata import WorkerReport
 from lmkv_ray.vllm.scheduler import SchedulerHalf
-from tests.vllm.conftest import EXPENSIVE, own_hit_and_ours, save_prompt, tokens, wait_attached
+from tests.vllm.conftest import EXPENSIVE, engine_on, own_hit_and_ours, save_prompt, tokens
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
 
@@ -26,18 +25,14 @@ BLOCK = 32
 
 @pytest.fixture(scope="module")
 def engine(sliding_model: str, shard: LocalShard) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmkv_ray.vllm.connector, "RayShardClient", lambda *_, **__: shard)
-        made = Engine(
-            sliding_model,
-            connector={},
-            tensor_parallel_size=2,
-            num_gpu_blocks_override=300,
-            max_num_batched_tokens=1024,
-        )
-        wait_attached(made)
+    with engine_on(
+        shard,
+        sliding_model,
+        tensor_parallel_size=2,
+        num_gpu_blocks_override=300,
+        max_num_batched_tokens=1024,
+    ) as made:
         yield made
-        made.close()
 
 
 def test_a_chunk_is_the_slices_of_both_ranks_side_by_side(engine: Engine) -> None:
