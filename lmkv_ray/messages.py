@@ -1,7 +1,8 @@
 """What engines, shards and the directory say to each other.
 
-Messages are msgspec structs, sent as msgpack bytes (never pickled). One engine talks to one shard,
-the one of its node; shards talk to the directory and to each other. Times on one node are
+Messages are msgspec structs, sent as msgpack bytes (never pickled). An engine talks to the shard of
+its node (if its workers are on several, of each); shards talk to the directory and to each other.
+Times on one node are
 ``time.monotonic()`` seconds (one clock for all processes of a host, untouched by clock jumps);
 times that cross nodes are durations.
 """
@@ -87,6 +88,8 @@ class Welcome(Message, frozen=True, kw_only=True, array_like=True):
     """New slots, and those of ``held`` that the shard still recognises."""
     peers: int
     """How many places outside the arena hold chunks: zero means that staging is pointless."""
+    clock: float
+    """The shard's ``time.monotonic()``: an engine on another node compares it with its own."""
 
 
 class Commit(Message, frozen=True, kw_only=True, array_like=True):
@@ -135,6 +138,8 @@ class Stage(Message, frozen=True, kw_only=True, array_like=True):
     remaining: list[float] = []
     """Seconds the engine expects to compute once the first k chunks are here, for k = 0 to all of
     them; empty: it wants them whatever they cost."""
+    locate: bool = False
+    """Whether the answer shall say where the chunks are: the engine does not map this arena."""
 
 
 class StageReply(Message, frozen=True, kw_only=True, array_like=True):
@@ -144,6 +149,11 @@ class StageReply(Message, frozen=True, kw_only=True, array_like=True):
     """Leading keys of the request that are now in the arena."""
     reason: MissReason | None
     """Why the first key that is not ready is not; None if all are."""
+    arena_id: int = 0
+    """Of the arena that the next two are about, if they were asked for."""
+    slots: list[int] = []
+    """Where each key is; -1: not here. Nothing is pinned: a copy is good if its generation is."""
+    generations: list[int] = []
 
 
 class Delta(Message, frozen=True, kw_only=True, array_like=True):

@@ -17,7 +17,7 @@ from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.tiers import TIERS
-from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move
+from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move, PeerAddress
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
@@ -144,6 +144,19 @@ class Cache:
                     next_step="run 'lmkv stop' again, or end the Ray cluster with 'ray stop'.",
                 )
             time.sleep(0.05)
+
+    def shard_of(self, host: str) -> Handle | None:
+        """The shard that runs where ``host_id()`` is ``host``, if there is one already.
+
+        Raises:
+            ConnectError: the cache was stopped, or does not answer.
+        """
+        shards = self._shards([node.node_id for node in self.status().nodes if not node.problem])
+        answers = [shard.address.remote() for shard in shards]
+        for shard, answer in zip(shards, answers, strict=True):
+            if decode(_get(answer, CALL_SECONDS), PeerAddress).host == host:
+                return shard
+        return None
 
     def _everywhere(self, method: str, *args: object, within: float = CALL_SECONDS) -> set[bytes]:
         """Call a method of every shard that answers; the keys they name."""

@@ -24,6 +24,7 @@ from lmkv_ray.messages import (
     Grant,
     Hello,
     MissReason,
+    StageReply,
 )
 from lmkv_ray.policies import make_policy
 from lmkv_ray.shard import (
@@ -153,6 +154,16 @@ class Shard:
     def why_missing(self, key: bytes) -> MissReason:
         """Why a key is not here, as the arena remembers."""
         return self.reader.reasons(key_array(key))[0]
+
+    def located(self, reply: StageReply, keys: bytes) -> StageReply:
+        """An answer to a ``Stage`` of these keys that also says where they are."""
+        hits = self.reader.lookup(key_array(keys))
+        return msgspec.structs.replace(
+            reply,
+            arena_id=self.reader.arena_id,
+            slots=hits.slots.tolist(),
+            generations=hits.generations.tolist(),
+        )
 
     def counters(self) -> dict[str, int]:
         """See ``shard.Counters``; ``missed``: see ``shard.Admission``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from dataclasses import asdict
 
 import msgspec
@@ -126,6 +127,7 @@ class ShardActor:
                 node_id=self._node_id,
                 grant=grant,
                 peers=self._elsewhere,
+                clock=time.monotonic(),
             )
         )
 

@@ -14,7 +14,7 @@ from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Commit, Exchange, Hello
 from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, StepMetadata, share_chunks
+from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, Share, StepMetadata, share_chunks
 from lmkv_ray.vllm.worker import WorkerHalf
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
@@ -37,9 +37,7 @@ def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
     cache = SimpleNamespace(
         num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=["a", "b"])]
     )
-    half = WorkerHalf(
-        config, cache, [GROUP], replicas=2, settings=load_settings({"copy_threads": 1})
-    )
+    half = WorkerHalf(config, cache, [GROUP], settings=load_settings({"copy_threads": 1}))
     pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
     half.register({"a": pages[0], "b": pages[1]})
     return half, pages
@@ -56,9 +54,9 @@ def workers() -> Iterator[list[tuple[WorkerHalf, torch.Tensor]]]:
 def test_one_rank_writes_a_chunk_and_all_read_it(
     workers: list[tuple[WorkerHalf, torch.Tensor]], shard: LocalShard
 ) -> None:
-    nbytes, offsets = share_chunks([half.layout_report() for half, _ in workers], replicas=2)
+    nbytes, shares = share_chunks([half.layout_report() for half, _ in workers], replicas=2)
     assert nbytes == [2 * 2 * 16 * LATENT * 2], "one copy: two blocks of two layers"
-    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, offsets)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, shares)
     hello = Hello(
         engine_id="mla", owner=this_process(), space=9, model="m", slot_bytes=nbytes[0], held=[]
     )
@@ -73,8 +71,8 @@ def test_one_rank_writes_a_chunk_and_all_read_it(
             SaveJob(i, 0, ref.arena_id, slot, [2 * i, 2 * i + 1], time.monotonic() + 30)
             for i, slot in enumerate(slots)
         ]
-        half.begin_loads(StepMetadata(ref, [], [], idle=False))
-        half.begin_saves(StepMetadata(ref, [], saves, idle=False))
+        half.begin_loads(StepMetadata((ref,), [], [], idle=False))
+        half.begin_saves(StepMetadata((ref,), [], saves, idle=False))
         done: set[int] = set()
 
         def all_saved(half: WorkerHalf = half, done: set[int] = done) -> bool:
@@ -96,7 +94,7 @@ def test_one_rank_writes_a_chunk_and_all_read_it(
         blocks = list(range(8))
         found = hits.slots.tolist(), hits.generations.tolist()
         job = LoadJob("r", ref.arena_id, 0, 0, *found, 0, blocks)
-        half.begin_loads(StepMetadata(ref, [job], [], idle=True))
+        half.begin_loads(StepMetadata((ref,), [job], [], idle=True))
         wait_for(lambda half=half: half.finished_loads() == ({"r"}, set()))
         assert torch.equal(pages[:, :8], filled[:, :8])
 
@@ -105,8 +103,8 @@ def test_a_lost_load_ends_as_a_failed_one(
     workers: list[tuple[WorkerHalf, torch.Tensor]], shard: LocalShard
 ) -> None:
     half, _ = workers[0]
-    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, ((0,), (0,)))
-    half.begin_loads(StepMetadata(ref, [LoadJob.lost("r", [3, 4])], [], idle=True))
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, {0: Share((0,))})
+    half.begin_loads(StepMetadata((ref,), [LoadJob.lost("r", [3, 4])], [], idle=True))
     wait_for(lambda: half.finished_loads()[0] == {"r"})
     assert half.invalid_blocks() == {3, 4}
     report = half.report()
