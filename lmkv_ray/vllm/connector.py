@@ -6,7 +6,6 @@ per-layer hook does anything, so CUDA graphs stay whole.
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
 from collections.abc import Iterable
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
 
-logger = logging.getLogger(__name__)
-
 
 class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     """lmkv_ray as vLLM's KV connector.
@@ -77,7 +74,6 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         transfer.kv_load_failure_policy = "recompute"
         self._settings = load_settings(transfer.kv_connector_extra_config)
         self._groups = derive_groups(kv_cache_config, chunk_tokens(vllm_config, self._settings))
-        self._replicas = kv_replicas(vllm_config, kv_cache_config)
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
         self._links: tuple[ShardLink, ...] = ()
@@ -261,33 +257,21 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return events is not None and events.enable_kv_cache_events
 
     def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
-        found = [report for report in metadata if isinstance(report, LayoutReport)]
-        reports = sorted(found, key=lambda report: report.rank)
         places = open_places(
             self._vllm_config,
             self._settings,
             self._groups,
-            reports,
-            replicas=self._replicas,
+            [report for report in metadata if isinstance(report, LayoutReport)],
+            replicas=kv_replicas(self._vllm_config, self._kv_cache_config),
             engine_id=self._engine_id,
             connect=self._find_shard,
         )
-        self._links = tuple(
-            dict.fromkeys(link for place in places for link in place.links.values())
-        )
+        links = (link for place in places for link in place.links.values())
+        self._links = tuple(dict.fromkeys(links))
         events = ArenaEvents() if self._publishes_events else None
         self._scheduler = SchedulerHalf(self._settings, self._groups, places, events)
         if self._pool is not None:
             self._scheduler.bind(self._pool)
-        for place in places:
-            logger.info(
-                "lmkv_ray: chunks of %s tokens (%s MiB) over %d of %d workers, namespace %s",
-                "/".join(str(group.tokens) for group in self._groups),
-                "/".join(f"{size / 2**20:.2f}" for size in place.nbytes),
-                len(place.shares),
-                len(reports),
-                place.namespace.hex(),
-            )
 
     def _find_shard(self, host: str | None) -> ShardClient:
         # Once attached, a cache that is gone was stopped by somebody: do not start it again.

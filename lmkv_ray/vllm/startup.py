@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from lmkv_ray.vllm.support import check_workers
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = logging.getLogger(__name__)
 
 Connect = Callable[[str | None], ShardClient]
 """Finds the shard of another host, or of this one (None)."""
@@ -40,7 +43,7 @@ def open_places(
         config: of the engine.
         settings: of the engine.
         groups: of the engine.
-        reports: of all workers, by rank.
+        reports: of all workers.
         replicas: consecutive ranks whose slices are the same bytes.
         engine_id: unique among engines.
         connect: see ``Connect``.
@@ -48,6 +51,7 @@ def open_places(
     Raises:
         UnsupportedError: see ``check_workers``.
     """
+    reports = sorted(reports, key=lambda report: report.rank)
     check_workers(config, reports)
     # Two steps' worth of chunks, so that a burst of prefill finds room.
     tokens = 2 * config.scheduler_config.max_num_batched_tokens
@@ -81,4 +85,12 @@ def open_places(
             )
         by_group = {group: links[size] for group, size in enumerate(nbytes) if size}
         places.append(Place(number, namespace, by_group, nbytes, shares))
+        logger.info(
+            "lmkv_ray: chunks of %s tokens (%s MiB) over %d of %d workers, namespace %s",
+            "/".join(str(group.tokens) for group in groups),
+            "/".join(f"{size / 2**20:.2f}" for size in nbytes),
+            len(mine),
+            len(reports),
+            namespace.hex(),
+        )
     return places

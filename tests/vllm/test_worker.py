@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -25,8 +26,11 @@ BLOCKS, LATENT = 12, 72
 GROUP = Group(0, block_tokens=16, blocks=2, hash_tokens=16)
 
 
-def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
-    """One of two ranks, and its pages: two layers of one latent head."""
+def worker(rank: int, *, idle_group: bool = False) -> tuple[WorkerHalf, torch.Tensor]:
+    """One of two ranks, and its pages: two layers of one latent head.
+
+    With ``idle_group`` there is a first group of which it has no layer, as a pipeline stage may.
+    """
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(rank=rank),
         device_config=SimpleNamespace(device_type="cpu"),
@@ -34,10 +38,12 @@ def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
         cache_config=SimpleNamespace(kv_cache_layout="LBHNC"),
         compilation_config=SimpleNamespace(static_forward_context={}),
     )
+    names: list[list[str]] = [[], ["a", "b"]] if idle_group else [["a", "b"]]
     cache = SimpleNamespace(
-        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=["a", "b"])]
+        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=its) for its in names]
     )
-    half = WorkerHalf(config, cache, [GROUP], settings=load_settings({"copy_threads": 1}))
+    groups = [replace(GROUP, number=number) for number in range(len(names))]
+    half = WorkerHalf(config, cache, groups, settings=load_settings({"copy_threads": 1}))
     pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
     half.register({"a": pages[0], "b": pages[1]})
     return half, pages
@@ -110,3 +116,32 @@ def test_a_lost_load_ends_as_a_failed_one(
     report = half.report()
     assert report is not None
     assert report.failed_loads == {"r": 0}
+
+
+def test_a_group_without_layers_here_is_done_at_once(shard: LocalShard) -> None:
+    half, _ = worker(0, idle_group=True)
+    nbytes, shares = share_chunks([half.layout_report()], replicas=1)
+    assert (nbytes[0], nbytes[1] > 0) == (0, True)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, shares)
+    save = SaveJob(1, 0, ref.arena_id, 0, [1, 2], time.monotonic() + 30)
+    load = LoadJob("r", ref.arena_id, 0, 0, [0], [0], 0, [3, 4])
+    half.begin_loads(StepMetadata((ref,), [load], [], idle=True))
+    half.begin_saves(StepMetadata((ref,), [], [save], idle=True))
+    assert half.finished_loads() == ({"r"}, set())
+    report = half.report()
+    assert report is not None
+    assert report.saved == {1: 1}
+    half.shutdown()
+
+
+def test_jobs_of_other_places_are_left_to_others(shard: LocalShard) -> None:
+    half, _ = worker(1)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, {1: Share((0,))})
+    elsewhere = ArenaRef("/nowhere", 7, {0: Share((0,))})
+    load = LoadJob("r", 7, 0, 0, [0], [0], 0, [3, 4], place=0)
+    save = SaveJob(1, 0, 7, 0, [1, 2], time.monotonic() + 30, place=0)
+    half.begin_loads(StepMetadata((elsewhere, ref), [load], [], idle=True))
+    half.begin_saves(StepMetadata((elsewhere, ref), [], [save], idle=True))
+    assert half.finished_loads() == (set(), set())
+    assert half.report() is None
+    half.shutdown()
