@@ -10,6 +10,7 @@ from dataclasses import asdict
 import msgspec
 import ray
 
+from lmkv_ray.actors import log
 from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.handover import Handover
@@ -69,6 +70,7 @@ class ShardActor:
     """
 
     async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
+        log.show()
         self._settings = settings
         self._node_id = node_id
         self._directory = Directory(settings.ray_namespace, settings.directory_shards)
