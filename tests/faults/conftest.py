@@ -22,6 +22,6 @@ def one_lab() -> Iterator[Lab]:
 
 @pytest.fixture
 def lab(one_lab: Lab) -> Iterator[Lab]:
-    """The same for all tests, healthy before and with a good network after each."""
+    """The same for all tests; after each the network is good and nothing is frozen."""
     yield one_lab
-    one_lab.hosts.heal()
+    one_lab.heal()

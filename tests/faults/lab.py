@@ -51,6 +51,7 @@ class Lab:
         self.env = NODE_ENV | (env or {})
         self.engines: list[Remote] = []
         self._documents = 0
+        self._frozen: list[tuple[Host, int]] = []
         try:
             head, *others = self.hosts
             ray_cluster.start_head(head, **self.env)
@@ -146,13 +147,39 @@ class Lab:
         return self._directories()[0]
 
     def freeze(self, host: Host, pid: int) -> Callable[[], None]:
-        """Stop a process; returns what lets it go on."""
+        """Stop a process; returns what lets it go on (as ``heal`` does)."""
         host.kill(pid, signal.SIGSTOP)
+        frozen = host, pid
+        self._frozen.append(frozen)
 
         def resume() -> None:
-            host.run(f"kill -CONT {pid} || true")  # it may be gone by then
+            if frozen in self._frozen:
+                self._frozen.remove(frozen)
+                host.run(f"kill -CONT {pid} || true")  # it may be gone by then
 
         return resume
+
+    def heal(self) -> None:
+        """The network is good, and nothing is frozen."""
+        self.hosts.heal()
+        while self._frozen:
+            host, pid = self._frozen.pop()
+            host.run(f"kill -CONT {pid} || true")
+
+    def stop_in(self, engine: int, copy: str, number: int, chunks: int) -> None:
+        """Begin a request whose engine stops in the middle of a "load" or "save"; wait for that."""
+        self.engines[engine].start("request", number, chunks, stop_in=copy)
+        host, pid = self.hosts[engine], self.engines[engine].pid
+        self.eventually(lambda: host.run(f"ps -o state= -p {pid}").strip() == "T")
+
+    def fetch_in_the_middle(self, number: int, chunks: int) -> None:
+        """Begin a request of engine 1 for what engine 0 has read; no more than a quarter of it
+        passes the network until it heals. Wait for that.
+        """
+        source, target = self.hosts
+        self.hosts.switch.cut_after(source.number, target.number, chunks * CHUNK_BYTES // 4)
+        self.engines[1].start("request", number, chunks)
+        self.eventually(lambda: self.hosts.switch.is_cut(source.number, target.number))
 
     def eventually(self, condition: Callable[[], bool], within: float = 60) -> None:
         """Wait for a condition."""

@@ -8,6 +8,7 @@ deadline, computes what did not come, and saves what it computed.
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class StandIn:
     def __init__(self, settings: dict[str, Any], chunk_bytes: int) -> None:
         self._settings = load_settings(settings)
         self._nbytes = chunk_bytes
+        self._stop_in = ""
         self._pool = np.random.default_rng(1).integers(0, 256, 2 * chunk_bytes, np.uint8)
         hello = Hello(
             engine_id=f"standin-{uuid.uuid4().hex[:8]}",
@@ -94,15 +96,21 @@ class StandIn:
         """Other nodes that hold chunks, as the shard says."""
         return self._link.peers
 
-    def request(self, number: int, chunks: int, *, save: bool = True) -> Answer:
-        """Answer a request for a document of so many chunks."""
+    def request(self, number: int, chunks: int, *, stop_in: str = "") -> Answer:
+        """Answer a request for a document of so many chunks.
+
+        Args:
+            number: of the document.
+            chunks: of it.
+            stop_in: stop this process (SIGSTOP) in the middle of a "load" or a "save".
+        """
         began = time.monotonic()
+        self._stop_in = stop_in
         keys = document(number, chunks)
         ticket = self._stage(keys)
         hits, wrong = self._take(keys)
         answer = Answer(hits, wrong, time.monotonic() - began, ticket and _reason(ticket))
-        if save:
-            self._save(keys[hits:])
+        self._save(keys[hits:])
         return answer
 
     def save(self, number: int, chunks: int) -> int:
@@ -194,6 +202,7 @@ class StandIn:
         copies = [
             reader.data[int(at) : int(at) + self._nbytes].copy() for at in hits.offsets[: hits.run]
         ]
+        self._maybe_stop("load")
         same = reader.unchanged(hits.slots[: hits.run], hits.generations[: hits.run])
         intact = len(same) if same.all() else int(same.argmin())
         wrong = sum(
@@ -212,8 +221,16 @@ class StandIn:
             attached = self._link.attachment
             if granted is None or attached is None or attached.arena_id != granted.arena_id:
                 return
-            attached.reader.payload(granted.slot, self._nbytes)[:] = self._payload(key)
+            slot, half = attached.reader.payload(granted.slot, self._nbytes), self._nbytes // 2
+            slot[:half] = self._payload(key)[:half]
+            self._maybe_stop("save")
+            slot[half:] = self._payload(key)[half:]
             self._link.commit(granted.slot, key, self._nbytes)
+
+    def _maybe_stop(self, copy: str) -> None:
+        if self._stop_in == copy:
+            self._stop_in = ""
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _payload(self, key: bytes) -> npt.NDArray[np.uint8]:
         """The bytes of a chunk: a part of a random pool that its key chooses."""
