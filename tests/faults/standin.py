@@ -11,6 +11,7 @@ import os
 import signal
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -112,6 +113,26 @@ class StandIn:
         answer = Answer(hits, wrong, time.monotonic() - began, ticket and _reason(ticket))
         self._save(keys[hits:])
         return answer
+
+    def gather(self, numbers: Sequence[int], chunks: int) -> tuple[float, float, int]:
+        """Stage documents, all at once.
+
+        Returns:
+            seconds until the first chunk was here, until the last one was, and how many are.
+        """
+        documents = [document(number, chunks) for number in numbers]
+        began = time.monotonic()
+        for keys in documents:
+            assert self._link.stage(b"".join(keys), self._settings.stage_seconds) is not None
+        first, present = 0.0, 0
+        while present < chunks * len(documents):
+            present = sum(self._run(keys) for keys in documents)
+            taken = time.monotonic() - began
+            first = first or taken * (present > 0)
+            if taken > self._settings.stage_seconds:
+                break
+            time.sleep(0.001)
+        return first, taken, present
 
     def save(self, number: int, chunks: int) -> int:
         """Compute a document and wait until it is in the arena; returns how many chunks are."""
