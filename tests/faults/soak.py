@@ -35,9 +35,9 @@ GROWTH = 1.1
 HEAD = """# Soak of {minutes:.0f} minutes
 
 Made by `make soak`, {when}, seed {seed}: two hosts with Ray, a cache and an engine each
-(`tests/hosts`), requests without pause, a random fault every few seconds. Every answer had the right
-bytes and came in time, and the cache was healthy at the end. Sums are over all processes of both
-hosts, medians of early and late samples; none may grow by more than {growth:.0%}.
+(`tests/hosts`), requests without pause, a random fault every few seconds. Every answer had the
+right bytes and came in time, and the cache was healthy at the end. Sums are over all processes of
+both hosts, medians of early and late samples; none may grow by more than {growth:.0%}.
 
 | | value | compared with | ratio |
 |---|---:|---:|---:|"""
