@@ -186,7 +186,7 @@ class ShardActor:
         finder = GivenFinder(self._fetching, take.node_id)
         chunks = await self._staging.take(take.space, size, keys, take.within, finder)
         if take.pinned:
-            self._shard.state.chunks.pin(keys, True)
+            self._shard.pin(keys, True)
         return encode(Taken(chunks=chunks))
 
     async def drain(self, message: bytes) -> bytes:
