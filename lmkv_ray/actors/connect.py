@@ -87,8 +87,8 @@ class Cache:
     def pin(self, keys: Sequence[bytes]) -> int:
         """Keep chunks from being evicted to make room, wherever they are; at most half of a node.
 
-        Pins end with the shard's process. A request's answer tells the keys of its chunks (see
-        ``lmkv_ray.vllm.wishes``).
+        A pin lasts as long as the chunk's memory, also when the shard is restarted. A request's
+        answer tells the keys of its chunks (see ``lmkv_ray.vllm.wishes``).
 
         Returns:
             how many of them are pinned in the memory of some node now.

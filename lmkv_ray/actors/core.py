@@ -77,6 +77,8 @@ class Shard:
         )
         self.clears = 0
         """How often chunks were cleared; what was planned before a clear must not be done after."""
+        self._pins: dict[int, bytes] = {}
+        """What the arena says is pinned: slots and their keys."""
         self._recover()
 
     @property
@@ -134,6 +136,12 @@ class Shard:
         """Give back slots that were reserved and not committed; committed ones are ignored."""
         self._apply(self.state.release(space, slot_bytes, slots))
 
+    def pin(self, keys: Iterable[bytes], pinned: bool) -> list[bytes]:
+        """Keep chunks from being evicted to make room, or no longer; which are pinned now."""
+        kept = self.state.chunks.pin(keys, pinned)
+        self._note_pins()
+        return kept
+
     def evict(self, keys: Iterable[bytes]) -> None:
         """Remove these chunks, pinned or not."""
         self._apply(self.state.evict(keys))
@@ -150,6 +158,7 @@ class Shard:
             if not is_alive(owner):
                 self.state.owner_gone(owner, now)
         self._apply(self.state.tick(now))
+        self._note_pins()
 
     def why_missing(self, key: bytes) -> MissReason:
         """Why a key is not here, as the arena remembers."""
@@ -174,6 +183,16 @@ class Shard:
         self.reader.close()
         self.writer.close()
 
+    def _note_pins(self) -> None:
+        """Let the arena, and so a successor, know what is pinned."""
+        chunks, before = self.state.chunks, self._pins
+        pins = {slot: key for key in chunks.pinned() if (slot := chunks.slot(key)) is not None}
+        if pins != before:
+            self.writer.set_pinned(_slots(before.keys() - pins.keys()), False)
+            new = [slot for slot, key in pins.items() if before.get(slot) != key]
+            self.writer.set_pinned(_slots(new), True)
+            self._pins = pins
+
     def _recover(self) -> None:
         content = self.writer.scan()
         keys = key_list(content.keys)
@@ -182,11 +201,12 @@ class Shard:
             keys,
             content.spaces.tolist(),
             content.nbytes.tolist(),
+            content.pinned.tolist(),
             strict=True,
         )
         rows = [
-            RecoveredSlot(slot=slot, key=key, space=space, nbytes=nbytes)
-            for slot, key, space, nbytes in ready
+            RecoveredSlot(slot=slot, key=key, space=space, nbytes=nbytes, pinned=pinned)
+            for slot, key, space, nbytes, pinned in ready
         ]
         rows += [
             RecoveredSlot(slot=slot, key=None, owner=owner)

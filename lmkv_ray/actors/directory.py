@@ -12,10 +12,11 @@ from collections.abc import Container, Iterable, Mapping
 import msgspec
 import ray
 
+from lmkv_ray.actors import log
 from lmkv_ray.actors.launch import Handle, actor_names, kill, leaving_nodes, start
 from lmkv_ray.actors.loops import forever
+from lmkv_ray.actors.named import in_time
 from lmkv_ray.actors.names import directory_name, shard_name
-from lmkv_ray.actors.parts import in_time
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, Drain, Drained, ShardStatus
 from lmkv_ray.config import Settings
@@ -51,6 +52,7 @@ class DirectoryActor:
     """
 
     async def __init__(self, settings: Settings, part: int) -> None:  # type: ignore[misc]
+        log.show()
         self._settings = settings
         self._part = part
         self._capacity = -(-settings.directory_capacity // settings.directory_shards)

@@ -43,7 +43,7 @@ class Operations:
         """Keep chunks from being evicted to make room, or no longer; those pinned in memory now."""
         for tier in self._tiers.values():
             await tier.pin(key_array(keys), pinned)
-        return self._shard.state.chunks.pin(key_list(key_array(keys)), pinned)
+        return self._shard.pin(key_list(key_array(keys)), pinned)
 
     def evict(self, keys: bytes) -> list[bytes]:
         """Remove chunks from memory; those that were there. Lower tiers keep theirs."""

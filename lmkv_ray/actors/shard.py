@@ -11,6 +11,7 @@ from dataclasses import asdict
 import msgspec
 import ray
 
+from lmkv_ray.actors import log
 from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.handover import Handover
@@ -70,6 +71,7 @@ class ShardActor:
     """
 
     async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
+        log.show()
         self._settings = settings
         self._node_id = node_id
         self._directory = Directory(settings.ray_namespace, settings.directory_shards)
@@ -186,7 +188,7 @@ class ShardActor:
         finder = GivenFinder(self._fetching, take.node_id)
         chunks = await self._staging.take(take.space, size, keys, take.within, finder)
         if take.pinned:
-            self._shard.state.chunks.pin(keys, True)
+            self._shard.pin(keys, True)
         return encode(Taken(chunks=chunks))
 
     async def drain(self, message: bytes) -> bytes:

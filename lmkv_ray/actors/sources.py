@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -85,6 +86,8 @@ class PeerFinder:
         holdings = await self._peers.lookup(keys.tobytes(), within)
         if holdings is None:
             return None
+        # Of nodes that hold the same the first is asked: not the same one by everybody.
+        random.shuffle(holdings)
         return [self.source(h.node_id, h.positions) for h in holdings]
 
     def source(self, node_id: str, positions: Sequence[int]) -> Source:

@@ -221,7 +221,8 @@ class ShardState:
         out: list[Instruction] = []
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
-                self.chunks.add(row.slot, row.key, row.nbytes, Hints(space=row.space))
+                hints = Hints(space=row.space, pinned=row.pinned)
+                self.chunks.add(row.slot, row.key, row.nbytes, hints)
             elif row.key is not None:  # never written so: trust neither
                 self._allocator.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))

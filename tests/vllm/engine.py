@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -194,6 +195,23 @@ class Engine:
         links = self.connector()._links
         _wait_for(lambda: all(link.slots.settled for link in links))
 
+    def stop_in(self, copy: str) -> None:
+        """Let this process stop (SIGSTOP) in the middle of its next "load" or "save", once."""
+        from lmkv_ray.transfer.host_copier import HostCopier
+        from lmkv_ray.transfer.places import BlockPlaces
+
+        whole = getattr(HostCopier, copy)
+
+        def halves(copier: HostCopier, places: BlockPlaces) -> None:
+            setattr(HostCopier, copy, whole)
+            half = len(places.chunks) // 2
+            first = (places.chunks[:half], places.indices[:half], places.blocks[:half])
+            whole(copier, BlockPlaces(*first))
+            os.kill(os.getpid(), signal.SIGSTOP)
+            whole(copier, places)
+
+        setattr(HostCopier, copy, halves)
+
     def copy_seconds(self, nbytes: int) -> float:
         """Median seconds in which one thread copies ``nbytes`` between ordinary buffers."""
         source, target = np.ones(nbytes, np.uint8), np.ones(nbytes, np.uint8)
@@ -269,6 +287,16 @@ class EngineProcess:
     def start(self, method: str, *args: Any, **kwargs: Any) -> None:
         """Begin a call."""
         self._pipe.send((method, args, kwargs))
+
+    def wait_stopped(self) -> None:
+        """Until the process has stopped (see ``Engine.stop_in``)."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        _wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+
+    def resume(self) -> None:
+        """Let a stopped process go on."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGCONT)
 
     def result(self, timeout: float = 120) -> Any:
         """The answer of the call that was begun.

@@ -70,6 +70,12 @@ class World:
         self.engines[node] = self.start_engine(self.node_ids[node])
         self.engines[node].call("wait_attached")
 
+    def stop_in(self, node: int, copy: str, prompts: list[list[int]], max_tokens: int) -> None:
+        """Begin requests whose engine stops in the middle of a "load" or "save"; wait for that."""
+        self.engines[node].call("stop_in", copy)
+        self.engines[node].start("generate", prompts, max_tokens=max_tokens)
+        self.engines[node].wait_stopped()
+
     def expected(self, prompt: list[int], max_tokens: int = 4) -> tuple[int, ...]:
         [answer] = self.alone.call("generate", [prompt], max_tokens=max_tokens)
         assert isinstance(answer, Answer)
@@ -149,14 +155,16 @@ def world(float32_model: str) -> Iterator[World]:
 
 
 def kill_while_running(world: World, pid: int, seed: int) -> None:
-    """Kill a process in the middle of many requests, known and new; all tokens must be right."""
+    """Kill a process in the middle of many requests, known and new, and of a copy into the arena;
+    all tokens must be right.
+    """
     known = tokens(seed, 400)
     world.saved(known)
     world.engines[0].call("reset")
     prompts = [known, *(tokens(seed + i, 500) for i in range(1, 6)), known[:200] + tokens(seed, 99)]
-    world.engines[0].start("generate", prompts, max_tokens=24)
-    time.sleep(0.05)  # anywhere in the middle
+    world.stop_in(0, "save", prompts, max_tokens=24)
     os.kill(pid, signal.SIGKILL)
+    world.engines[0].resume()
     answers = world.engines[0].result()
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == world.expected(prompt, max_tokens=24)
@@ -205,8 +213,7 @@ def test_directory_killed_while_requests_run(world: World, recovery: Recovery) -
 def test_engine_killed_while_it_saves(world: World, recovery: Recovery) -> None:
     prompt = tokens(300, 600)
     world.saved(prompt)
-    world.engines[0].start("generate", [tokens(301 + i, 900) for i in range(8)], max_tokens=8)
-    time.sleep(0.05)  # anywhere in the middle
+    world.stop_in(0, "save", [tokens(301 + i, 900) for i in range(8)], max_tokens=8)
     world.replace_engine(0)
     [answer] = world.engines[0].call("generate", [prompt])
     assert answer.cached == 576
@@ -220,8 +227,7 @@ def test_engine_killed_while_it_loads(world: World, recovery: Recovery) -> None:
     prompts = [tokens(350 + i, 900) for i in range(4)]
     for prompt in prompts:
         world.saved(prompt)
-    world.engines[1].start("generate", prompts, max_tokens=1)
-    time.sleep(0.02)  # anywhere in the middle
+    world.stop_in(1, "load", prompts, max_tokens=1)
     world.replace_engine(1)
     for prompt in prompts:
         [answer] = world.engines[1].call("generate", [prompt])
