@@ -28,7 +28,7 @@ from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
 from lmkv_ray.tiers.disk.workers import Workers
 from lmkv_ray.tiers.disk.writing import Writing
-from lmkv_ray.transports import Failure, Fetch, Outcome
+from lmkv_ray.transports import Fetch, Outcome
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -126,7 +126,7 @@ class DiskTier:
         reading = Reading(fetch, self._readers, self._readable, self._read_failed)
         async with contextlib.aclosing(reading.outcomes()) as outcomes:
             async for outcome in outcomes:
-                self._count(outcome)
+                self._counters.fetched(outcome)
                 yield outcome
 
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
@@ -233,19 +233,6 @@ class DiskTier:
             self._failed(error)
 
     # Trouble
-
-    def _count(self, outcome: Outcome) -> None:
-        counters = self._counters
-        match outcome.failure:
-            case None:
-                counters.read += 1
-                counters.read_bytes += outcome.nbytes
-            case Failure.CORRUPT:
-                counters.read_corrupt += 1
-            case Failure.LATE:
-                counters.read_late += 1
-            case Failure.LOST:
-                counters.read_failed += 1
 
     def _read_failed(self, mount: Mount, entry: Entry, error: Exception) -> None:
         self._failed(error)

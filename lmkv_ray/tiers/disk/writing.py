@@ -139,8 +139,7 @@ class Writing:
         """What became of a chunk."""
         index = mount.index
         if written is True and index.publish(entry):
-            self._counters.stored += 1
-            self._counters.stored_bytes += entry.label.nbytes
+            self._counters.wrote(entry.label.nbytes)
             return True
         if written is True:  # forgotten while it was written
             await self._erase(mount, [entry])

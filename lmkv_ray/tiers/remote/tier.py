@@ -17,6 +17,7 @@ import numpy.typing as npt
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.tiers.cipher import Cipher, load_cipher
+from lmkv_ray.tiers.counters import Counters
 from lmkv_ray.tiers.remote.clears import Clears
 from lmkv_ray.tiers.remote.objects import Objects, open_objects, problem_of
 from lmkv_ray.tiers.remote.packing import pack, unpack
@@ -37,25 +38,13 @@ PATIENCE_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
-class RemoteCounters:
-    """What happened since the tier was opened. Chunks, if it does not say otherwise."""
+class RemoteCounters(Counters):
+    """See ``Counters``."""
 
-    stored: int = 0
-    stored_bytes: int = 0
     store_known: int = 0
     """Not stored: somebody had done so already."""
-    store_changed: int = 0
-    """Not stored: evicted from memory while it was sent."""
-    store_failed: int = 0
-    read: int = 0
-    read_bytes: int = 0
-    read_corrupt: int = 0
-    read_late: int = 0
-    read_failed: int = 0
     asked: int = 0
     """Keys that the store was asked about."""
-    troubles: int = 0
-    """How often the store went out of use."""
 
 
 class RemoteTier:
@@ -106,7 +95,7 @@ class RemoteTier:
         try:
             for task in asyncio.as_completed(tasks):
                 outcome = await task
-                self._count(outcome)
+                self._counters.fetched(outcome)
                 yield outcome
         finally:
             for task in tasks:
@@ -214,8 +203,7 @@ class RemoteTier:
                 self._counters.store_failed += 1
                 return False
             self._recent.put(chunk.key, True)
-            self._counters.stored += 1
-            self._counters.stored_bytes += len(chunk.data)
+            self._counters.wrote(len(chunk.data))
             return True
 
     def _usable(self) -> bool:
@@ -244,19 +232,6 @@ class RemoteTier:
             return error
         self._recess.worked()
         return result
-
-    def _count(self, outcome: Outcome) -> None:
-        counters = self._counters
-        match outcome.failure:
-            case None:
-                counters.read += 1
-                counters.read_bytes += outcome.nbytes
-            case Failure.CORRUPT:
-                counters.read_corrupt += 1
-            case Failure.LATE:
-                counters.read_late += 1
-            case Failure.LOST:
-                counters.read_failed += 1
 
 
 async def _finish(tasks: Sequence[asyncio.Task[Any]]) -> None:
