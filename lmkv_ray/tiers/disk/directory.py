@@ -55,8 +55,6 @@ class Scan:
 
     found: list[Found]
     """What can be served, least recently used first."""
-    foreign: int
-    """Chunks of another suite that were removed."""
     littered: bool
     """Something could not be removed, on a read-only file system for instance."""
 
@@ -103,6 +101,7 @@ class Directory:
         """List what can be served, and remove the rest.
 
         Raises:
+            TierError: there are chunks of another suite; nothing was removed.
             OSError: what the medium says.
         """
         found: list[Found] = []
@@ -119,13 +118,20 @@ class Directory:
                     continue
                 foreign += bool(parsed and parsed[1] != suite)
                 rest.append(f"{prefix}/{file.name}")
+        if foreign:
+            raise TierError(
+                f"The disk tier's directory {self.path} holds {foreign} chunks that were stored "
+                "with another encryption key, or without one.",
+                next_step="set LMKV_ENCRYPTION_KEY_FILE to the file they were stored with, or, if "
+                "they are not wanted any more, empty the directory.",
+            )
         littered = False
         for path in rest:
             try:
                 self.unlink(path)
             except OSError:
                 littered = True
-        return Scan(sorted(found, key=lambda file: file.used), foreign, littered)
+        return Scan(sorted(found, key=lambda file: file.used), littered)
 
     def probe(self, nbytes: int) -> None:
         """Write, read and remove a file of ``nbytes``; notes whether O_DIRECT works.

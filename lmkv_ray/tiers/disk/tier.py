@@ -95,7 +95,8 @@ class DiskTier:
             health: when it is tried again.
 
         Raises:
-            TierError: another shard uses the directory, or it holds something else.
+            TierError: another shard uses the directory, or it holds something else, or chunks
+                of another key.
             ConfigError: the key file cannot be used.
             UnsupportedError: encryption is wanted and the package for it is missing.
         """
