@@ -1,6 +1,7 @@
 """The tier's directory: whose it is, what is in it, and whether it works. All of this blocks.
 
     CACHEDIR.TAG    marks the directory as ours (and as nothing that a backup should hold)
+    CLEARED         the number of the last clear that was carried out here
     tmp/            files being written, emptied when the directory is taken into use
     00/ ... ff/     published chunks, by the first byte of their key
 
@@ -30,6 +31,7 @@ from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
 TEMPORARY = "tmp"
 _FANOUT = [f"{byte:02x}" for byte in range(256)]
 _TAG = "CACHEDIR.TAG"
+_CLEARED = "CLEARED"
 _TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# Chunks of a disk tier of lmkv_ray. May be deleted while it is not running.\n"
@@ -174,6 +176,33 @@ class Directory:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path, dir_fd=self.fd)
+
+    def cleared(self) -> int:
+        """The number that was noted; 0 if there is none that makes sense.
+
+        Raises:
+            OSError: what the medium says.
+        """
+        try:
+            fd = os.open(_CLEARED, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        except FileNotFoundError:
+            return 0
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(32)
+        return int(text) if text.isdigit() else 0
+
+    def note_cleared(self, number: int) -> None:
+        """Note the number of a clear, of which no file is left.
+
+        Raises:
+            OSError: what the medium says.
+        """
+        self.check()
+        path = self.temporary()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600, dir_fd=self.fd), "wb") as file:
+            file.write(str(number).encode())
+        os.rename(path, _CLEARED, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def free(self) -> int:
         """Bytes the file system has left for us."""

@@ -23,6 +23,8 @@ class Mount:
 
     files: ChunkFiles
     index: DiskIndex
+    cleared: int = 0
+    """The number of the last clear that was carried out in this directory."""
 
     def write(
         self, pairs: Sequence[tuple[Entry, TierChunk]], wanted: Callable[[], bool]
@@ -100,7 +102,7 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
         if last is None or directory is not last.files.directory:
             directory.close()
         raise
-    return Mount(files, index)
+    return Mount(files, index, directory.cleared())
 
 
 def _directory(recipe: Recipe, last: Mount | None) -> Directory:

@@ -43,7 +43,7 @@ class Writing:
         workers: Workers,
         counters: DiskCounters,
         spawn: Callable[[Coroutine[Any, Any, list[bool]]], asyncio.Task[list[bool]]],
-        erase: Callable[[Mount, Sequence[Entry]], Coroutine[Any, Any, None]],
+        erase: Callable[[Mount, Sequence[Entry]], Coroutine[Any, Any, bool]],
         failed: Callable[[Exception], None],
         closing: asyncio.Event,
     ) -> None:
