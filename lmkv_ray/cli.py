@@ -145,8 +145,15 @@ def clear(address: Address = None) -> None:
     """Remove every chunk from every node."""
     from lmkv_ray.actors import connect
 
-    connect(address, start=False).clear()
-    Console().print("All chunks are removed.")
+    pending = connect(address, start=False).clear()
+    if pending:
+        Console().print(
+            f"All chunks are removed, but some nodes cannot clear this at present: "
+            f"{', '.join(pending)}.\nNothing of it is served, and it is removed as soon as that "
+            "works again. 'lmkv status' says what is wrong."
+        )
+    else:
+        Console().print("All chunks are removed.")
 
 
 @app.command()

@@ -191,6 +191,21 @@ class Clear(Message, frozen=True, kw_only=True, array_like=True):
     """8 bytes, little endian; none: all spaces."""
 
 
+class Clears(Message, frozen=True, kw_only=True, array_like=True):
+    """Directory to shard: what it has missed, in order; it passes over what it has done."""
+
+    clears: list[Clear]
+
+
+class Cleared(Message, frozen=True, kw_only=True, array_like=True):
+    """A shard's or the directory's answer to a clear."""
+
+    before: int
+    """The shard's last one before it; of the directory: the new one's number."""
+    pending: list[str] = []
+    """Names of tiers in which it waits for the medium: nothing of it is served from there."""
+
+
 class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):
     """Directory to shard."""
 

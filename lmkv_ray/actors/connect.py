@@ -21,7 +21,7 @@ from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move, PeerAddress
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.messages import decode, encode
+from lmkv_ray.messages import Cleared, decode, encode
 
 CALL_SECONDS = 10.0
 """How long a call of a running cache may take."""
@@ -56,13 +56,18 @@ class Cache:
         """
         return decode(_get(self.directory.status.remote(), CALL_SECONDS), CacheStatus)
 
-    def clear(self) -> None:
+    def clear(self) -> list[str]:
         """Remove every chunk from every node. What is being saved meanwhile does not come back.
+
+        Returns:
+            names of tiers (``disk``, ``remote``) that some node cannot clear at present. Nothing of
+            it is served from there, and it is removed when the tier works again. But other
+            clusters that share a remote store do not know of it until then.
 
         Raises:
             ConnectError: the cache was stopped, or does not answer.
         """
-        _get(self.directory.clear.remote(b""), CALL_SECONDS)
+        return decode(_get(self.directory.clear.remote(b""), CALL_SECONDS), Cleared).pending
 
     def drain(self, node: str, seconds: float | None = None) -> Drained:
         """Let a node hand over the chunks that only it holds, before it is ended.

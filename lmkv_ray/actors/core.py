@@ -79,17 +79,14 @@ class Shard:
         """How often chunks were cleared; what was planned before a clear must not be done after."""
         self._pins: dict[int, bytes] = {}
         """What the arena says is pinned: slots and their keys."""
+        self.cleared = writer.cleared
+        """The last clear of the cache from which nothing is served any more."""
         self._recover()
 
     @property
     def capacity(self) -> int:
         """Bytes for payloads."""
         return self.writer.geometry.capacity
-
-    @property
-    def cleared(self) -> int:
-        """The last clear of the whole cache that was carried out; the arena remembers it."""
-        return self.writer.cleared
 
     def hello(self, hello: Hello) -> Grant:
         """Attach an engine.
@@ -150,6 +147,13 @@ class Shard:
         """Remove all chunks (of one space)."""
         self.clears += 1
         self._apply(self.state.clear(space))
+
+    def settle(self) -> None:
+        """The last clear has been carried out everywhere below memory too: the arena remembers it,
+        and a successor is not told of it again.
+        """
+        if self.writer.cleared != self.cleared:
+            self.writer.cleared = self.cleared
 
     def tick(self) -> None:
         """Notice dead engines and elapsed time."""

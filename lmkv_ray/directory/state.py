@@ -12,7 +12,7 @@ from lmkv_ray.directory.clears import ClearLog
 from lmkv_ray.directory.holdings import Holding
 from lmkv_ray.directory.table import NOBODY, ChunkTable
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
-from lmkv_ray.messages import Delta, DeltaReply, Message
+from lmkv_ray.messages import Clear, Delta, DeltaReply, Message
 
 SILENT_SECONDS = 5.0
 """Nobody is sent to a node that was not heard for so long. Shards speak once a second."""
@@ -105,8 +105,13 @@ class DirectoryState:
         return DeltaReply(
             resync=node.sync is _Sync.WANTED,
             peers=self.peers(delta.node_id),
-            clears=self.clears.owed(node.cleared) if self._orders_clears else [],
+            clears=self.owed(delta.node_id) if self._orders_clears else [],
         )
+
+    def owed(self, node_id: str) -> list[Clear]:
+        """Clears that a node has not said it has carried out, in order."""
+        node = self._nodes.get(node_id)
+        return self.clears.owed(node.cleared if node is not None else 0)
 
     def node_lost(self, node_id: str) -> None:
         """A node died: nobody can get anything from it."""

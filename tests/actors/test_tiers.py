@@ -104,6 +104,32 @@ def test_chunks_are_pinned_evicted_and_moved_by_name(nodes: Nodes) -> None:
 
 
 @pytest.mark.parametrize("nodes", ["remote"], indirect=True)
+def test_a_clear_survives_the_remote_store_and_the_shard(nodes: Nodes) -> None:
+    here, there = nodes.cache.node_id, nodes.other
+    save_twice_used(nodes, here)
+    store = Path(nodes.cache._settings.remote_url.removeprefix("file://"))  # type: ignore[union-attr]
+    chunks = store.with_name("chunks")
+    store.joinpath("chunks").rename(chunks)
+    shutil.rmtree(store)
+    store.write_text("not a directory")
+    assert nodes.cache.clear() == ["remote"]
+    assert "not served" in str(tier(nodes, there).problem)
+    for node_id in (here, there):
+        lose_memory(nodes, node_id)
+    nodes.wait_for(lambda s: all("not served" in str(n.tiers[0].problem) for n in s.nodes))
+    store.unlink()
+    store.mkdir()
+    chunks.rename(store / "chunks")
+    for node_id in (here, there):
+        engine = nodes.engine(node_id)
+        eventually(lambda engine=engine: engine.hello().peers > 0)  # type: ignore[misc]
+        assert engine.stage(KEYS).ready == 0
+    nodes.wait_for(lambda s: not any(n.tiers[0].problem for n in s.nodes))
+    assert engine.stage(KEYS).ready == 0
+    assert nodes.cache.clear() == []
+
+
+@pytest.mark.parametrize("nodes", ["remote"], indirect=True)
 def test_remote_is_shared_by_all_nodes_and_outlives_them(nodes: Nodes) -> None:
     here, there = nodes.cache.node_id, nodes.other
     save_twice_used(nodes, here)
