@@ -9,7 +9,8 @@
 
 Everything is timed by the processor time it takes, of its thread or (for copies) of all threads, so
 that it matters little what else the cores are busy with. Both sides of a comparison alternate over
-the same memory, which begins at a page, and the median of their ratios counts. Run as ``python -m benchmarks.bench_transfer``.
+the same memory, which begins at a page, and the median of their ratios counts. Run as
+``python -m benchmarks.bench_transfer``.
 """
 
 from __future__ import annotations

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lmkv_ray.arena import ArenaReader
+from lmkv_ray.actors.names import arena_family
+from lmkv_ray.arena import ArenaReader, find_arena
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError, UnsupportedError
 from lmkv_ray.layout import ChunkLayout, PageView, derive_layout
@@ -50,6 +51,9 @@ logger = logging.getLogger(__name__)
 
 SELF_TEST_SECONDS = 30.0
 """Within which one block must have been copied to a chunk and back."""
+
+PREPARE_SECONDS = 10.0
+"""That the start of an engine may take longer so that its node's arena is pinned: some 100 GiB."""
 
 
 @dataclass(slots=True)
@@ -93,6 +97,7 @@ class WorkerHalf:
         self._engine: TransferEngine | None = None
         self._arena: tuple[ArenaRef, ArenaReader] | None = None
         self._unmappable: ArenaRef | None = None
+        self._expected: ArenaReader | None = None
         self._settings = settings
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
         self._loading: dict[str, _Loading] = {}
@@ -135,6 +140,7 @@ class WorkerHalf:
         )
         for group, tensors in zip(self._groups, by_group, strict=True):
             self._self_test(group.number, list(tensors.values()))
+        self._expect_arena()
 
     def layout_report(self) -> LayoutReport:
         """What the scheduler half needs to know of the pages."""
@@ -144,6 +150,18 @@ class WorkerHalf:
         device = self._config.device_config.device_type
         packing = " ".join([device, str(name), *isas])
         return LayoutReport(self._rank, host_id(), self._layouts, packing)
+
+    @never_raises(None)
+    def _expect_arena(self) -> None:
+        """Guess which arena the first step will name, and make it ready before graphs are captured.
+
+        Once requests come it would be in their way. A wrong guess is let go of with the first step.
+        """
+        assert self._engine is not None
+        family = arena_family(self._settings.ray_namespace)
+        self._expected = find_arena(family, self._settings.arena_dir)
+        if self._expected is not None:
+            self._engine.prepare(self._expected, PREPARE_SECONDS)
 
     def _self_test(self, group: int, tensors: Sequence[torch.Tensor]) -> None:
         """Save one block, load it into another, and compare through the engine's own views."""
@@ -273,6 +291,7 @@ class WorkerHalf:
         if self._arena:
             self._arena[1].close()
             self._arena = None
+        self._expected = None
 
     @never_raises(None)
     def _attach(self, ref: ArenaRef | None) -> None:
@@ -280,8 +299,12 @@ class WorkerHalf:
             return
         if self._arena is not None and self._arena[0].arena_id == ref.arena_id:
             return
+        expected, self._expected = self._expected, None
         try:
-            reader = ArenaReader.attach(ref.path, ref.arena_id)
+            if expected is not None and expected.arena_id == ref.arena_id:
+                reader = expected
+            else:
+                reader = ArenaReader.attach(ref.path, ref.arena_id)
         except (LmkvError, OSError) as error:
             self._unmappable = ref  # once: there is another path when the shard has restarted
             logger.warning("lmkv_ray: cannot map the arena: %s", error)

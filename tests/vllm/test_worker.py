@@ -25,7 +25,7 @@ BLOCKS, LATENT = 12, 72
 GROUP = Group(0, block_tokens=16, blocks=2, hash_tokens=16)
 
 
-def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
+def worker(rank: int, **settings: object) -> tuple[WorkerHalf, torch.Tensor]:
     """One of two ranks, and its pages: two layers of one latent head."""
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(rank=rank),
@@ -37,9 +37,8 @@ def worker(rank: int) -> tuple[WorkerHalf, torch.Tensor]:
     cache = SimpleNamespace(
         num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=["a", "b"])]
     )
-    half = WorkerHalf(
-        config, cache, [GROUP], replicas=2, settings=load_settings({"copy_threads": 1})
-    )
+    wanted = load_settings({"copy_threads": 1, **settings})
+    half = WorkerHalf(config, cache, [GROUP], replicas=2, settings=wanted)
     pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
     half.register({"a": pages[0], "b": pages[1]})
     return half, pages
