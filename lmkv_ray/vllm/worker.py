@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lmkv_ray.arena import ArenaReader, this_process
+from lmkv_ray.actors.names import arena_family
+from lmkv_ray.arena import ArenaReader, find_arena, this_process
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.transfer import Ended, Load, Save
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
+
+PREPARE_SECONDS = 10.0
+"""That the start of an engine may take longer so that its node's arena is pinned: some 100 GiB."""
 
 
 @dataclass(slots=True)
@@ -79,6 +83,7 @@ class WorkerHalf:
         self._pages: Pages | None = None
         self._arena: tuple[ArenaRef, ArenaReader] | None = None
         self._unmappable: ArenaRef | None = None
+        self._expected: ArenaReader | None = None
         self._settings = settings
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
         self._loading: dict[str, _Loading] = {}
@@ -97,6 +102,7 @@ class WorkerHalf:
         self._pages = open_pages(
             kv_caches, self._cache, self._groups, settings=self._settings, model=model
         )
+        self._expect_arena()
 
     def layout_report(self) -> LayoutReport:
         """What the scheduler half needs to know of the pages."""
@@ -107,6 +113,18 @@ class WorkerHalf:
         packing = " ".join([device, str(name), *isas])
         layouts = self._pages.layouts if self._pages else ()
         return LayoutReport(self._rank, host_id(), this_process(), layouts, packing)
+
+    @never_raises(None)
+    def _expect_arena(self) -> None:
+        """Guess which arena the first step will name, and make it ready before graphs are captured.
+
+        Once requests come it would be in their way. A wrong guess is let go of with the first step.
+        """
+        assert self._pages is not None
+        family = arena_family(self._settings.ray_namespace)
+        self._expected = find_arena(family, self._settings.arena_dir)
+        if self._expected is not None:
+            self._pages.engine.prepare(self._expected, PREPARE_SECONDS)
 
     # -- every step -----------------------------------------------------------------------------
 
@@ -194,6 +212,7 @@ class WorkerHalf:
         if self._arena:
             self._arena[1].close()
             self._arena = None
+        self._expected = None
 
     @never_raises(None)
     def _attach(self, arenas: Sequence[ArenaRef | None]) -> None:
@@ -208,8 +227,12 @@ class WorkerHalf:
             return
         if self._arena is not None and self._arena[0].arena_id == ref.arena_id:
             return
+        expected, self._expected = self._expected, None
         try:
-            reader = ArenaReader.attach(ref.path, ref.arena_id)
+            if expected is not None and expected.arena_id == ref.arena_id:
+                reader = expected
+            else:
+                reader = ArenaReader.attach(ref.path, ref.arena_id)
         except (LmkvError, OSError) as error:
             self._unmappable = ref  # once: there is another path when the shard has restarted
             logger.warning("lmkv_ray: cannot map the arena: %s", error)

@@ -26,7 +26,9 @@ BLOCKS, LATENT = 12, 72
 GROUP = Group(0, block_tokens=16, blocks=2, hash_tokens=16)
 
 
-def worker(rank: int, *, idle_group: bool = False) -> tuple[WorkerHalf, torch.Tensor]:
+def worker(
+    rank: int, *, idle_group: bool = False, **settings: object
+) -> tuple[WorkerHalf, torch.Tensor]:
     """One of two ranks, and its pages: two layers of one latent head.
 
     With ``idle_group`` there is a first group of which it has no layer, as a pipeline stage may.
@@ -43,7 +45,8 @@ def worker(rank: int, *, idle_group: bool = False) -> tuple[WorkerHalf, torch.Te
         num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=its) for its in names]
     )
     groups = [replace(GROUP, number=number) for number in range(len(names))]
-    half = WorkerHalf(config, cache, groups, settings=load_settings({"copy_threads": 1}))
+    wanted = load_settings({"copy_threads": 1, **settings})
+    half = WorkerHalf(config, cache, groups, settings=wanted)
     pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
     half.register({"a": pages[0], "b": pages[1]})
     return half, pages
