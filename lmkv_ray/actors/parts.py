@@ -8,12 +8,13 @@ from collections.abc import Awaitable
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 from ray.exceptions import RayError
 
 from lmkv_ray.actors.launch import Handle, find
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.directory import Holding, merge
-from lmkv_ray.keys import key_array, parts_of
+from lmkv_ray.keys import KeyArray, key_array, parts_of
 from lmkv_ray.messages import Delta, DeltaReply, decode, encode
 
 SILENT_SECONDS = 3.0
@@ -52,8 +53,7 @@ class Directory:
     ) -> list[Holding] | None:
         """Who holds what; None if a part that has to be asked does not answer in time."""
         rows = key_array(keys)
-        part_of = parts_of(rows, len(self._parts))
-        asked = {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}
+        asked = positions_by_part(rows, len(self._parts))
         if any(self._parts[part].is_silent for part in asked):
             return None
         answers = await asyncio.gather(
@@ -120,6 +120,12 @@ class _Part:
         if answer is None:
             self._handle = None  # maybe it was ended for good and there is a new one
         return answer
+
+
+def positions_by_part(keys: KeyArray, parts: int) -> dict[int, npt.NDArray[np.intp]]:
+    """Which of the keys each part of the directory is to be asked for."""
+    part_of = parts_of(keys, parts)
+    return {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}
 
 
 async def in_time(answer: Awaitable[bytes], within: float) -> bytes | None:

@@ -30,6 +30,7 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.messages import Hello
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import derive_groups
 from lmkv_ray.vllm.link import ShardClient, ShardLink
@@ -82,6 +83,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
         self._links: tuple[ShardLink, ...] = ()
+        self._device = DeviceWatch()
         self._pool: BlockPool | None = None
         self._worker: WorkerHalf | None = None
         if role is KVConnectorRole.WORKER:
@@ -276,6 +278,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             digest,
             ChunkShape(self._groups, nbytes, offsets),
             [links[size] for size in nbytes],
+            self._device,
             ArenaEvents() if self._publishes_events else None,
         )
         if self._pool is not None:
@@ -307,6 +310,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             hello,
             want_slots=max(16, min(self._settings.grant_slots, burst)),
             period=self._settings.exchange_seconds,
+            device=self._device if size == nbytes[0] else None,
         )
 
     def _find_shard(self) -> ShardClient:

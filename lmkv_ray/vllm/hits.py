@@ -18,6 +18,7 @@ from lmkv_ray.arena import Hits
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
 from lmkv_ray.messages import MissReason
+from lmkv_ray.vllm.device import device_prefix
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group, hit_alignment, longest_hit
 from lmkv_ray.vllm.guard import never_raises
@@ -88,11 +89,10 @@ class Loader:
         arena, limit = self._link.readable, self._limit(tracked)
         if arena is None or not self._link.peers or limit <= 0:
             return
-        group, hashes = self._groups[0], tracked.request.block_hashes
-        last = hashes[limit // group.block_tokens * group.block_tokens // group.hash_tokens - 1]
-        if pool is None or pool.get_cached_block(last, [group.number]) is None:
-            look = self._look(tracked, arena, 0, limit)
-            self._stage(tracked, look)
+        hashes = tracked.request.block_hashes
+        computed = device_prefix(pool, self._groups, hashes, limit=limit, align=self._align)
+        if computed < limit:
+            self._stage(tracked, self._look(tracked, arena, computed, limit))
 
     def match(self, tracked: TrackedRequest, computed: int) -> tuple[int | None, bool]:
         """How many tokens after ``computed`` can be loaded, as vLLM asks it.

@@ -32,6 +32,7 @@ from lmkv_ray.messages import (
     decode,
     encode,
 )
+from lmkv_ray.vllm.device import DeviceWatch
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +103,7 @@ class ShardLink:
         hello: who this engine is (``held`` is filled in by the link).
         want_slots: free slots to keep at hand.
         period: seconds between exchanges when nothing is urgent.
+        device: what the shard is told of the engine's own cache, if anything.
     """
 
     def __init__(
@@ -111,11 +113,13 @@ class ShardLink:
         *,
         want_slots: int,
         period: float,
+        device: DeviceWatch | None = None,
     ) -> None:
         self._connect = connect
         self._hello = hello
         self._want_slots = want_slots
         self._period = period
+        self._device = device
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -288,6 +292,8 @@ class ShardLink:
                 self._outbox = _Outbox(touched=self._outbox.touched)
                 self._committing.clear()
         self.peers = welcome.peers
+        if self._device is not None:
+            self._device.start_over()
         self._client, self._complaint = client, ""
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
@@ -305,12 +311,15 @@ class ShardLink:
         with self._lock:
             outbox, self._outbox = self._outbox, _Outbox()
             want = self._wanted()
+        added, removed = self._device.news() if self._device is not None else (b"", b"")
         message = Exchange(
             engine_id=self._hello.engine_id,
             commits=outbox.commits,
             released=outbox.released,
             touched=b"".join(outbox.touched),
             want=want,
+            device_added=added,
+            device_removed=removed,
         )
         # If this fails, nothing is sent again: slots that the next Hello does not list as held are
         # the shard's, whether or not it saw these commits.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
@@ -49,6 +50,7 @@ class SchedulerHalf:
         namespace: digest of the engine's namespace, 16 bytes.
         shape: of its chunks.
         links: for each group, the link that has slots of its size.
+        device: follows what the engine's own cache holds.
         events: who is told of chunks in the arena, if anybody.
     """
 
@@ -58,6 +60,7 @@ class SchedulerHalf:
         namespace: bytes,
         shape: ChunkShape,
         links: Sequence[ShardLink],
+        device: DeviceWatch,
         events: ArenaEvents | None = None,
     ) -> None:
         self._namespace = namespace
@@ -65,6 +68,7 @@ class SchedulerHalf:
         self._links = links
         self._stats = LmkvStats()
         self._pace = Pace()
+        self._device = device
         self._events = events
         self._saver = Saver(
             settings, shape.groups, links, shape.nbytes, len(shape.offsets), self._stats, events
@@ -75,8 +79,8 @@ class SchedulerHalf:
         self._tracked: dict[str, TrackedRequest] = {}
 
     def bind(self, pool: BlockPool) -> None:
-        """Give access to vLLM's block pool, in which blocks being saved are pinned."""
-        self._saver.pool = pool
+        """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
+        self._saver.pool = self._device.pool = pool
 
     @never_raises(None)
     def on_new_request(self, request: Request) -> None:
@@ -103,6 +107,7 @@ class SchedulerHalf:
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """The worker half's orders for this step."""
         self._plan_saves(output)
+        self._note(output)
         self._watch(output)
         return StepMetadata(
             arena=self._arena(),
@@ -173,6 +178,15 @@ class SchedulerHalf:
             tracked = self._tracked.get(request_id)
             if tracked is not None and (tables := state.get_block_ids(request_id)):
                 self._saver.plan(tracked, tracked.request.num_computed_tokens + tokens, tables)
+
+    @never_raises(None)
+    def _note(self, output: SchedulerOutput) -> None:
+        """Whole chunks will be on the device after this step."""
+        for request_id, tokens in output.num_scheduled_tokens.items():
+            if tracked := self._tracked.get(request_id):
+                computed = tracked.request.num_computed_tokens + tokens
+                if computed >= tracked.note_at:
+                    self._device.note(tracked, computed)
 
     @never_raises(None)
     def _watch(self, output: SchedulerOutput) -> None:
