@@ -78,6 +78,8 @@ class DirectoryState:
         self._holders: NamedTable[str] = NamedTable(capacity)
         self.table = self._holders.table
         self.devices = Devices(-(-capacity // DEVICES_SHARE))
+        self.nbytes = self.table.nbytes + self.devices.nbytes
+        """Bytes of both tables."""
         self.clears = ClearLog()
         self._orders_clears = orders_clears
         self._nodes: dict[str, _Node] = {}

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 MAX_WATCHED = 1 << 16
 """Chunks that are known to be on the device."""
-MAX_NOTED = 4096
+MAX_NOTED = 1024
 """Runs of chunks that wait to be looked at for the first time; the oldest are forgotten."""
 CHECK_SECONDS = 0.5
 CHECKED = 512
-"""Chunks that are looked at again at a time; 0.4 ms."""
+"""Chunks that are looked at again at a time; less than a millisecond."""
 
 
 class _Run(NamedTuple):

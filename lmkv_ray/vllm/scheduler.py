@@ -107,7 +107,6 @@ class SchedulerHalf:
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """The worker half's orders for this step."""
         self._plan_saves(output)
-        self._note(output)
         self._watch(output)
         return StepMetadata(
             arena=self._arena(),
@@ -176,17 +175,13 @@ class SchedulerHalf:
             return
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
-            if tracked is not None and (tables := state.get_block_ids(request_id)):
-                self._saver.plan(tracked, tracked.request.num_computed_tokens + tokens, tables)
-
-    @never_raises(None)
-    def _note(self, output: SchedulerOutput) -> None:
-        """Whole chunks will be on the device after this step."""
-        for request_id, tokens in output.num_scheduled_tokens.items():
-            if tracked := self._tracked.get(request_id):
-                computed = tracked.request.num_computed_tokens + tokens
-                if computed >= tracked.note_at:
-                    self._device.note(tracked, computed)
+            if tracked is None:
+                continue
+            computed = tracked.request.num_computed_tokens + tokens
+            if computed >= tracked.note_at:
+                self._device.note(tracked, computed)
+            if tables := state.get_block_ids(request_id):
+                self._saver.plan(tracked, computed, tables)
 
     @never_raises(None)
     def _watch(self, output: SchedulerOutput) -> None:

@@ -161,7 +161,7 @@ def test_a_step_costs_the_engine_microseconds() -> None:
     for prompt in range(50):
         tracked = track(prompt, 512, (group,))
         tracked.keys(group)  # which saving needs as well
-        began = time.perf_counter()
+        began = time.thread_time()
         watch.note(tracked, 8192)
-        took.append(time.perf_counter() - began)
+        took.append(time.thread_time() - began)
     assert statistics.median(took) < 20e-6
