@@ -113,6 +113,10 @@ class Exchange(Message, frozen=True, kw_only=True, array_like=True):
     """Keys that were hit, deepest chunk of a prompt first, 16 bytes each."""
     want: int = 0
     """Free slots the engine would like to be granted now."""
+    device_added: bytes = b""
+    """Keys of chunks that its own prefix cache holds now (maybe told before), 16 bytes each."""
+    device_removed: bytes = b""
+    """Of those that it does not hold any more. A new ``Hello`` forgets them all."""
 
 
 class ExchangeReply(Message, frozen=True, kw_only=True, array_like=True):
@@ -156,6 +160,14 @@ class StageReply(Message, frozen=True, kw_only=True, array_like=True):
     generations: list[int] = []
 
 
+class DeviceDelta(Message, frozen=True, kw_only=True, array_like=True):
+    """Part of a ``Delta``: what changed in the prefix cache of one engine."""
+
+    engine_id: str
+    added: bytes
+    removed: bytes
+
+
 class Delta(Message, frozen=True, kw_only=True, array_like=True):
     """Shard to one part of the directory: what changed in a shard since the last delta.
 
@@ -181,6 +193,8 @@ class Delta(Message, frozen=True, kw_only=True, array_like=True):
     """The node is about to leave."""
     engines: int = 0
     """Engines that are attached."""
+    devices: list[DeviceDelta] = []
+    """What engines hold on their devices. An engine that is gone holds nothing any more."""
 
 
 class Clear(Message, frozen=True, kw_only=True, array_like=True):

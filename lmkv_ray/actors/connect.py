@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
+import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
@@ -19,6 +20,7 @@ from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.tiers import TIERS
 from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move, PeerAddress
 from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.directory import GPU, MEMORY, Holding, Place
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Cleared, decode, encode
@@ -88,6 +90,24 @@ class Cache:
             answer = shard.drain.remote(encode(Drain(within=within)))
             return decode(_get(answer, within + CALL_SECONDS), Drained)
         raise ConnectError("The node's shard has just ended.", next_step="look at 'lmkv status'.")
+
+    def where(self, keys: Sequence[bytes]) -> list[list[Place]]:
+        """Where each chunk is: engines' own prefix caches, nodes' memory, nodes' disks.
+
+        A hint of a moment ago, for who decides where a request goes. Devices and memory are asked
+        of the directory, disks of each node; what a store that all nodes share holds is not asked.
+
+        Returns:
+            for each key its places, the quickest kind first. Raises as ``pin`` does.
+        """
+        joined = b"".join(keys)
+        known = _get(self.directory.where.remote(joined), CALL_SECONDS)
+        places: list[list[Place]] = [[] for _ in keys]
+        for answer in (known, *self._ask_shards("where", joined)):
+            for holding in msgspec.msgpack.decode(answer, type=list[Holding]):
+                for position in holding.positions:
+                    places[position].append(holding.place)
+        return [sorted(its, key=_by_speed) for its in places]
 
     def pin(self, keys: Sequence[bytes]) -> int:
         """Keep chunks from being evicted to make room, wherever they are; at most half of a node.
@@ -165,11 +185,14 @@ class Cache:
 
     def _everywhere(self, method: str, *args: object, within: float = CALL_SECONDS) -> set[bytes]:
         """Call a method of every shard that answers; the keys they name."""
+        keys = b"".join(self._ask_shards(method, *args, within=within))
+        return set(key_list(key_array(keys)))
+
+    def _ask_shards(self, method: str, *args: object, within: float = CALL_SECONDS) -> list[bytes]:
         shards = self._shards([node.node_id for node in self.status().nodes if not node.problem])
         answers = [getattr(shard, method).remote(*args) for shard in shards]
         deadline = time.monotonic() + within
-        keys = b"".join(_get(answer, deadline - time.monotonic()) for answer in answers)
-        return set(key_list(key_array(keys)))
+        return [_get(answer, deadline - time.monotonic()) for answer in answers]
 
     def _node(self, start: str) -> str:
         """The id of the node that begins so."""
@@ -271,6 +294,11 @@ def _listens(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def _by_speed(place: Place) -> tuple[int, Place]:
+    kinds = (GPU, MEMORY)
+    return kinds.index(place.tier) if place.tier in kinds else len(kinds), place
 
 
 def _get(answer: object, within: float) -> bytes:

@@ -18,10 +18,11 @@ from lmkv_ray.actors.launch import Handle, actor_names, kill, leaving_nodes, sta
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.named import in_time
 from lmkv_ray.actors.names import directory_name, shard_name
+from lmkv_ray.actors.parts import positions_by_part
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, Drain, Drained, ShardStatus
 from lmkv_ray.config import Settings
-from lmkv_ray.directory import DirectoryState
+from lmkv_ray.directory import DirectoryState, Holding, merge
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Cleared, Clears, Delta, decode, encode
 
@@ -76,6 +77,28 @@ class DirectoryActor:
         """Which other nodes hold which of a run of keys: a list of ``Holding``."""
         found = self._state.lookup(key_array(keys), node_id, cleared, time.monotonic())
         return msgspec.msgpack.encode(found)
+
+    async def where(self, keys: bytes) -> bytes:
+        """The same of all nodes and of engines' devices, from all parts that answer."""
+        rows = key_array(keys)
+        asked = positions_by_part(rows, 1 + len(self._others))
+        parts = [self.part_where, *(other.part_where.remote for other in self._others)]
+        answers = await asyncio.gather(
+            *(
+                in_time(parts[part](rows[positions].tobytes()), SHARD_SECONDS)
+                for part, positions in asked.items()
+            )
+        )
+        found = [
+            (positions.tolist(), msgspec.msgpack.decode(answer, type=list[Holding]))
+            for positions, answer in zip(asked.values(), answers, strict=True)
+            if answer is not None
+        ]
+        return msgspec.msgpack.encode(merge(found))
+
+    async def part_where(self, keys: bytes) -> bytes:
+        """What this part knows of ``where``."""
+        return msgspec.msgpack.encode(self._state.where(key_array(keys), time.monotonic()))
 
     async def rooms(self, node_id: str) -> bytes:
         """Bytes of other nodes' chunks that each node but this one would take."""

@@ -209,6 +209,11 @@ class ShardActor:
         self._telling.draining = True
         return encode(await self._handover.drain(drain.within))
 
+    async def where(self, keys: bytes) -> bytes:
+        """Which of these chunks the tiers of this node hold: a list of ``Holding``."""
+        _ = self._working
+        return msgspec.msgpack.encode(await self._operations.where(keys))
+
     async def pin(self, keys: bytes, pinned: bool) -> bytes:
         """Pin chunks of this node, or let them go; the keys of those that are pinned now."""
         _ = self._working
@@ -270,8 +275,8 @@ class ShardActor:
                 chunks=len(state.chunks),
                 nbytes=state.chunks.nbytes,
                 engines=[
-                    EngineStatus(engine_id=name, model=model, slots=slots)
-                    for name, (model, slots) in state.engines().items()
+                    EngineStatus(engine_id=name, model=model, slots=slots, device_chunks=held)
+                    for name, (model, slots, held) in state.engines().items()
                 ],
                 counters=self._shard.counters() | asdict(self._staging.counters),
                 tiers=[*(tier.status() for tier in self._tiers), *self._refused],

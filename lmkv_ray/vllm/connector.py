@@ -27,6 +27,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import derive_groups
 from lmkv_ray.vllm.link import ShardClient, ShardLink
@@ -257,6 +258,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return events is not None and events.enable_kv_cache_events
 
     def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
+        device = DeviceWatch()
         places = open_places(
             self._vllm_config,
             self._settings,
@@ -265,11 +267,12 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             replicas=kv_replicas(self._vllm_config, self._kv_cache_config),
             engine_id=self._engine_id,
             connect=self._find_shard,
+            device=device,
         )
         links = (link for place in places for link in place.links.values())
         self._links = tuple(dict.fromkeys(links))
         events = ArenaEvents() if self._publishes_events else None
-        self._scheduler = SchedulerHalf(self._settings, self._groups, places, events)
+        self._scheduler = SchedulerHalf(self._settings, self._groups, places, device, events)
         if self._pool is not None:
             self._scheduler.bind(self._pool)
 

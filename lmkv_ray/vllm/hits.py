@@ -15,6 +15,7 @@ import numpy as np
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.device import device_prefix
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.far import FarPlaces
 from lmkv_ray.vllm.groups import Bools, Group, hit_alignment, longest_hit
@@ -88,13 +89,13 @@ class Loader:
         reader, limit = self._link.readable, self._limit(tracked)
         if reader is None or not (self._link.peers or self._far) or limit <= 0:
             return
-        group, hashes = self._groups[0], tracked.request.block_hashes
-        last = hashes[limit // group.block_tokens * group.block_tokens // group.hash_tokens - 1]
-        if pool is None or pool.get_cached_block(last, [group.number]) is None:
-            look = self._look(tracked, reader, 0, limit)
+        hashes = tracked.request.block_hashes
+        computed = device_prefix(pool, self._groups, hashes, limit=limit, align=self._align)
+        if computed < limit:
+            look = self._look(tracked, reader, computed, limit)
             self._stage(tracked, look)
-            if self._far and (look.end or tracked.tickets):
-                self._far.ask(tracked, 0, limit)
+            if self._far and (look.end > computed or tracked.tickets):
+                self._far.ask(tracked, computed, limit)
 
     def match(self, tracked: TrackedRequest, computed: int) -> tuple[int | None, bool]:
         """How many tokens after ``computed`` can be loaded, as vLLM asks it.

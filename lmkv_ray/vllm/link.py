@@ -32,6 +32,7 @@ from lmkv_ray.messages import (
     decode,
     encode,
 )
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.slots import Slots
 
 logger = logging.getLogger(__name__)
@@ -93,6 +94,7 @@ class ShardLink:
         want_slots: free slots to keep at hand.
         period: seconds between exchanges when nothing is urgent.
         maps: whether the shard is on this node, so that its arena can be mapped.
+        device: what the shard is told of the engine's own cache, if anything.
     """
 
     def __init__(
@@ -103,11 +105,13 @@ class ShardLink:
         want_slots: int,
         period: float,
         maps: bool = True,
+        device: DeviceWatch | None = None,
     ) -> None:
         self._connect = connect
         self._hello = hello
         self._period = period
         self._maps = maps
+        self._device = device
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -236,18 +240,23 @@ class ShardLink:
         )
         self.attachment = Attachment(welcome.arena_path, welcome.arena_id, reader)
         self.peers = welcome.peers
+        if self._device is not None:
+            self._device.start_over()
         self._client, self._complaint = client, ""
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
     def _exchange(self) -> None:
         assert self._client is not None
         news = self.slots.news()
+        added, removed = self._device.news() if self._device is not None else (b"", b"")
         message = Exchange(
             engine_id=self._hello.engine_id,
             commits=news.commits,
             released=news.released,
             touched=b"".join(news.touched),
             want=news.want,
+            device_added=added,
+            device_removed=removed,
         )
         # If this fails, nothing is sent again: slots that the next Hello does not list as held are
         # the shard's, whether or not it saw these commits.

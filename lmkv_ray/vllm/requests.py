@@ -106,6 +106,10 @@ class TrackedRequest:
     groups: Sequence[Group]
     saved: list[list[int]] = field(init=False)
     """[place][group]: chunks that need not be considered for saving any more."""
+    noted: list[int] = field(init=False)
+    """Per group: chunks of which ``DeviceWatch`` has been told."""
+    note_at: int = 0
+    """Computed tokens from which on there may be more to tell it."""
     never_past: int | None = None
     """Tokens past which nothing is claimed: a load of what follows failed, and could for ever."""
     wishes: Wishes = field(init=False)
@@ -120,6 +124,7 @@ class TrackedRequest:
     def __post_init__(self) -> None:
         self.wishes = wishes_of(getattr(self.request, "kv_transfer_params", None))
         self.saved = [[0] * len(self.groups) for _ in self.namespaces]
+        self.noted = [0] * len(self.groups)
         self._keys = [[b""] * len(self.groups) for _ in self.namespaces]
 
     def keys(self, group: Group, place: int = 0) -> KeyArray:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
@@ -37,6 +38,7 @@ class SchedulerHalf:
         settings: of this engine.
         groups: of its chunks.
         places: the nodes of its workers, its own first.
+        device: follows what the engine's own cache holds.
         events: who is told of chunks in the arena, if anybody.
     """
 
@@ -45,6 +47,7 @@ class SchedulerHalf:
         settings: Settings,
         groups: Sequence[Group],
         places: Sequence[Place],
+        device: DeviceWatch,
         events: ArenaEvents | None = None,
     ) -> None:
         self._groups = groups
@@ -53,6 +56,7 @@ class SchedulerHalf:
         self._link = places[0].link
         self._stats = LmkvStats()
         self._pace = Pace()
+        self._device = device
         self._events = events
         job_ids = itertools.count()
         self._savers = [
@@ -64,7 +68,8 @@ class SchedulerHalf:
         self._tracked: dict[str, TrackedRequest] = {}
 
     def bind(self, pool: BlockPool) -> None:
-        """Give access to vLLM's block pool, in which blocks being saved are pinned."""
+        """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
+        self._device.pool = pool
         for saver in self._savers:
             saver.pool = pool
 
@@ -161,8 +166,12 @@ class SchedulerHalf:
             return
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
-            if tracked is not None and (tables := state.get_block_ids(request_id)):
-                computed = tracked.request.num_computed_tokens + tokens
+            if tracked is None:
+                continue
+            computed = tracked.request.num_computed_tokens + tokens
+            if computed >= tracked.note_at:
+                self._device.note(tracked, computed)
+            if tables := state.get_block_ids(request_id):
                 for saver in self._savers:
                     saver.plan(tracked, computed, tables)
 

@@ -11,6 +11,7 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import Settings
 from lmkv_ray.messages import Hello
 from lmkv_ray.transports import host_id
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.link import ShardClient, ShardLink
 from lmkv_ray.vllm.metadata import LayoutReport, share_chunks
@@ -36,6 +37,7 @@ def open_places(
     replicas: int,
     engine_id: str,
     connect: Connect,
+    device: DeviceWatch,
 ) -> list[Place]:
     """The places of an engine, its own node first; their links have begun to attach.
 
@@ -47,6 +49,7 @@ def open_places(
         replicas: consecutive ranks whose slices are the same bytes.
         engine_id: unique among engines.
         connect: see ``Connect``.
+        device: what the shard of this node is told of the engine's own cache.
 
     Raises:
         UnsupportedError: see ``check_workers``.
@@ -82,6 +85,7 @@ def open_places(
                 want_slots=max(16, min(settings.grant_slots, burst)),
                 period=settings.exchange_seconds,
                 maps=not number,
+                device=None if number or links else device,
             )
         by_group = {group: links[size] for group, size in enumerate(nbytes) if size}
         places.append(Place(number, namespace, by_group, nbytes, shares))

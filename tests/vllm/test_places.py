@@ -19,6 +19,7 @@ import torch
 from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key
 from lmkv_ray.messages import Grant, MissReason
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.link import ANSWER_SECONDS, ShardClient
 from lmkv_ray.vllm.metadata import WorkerReport
@@ -100,6 +101,7 @@ class Engine:
         def connect(host: str | None) -> ShardClient:
             return near if host is None else far
 
+        device = DeviceWatch()
         self.places = open_places(
             config(0),
             settings,
@@ -108,8 +110,9 @@ class Engine:
             replicas=1,
             engine_id="e",
             connect=connect,
+            device=device,
         )
-        self.half = SchedulerHalf(settings, [GROUP], self.places)
+        self.half = SchedulerHalf(settings, [GROUP], self.places, device)
         self.pool = Pool()
         self.half.bind(self.pool)  # type: ignore[arg-type]
         self.finished: Counter[str] = Counter()
