@@ -31,6 +31,7 @@ from lmkv_ray.shard.admission import Admission
 from lmkv_ray.shard.allocator import Allocator, Assigned
 from lmkv_ray.shard.chunks import Chunks
 from lmkv_ray.shard.deltas import DeltaLog
+from lmkv_ray.shard.devices import Devices
 from lmkv_ray.shard.instructions import (
     AssignExtent,
     Free,
@@ -70,6 +71,8 @@ class ShardState:
         admission = Admission(None) if admission is None else admission
         self.chunks = Chunks(allocator, deltas, admission, self.counters)
         """The ready ones."""
+        self.devices = Devices(deltas)
+        """What attached engines hold themselves."""
         self._leases = Leases()
 
     # -- engines ---------------------------------------------------------------------------------
@@ -98,6 +101,7 @@ class ShardState:
             lambda slot: self._extents.slot_bytes(slot) == hello.slot_bytes,
         )
         self._free(back, out)
+        self.devices.forget([hello.engine_id])
         return Grant(slots=list(holder.leases), deadline=deadline), out
 
     def exchange(self, exchange: Exchange, now: float) -> tuple[ExchangeReply, list[Instruction]]:
@@ -109,6 +113,7 @@ class ShardState:
         refused = self._commit(holder, exchange.commits, now, out)
         self._free(holder.take_back(exchange.released), out)
         self.chunks.touch(exchange.touched)
+        self.devices.told(exchange.engine_id, exchange.device_added, exchange.device_removed)
         grant = None
         if exchange.want > 0:
             deadline = now + self.limits.grant_seconds
@@ -123,6 +128,7 @@ class ShardState:
     def owner_gone(self, owner: Owner, now: float) -> None:
         """A process died; what it was writing is quarantined, then free (see ``tick``)."""
         self._leases.owner_gone(owner, now + self.limits.grace_seconds)
+        self.devices.keep(self._leases.holders)
 
     def tick(self, now: float) -> list[Instruction]:
         """Time passes: slots whose quarantine is over become free."""
@@ -177,6 +183,8 @@ class ShardState:
         out: list[Instruction] = [*self.chunks.clear(space)]
         # What is being filled began before the clear; published after it, it would come back.
         self._leases.spoil(space)
+        engines = self._leases.engines().items()
+        self.devices.forget(name for name, its in engines if space in (None, its.space))
         return out
 
     def limit(self, slot_bytes: int) -> int:
@@ -186,12 +194,14 @@ class ShardState:
 
     def delta(self, part: int = 0) -> Delta:
         """What to tell a part of the directory now (an empty delta is a heartbeat)."""
-        return self.deltas.take(self.chunks, part)
+        return self.deltas.take(self.chunks, part, self.devices.content)
 
-    def engines(self) -> dict[str, tuple[str, int]]:
-        """Attached engines: (model, reserved slots) by engine_id."""
-        engines = self._leases.engines().items()
-        return {name: (holder.model, len(holder.leases)) for name, holder in engines}
+    def engines(self) -> dict[str, tuple[str, int, int]]:
+        """Attached engines: (model, reserved slots, chunks on the device) by engine_id."""
+        return {
+            name: (holder.model, len(holder.leases), self.devices.count(name))
+            for name, holder in self._leases.engines().items()
+        }
 
     # -- recovery --------------------------------------------------------------------------------
 
@@ -221,7 +231,8 @@ class ShardState:
         out: list[Instruction] = []
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
-                self.chunks.add(row.slot, row.key, row.nbytes, Hints(space=row.space))
+                hints = Hints(space=row.space, pinned=row.pinned)
+                self.chunks.add(row.slot, row.key, row.nbytes, hints)
             elif row.key is not None:  # never written so: trust neither
                 self._extents.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))

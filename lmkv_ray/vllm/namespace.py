@@ -42,14 +42,16 @@ def derive_namespace(
     settings: Settings,
     groups: Sequence[Group],
     reports: Sequence[LayoutReport],
+    ranks: Sequence[int] | None = None,
 ) -> Namespace:
-    """The namespace of this engine.
+    """The namespace of this engine, or of its workers on one of several nodes.
 
     Args:
         config: the engine's configuration.
         settings: for the salt.
         groups: of the engine.
-        reports: the workers' page layouts, with whatever they pack by, by rank.
+        reports: all workers' page layouts, with whatever they pack by, by rank.
+        ranks: of the workers whose slices make up a chunk; None: all.
     """
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
     weights = (
@@ -58,17 +60,18 @@ def derive_namespace(
         else weights_fingerprint(model.model, model.revision)
     )
     version = vllm_version()
+    shape = f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}"
     cuts = (f"{group.block_tokens}x{group.blocks}" for group in groups[1:])
     return Namespace(
         model=_model_digest(config),
         weights=weights,
         dtype=str(model.dtype),
         cache_dtype=str(cache.cache_dtype),
-        layout=" ".join([*dict.fromkeys(report.digest() for report in reports), *cuts]),
+        layout=" ".join([*(report.digest() for report in reports), *cuts]),
         block_tokens=groups[0].block_tokens,
         chunk_tokens=groups[0].tokens,
         hash_algorithm=hashing(str(cache.prefix_caching_hash_algo)),
-        parallel=f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}",
+        parallel=shape if ranks is None else f"{shape} ranks {' '.join(map(str, ranks))}",
         engine=f"vllm {version.major}.{version.minor}",
         salt=settings.salt,
     )

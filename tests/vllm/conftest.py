@@ -3,12 +3,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from lmkv_ray.config import Settings
 from tests.vllm.engine import Answer, Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.models import SLIDING, VOCABULARY, make_model
@@ -56,11 +57,18 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
+class Connects(Protocol):
+    """One shard, or those of several nodes."""
+
+    def connect(self, settings: Settings, *, start: bool, host: str | None = None) -> LocalShard:
+        """In place of ``RayShardClient``."""
+
+
 @contextmanager
-def engine_on(shard: LocalShard, model: str, **options: Any) -> Iterator[Engine]:
-    """An engine in this process, attached to a shard in this process."""
+def engine_on(shard: Connects, model: str, **options: Any) -> Iterator[Engine]:
+    """An engine in this process, attached to one or more shards in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lmkv_ray.vllm.connector.RayShardClient", lambda *_, **__: shard)
+        patch.setattr("lmkv_ray.vllm.connector.RayShardClient", shard.connect)
         engine = Engine(model, **({"connector": {}} | options))
         try:
             engine.wait_attached()
@@ -96,14 +104,20 @@ def save_prompts(engine: Engine, prompts: list[list[int]]) -> None:
         for group in connector._groups
         for end in range(group.tokens, len(prompt) + 1, group.tokens)
     }
-    wait_for(lambda: sum(len(link._free) for link in connector._links) >= len(wanted))
+    for place in connector._scheduler._places:
+        links = set(place.links.values())
+        wait_for(lambda links=links: sum(len(link.slots) for link in links) >= len(wanted))  # type: ignore[misc]
     engine.generate(prompts, max_tokens=1)
     engine.wait_saved()
     assert engine.reset(), "blocks are still pinned"
 
 
+class Evictable(Protocol):
+    def evict_all(self) -> None: ...
+
+
 def own_hit_and_ours(
-    engine: Engine, shard: LocalShard, first: list[int], second: list[int]
+    engine: Engine, shard: Evictable, first: list[int], second: list[int]
 ) -> tuple[Answer, Answer]:
     """Answers to ``second`` after ``first`` was read: from vLLM's own cache, and from ours."""
     engine.reset()

@@ -16,6 +16,7 @@ import pytest
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.messages import MissReason, StageReply
 from lmkv_ray.vllm.link import ShardLink
+from lmkv_ray.vllm.slots import Slots
 from lmkv_ray.vllm.stats import LmkvStats
 from tests.vllm.conftest import engine_on, save_prompt, tokens, wait_for
 from tests.vllm.engine import Engine
@@ -71,13 +72,13 @@ def cleared(world: World) -> None:
 
 def without_slots(world: World) -> None:
     with world.patch.context() as patch:
-        patch.setattr(ShardLink, "take_slot", lambda _: None)
+        patch.setattr(Slots, "take", lambda _: None)
         world.engine.generate([world.prompt], max_tokens=1)
     assert world.engine.reset()
 
 
 def detached(world: World) -> None:
-    world.patch.setattr(ShardLink, "readable", None)
+    world.patch.setattr(ShardLink, "usable", None)
 
 
 def unsound(world: World) -> None:
