@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from lmkv_ray.transfer import Ended, HostEngine, Load
 from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.link import GrantedSlot
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
+from lmkv_ray.vllm.slots import GrantedSlot
 from tests.vllm.conftest import EXPENSIVE, engine_on, own_hit_and_ours, save_prompt, tokens
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
