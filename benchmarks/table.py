@@ -21,6 +21,16 @@ class Row(NamedTuple):
     ratio: float
 
 
+class Outcome(NamedTuple):
+    """What a part of a benchmark found."""
+
+    rows: list[Row]
+    absent: list[str]
+    """What cannot be measured here, with the reason."""
+    failed: list[str]
+    """What should have been measured and was not, with the reason."""
+
+
 def rows_of(results: Iterable[dict[str, Any]]) -> list[Row]:
     """Rows from their JSON form."""
     return [Row(**result) for result in results]

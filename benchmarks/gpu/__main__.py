@@ -10,10 +10,11 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.gpu import copies, machine, packing, plot, transfers, ttft
-from benchmarks.table import Row, show
+from benchmarks.table import Outcome, Row, show
 
 OUTPUT = Path("build")
 
@@ -29,19 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
     where, why_not = machine.find()
     print(f"Measured on: {where.name}." + (f" {why_not}" if why_not else ""), flush=True)
     rows, floors = copies.run(where)
-    not_measured: list[str] = []
-    failed = 0
-    for section in (packing, transfers):
-        try:
-            rows += section.run(where, floors)
-        except Exception as error:  # what follows can still be measured
-            logger.exception("%s failed", section.__name__)
-            not_measured.append(f"{section.__name__}: {error}")
-            failed = 1
+    parts: dict[str, Callable[[], Outcome]] = {
+        "packing": lambda: Outcome(packing.run(where, floors), [], []),
+        "transfers": lambda: Outcome(transfers.run(where, floors), [], []),
+    }
     if not chosen.no_engines:
-        more, without = ttft.run(floors, gpu=not why_not)
-        rows += more
-        not_measured += without
+        parts["engines"] = lambda: ttft.run(floors, gpu=not why_not)
+    absent: list[str] = []
+    failed: list[str] = []
+    for name, run in parts.items():
+        try:
+            outcome = run()
+        except Exception as error:  # what follows can still be measured
+            logger.exception("%s failed", name)
+            outcome = Outcome([], [], [f"{name}: {error}"])
+        rows += outcome.rows
+        absent += outcome.absent
+        failed += outcome.failed
+    not_measured = absent + failed
     show(rows)
     for line in not_measured:
         print(f"Not measured: {line}")
@@ -49,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"Written to {' and '.join(map(str, written))}.")
     if why_not:
         print("There is no GPU here: these figures prove that the benchmark runs, nothing else.")
-    return failed
+    return 1 if failed else 0
 
 
 def write(

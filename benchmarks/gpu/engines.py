@@ -86,6 +86,7 @@ class Contender(NamedTuple):
     environment: dict[str, str]
     needs: str = "vllm"
     """The module it needs."""
+    gpu_only: bool = False
 
 
 def contenders(size: Size, ray_address: str) -> list[Contender]:
@@ -113,6 +114,7 @@ def contenders(size: Size, ray_address: str) -> list[Contender]:
                 "kv_connector_extra_config": {"cpu_bytes_to_use": nbytes},
             },
             {},
+            gpu_only=True,
         ),
         Contender(
             "LMCache",
@@ -127,8 +129,10 @@ def contenders(size: Size, ray_address: str) -> list[Contender]:
     ]
 
 
-def missing(contender: Contender) -> str:
-    """Why a contender cannot be measured; empty if it can be tried."""
+def missing(contender: Contender, *, gpu: bool) -> str:
+    """Why a contender cannot be measured here; empty if it can."""
+    if contender.gpu_only and not gpu:
+        return "it runs on GPUs only"
     return "" if find_spec(contender.needs) else f"{contender.needs} is not installed"
 
 

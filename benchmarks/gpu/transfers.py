@@ -6,14 +6,15 @@ tokens and 32 MiB each. Before its figures count, each engine has to bring its b
     chunks    1 to 64 of them, blocks scattered over the cache: the ring
     layouts   every KVCacheLayout
     joined    neighbouring blocks, as a fresh cache gives them: long plain copies
-    pages     scattered pages of 4 KiB to 1 MiB, by the ring and by plain copies: the break-even
+    pages     scattered pages of 4 KiB to 1 MiB, by the ring and by plain copies, and from which
+              size on the ring is not worth it: what LMKV_DIRECT_COPY_BYTES should be here
     both      a load and a save at the same time
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from statistics import median
 
@@ -23,6 +24,7 @@ from benchmarks.gpu.copies import Floors
 from benchmarks.gpu.machine import Machine
 from benchmarks.table import Row
 from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
+from lmkv_ray.config import Settings
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer import Load, Save
 from lmkv_ray.transfer.device_engine import DeviceEngine
@@ -33,13 +35,18 @@ LLAMA_8B = {"L": 32, "H": 8, "N": 16, "C": 256}
 PAGES = [4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20]
 BLOCKS = 16
 REPEATS = 5
-RING_BYTES = 64 << 20
+RING_BYTES = int(Settings.model_fields["gpu_ring_bytes"].default)
 ALWAYS_RING, ALWAYS_PLAIN = 1 << 60, 0
 """``direct_bytes`` of the two ways."""
-DIRECT_BYTES = 1 << 20
+DIRECT_BYTES = int(Settings.model_fields["direct_copy_bytes"].default)
+AS_GOOD = 0.99
+"""Plain copies that reach so much of the ring's speed are preferred: they need no kernel."""
 SECONDS = 120.0
 POLL_SECONDS = 50e-6
 NO_PADDING = (0, 0, 0, 0, 0)
+
+Rates = tuple[float, float]
+"""Of loads and of saves."""
 
 
 class Bench:
@@ -166,18 +173,46 @@ def run(machine: Machine, floors: Floors) -> list[Row]:
     layout = _layout("LBHNC", LLAMA_8B, count)
     name = f"{count} chunks, LBHNC, joined"
     rows += _both_ways(machine, floors, name, layout, count, scattered=False)
+    rates: dict[int, list[Rates]] = {}
     for page in (page for page in PAGES if 32 * BLOCKS * page <= 16 * machine.scale):
         sizes = {"L": 32, "H": 1, "N": 1, "C": page // 2}
         many = max(1, min(256, 4 * machine.scale // (32 * BLOCKS * page)))
         for way, direct in (("ring", ALWAYS_RING), ("plain copies", ALWAYS_PLAIN)):
             name = f"pages of {page >> 10} KiB, {way}"
             layout = _layout("LBNHC", sizes, many)
-            rows += _both_ways(machine, floors, name, layout, many, direct=direct)
+            both = _both_ways(machine, floors, name, layout, many, direct=direct)
+            rates.setdefault(page, []).append((both[0].value, both[1].value))
+            rows += both
+    rows.append(_break_even_row({page: (ring, plain) for page, (ring, plain) in rates.items()}))
     with _bench(machine, _layout("LBHNC", LLAMA_8B, count), count) as bench:
         taken = _median(lambda: bench.seconds(bench.load(), bench.save(other=True)))
-    both = floors.to_device + floors.from_device
-    rows.append(_row("load and save at the same time", 2 * bench.nbytes / taken, both))
+    link = floors.to_device + floors.from_device
+    rows.append(_row("load and save at the same time", 2 * bench.nbytes / taken, link))
     return rows
+
+
+def break_even(rates: Mapping[int, tuple[Rates, Rates]]) -> int:
+    """The page size from which on plain copies are as good as the ring, both ways.
+
+    Args:
+        rates: by page size those of the ring and of plain copies.
+
+    Returns:
+        bytes; twice the largest page if the ring is better even there.
+    """
+    best = 2 * max(rates)
+    for page in sorted(rates, reverse=True):
+        ring, plain = rates[page]
+        if any(p < AS_GOOD * r for r, p in zip(ring, plain, strict=True)):
+            break
+        best = page
+    return best
+
+
+def _break_even_row(rates: Mapping[int, tuple[Rates, Rates]]) -> Row:
+    found = break_even(rates)
+    name = "break-even of ring and plain copies: LMKV_DIRECT_COPY_BYTES, over the default"
+    return Row(name, found >> 10, "KiB", DIRECT_BYTES >> 10, found / DIRECT_BYTES)
 
 
 def _both_ways(

@@ -28,7 +28,7 @@ from benchmarks.gpu.engines import (
     start,
     write_model,
 )
-from benchmarks.table import Row
+from benchmarks.table import Outcome, Row
 from lmkv_ray import connect
 from tests.vllm.engine import EngineProcess
 
@@ -50,15 +50,15 @@ Answers = dict[tuple[int, int], tuple[int, ...]]
 """Tokens by prompt length and document."""
 
 
-def run(floors: Floors, *, gpu: bool) -> tuple[list[Row], list[str]]:
-    """Rows, and what could not be measured with the reason."""
+def run(floors: Floors, *, gpu: bool) -> Outcome:
+    """All caches that can be had here."""
     size = LLAMA_8B if gpu else SMALL
     ray.init(address="local", num_cpus=2, configure_logging=False, include_dashboard=False)
     try:
         with TemporaryDirectory(prefix="lmkv-bench-") as directory:
             model = write_model(size, Path(directory))
             them = contenders(size, ray.get_runtime_context().gcs_address)
-            return compare(them, size, floors, lambda each: start(each, size, model))
+            return compare(them, size, floors, lambda each: start(each, size, model), gpu=gpu)
     finally:
         connect().stop()
         ray.shutdown()
@@ -69,27 +69,28 @@ def compare(
     size: Size,
     floors: Floors,
     start: Callable[[Contender], EngineProcess],
-) -> tuple[list[Row], list[str]]:
-    """Rows of those who can be measured, one after the other, and why the others cannot."""
-    rows: list[Row] = []
-    not_measured: list[str] = []
+    *,
+    gpu: bool,
+) -> Outcome:
+    """One after the other."""
+    outcome = Outcome([], [], [])
     reference = _Reference()
     for contender in them:
-        if why := missing(contender):
-            not_measured.append(f"{contender.name}: {why}")
+        if why := missing(contender, gpu=gpu):
+            outcome.absent.append(f"{contender.name}: {why}")
             continue
         try:
             engine = start(contender)
             try:
-                rows += _measure(engine, contender, size, floors, reference)
+                outcome.rows.extend(_measure(engine, contender, size, floors, reference))
             finally:
                 engine.close()
         except Exception as error:  # one cache that fails must not cost the others
             logger.exception("%s failed", contender.name)
-            not_measured.append(f"{contender.name}: {_first_line(error)}")
+            outcome.failed.append(f"{contender.name}: {_first_line(error)}")
             if contender.transfer is None:
                 break  # there is nothing to compare with
-    return rows, not_measured
+    return outcome
 
 
 class _Reference:

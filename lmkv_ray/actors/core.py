@@ -24,6 +24,7 @@ from lmkv_ray.messages import (
     Grant,
     Hello,
     MissReason,
+    StageReply,
 )
 from lmkv_ray.policies import make_policy
 from lmkv_ray.shard import (
@@ -78,17 +79,14 @@ class Shard:
         """How often chunks were cleared; what was planned before a clear must not be done after."""
         self._pins: dict[int, bytes] = {}
         """What the arena says is pinned: slots and their keys."""
+        self.cleared = writer.cleared
+        """The last clear of the cache from which nothing is served any more."""
         self._recover()
 
     @property
     def capacity(self) -> int:
         """Bytes for payloads."""
         return self.writer.geometry.capacity
-
-    @property
-    def cleared(self) -> int:
-        """The last clear of the whole cache that was carried out; the arena remembers it."""
-        return self.writer.cleared
 
     def hello(self, hello: Hello) -> Grant:
         """Attach an engine.
@@ -150,6 +148,13 @@ class Shard:
         self.clears += 1
         self._apply(self.state.clear(space))
 
+    def settle(self) -> None:
+        """The last clear has been carried out everywhere below memory too: the arena remembers it,
+        and a successor is not told of it again.
+        """
+        if self.writer.cleared != self.cleared:
+            self.writer.cleared = self.cleared
+
     def tick(self) -> None:
         """Notice dead engines and elapsed time."""
         now = time.monotonic()
@@ -162,6 +167,16 @@ class Shard:
     def why_missing(self, key: bytes) -> MissReason:
         """Why a key is not here, as the arena remembers."""
         return self.reader.reasons(key_array(key))[0]
+
+    def located(self, reply: StageReply, keys: bytes) -> StageReply:
+        """An answer to a ``Stage`` of these keys that also says where they are."""
+        hits = self.reader.lookup(key_array(keys))
+        return msgspec.structs.replace(
+            reply,
+            arena_id=self.reader.arena_id,
+            slots=hits.slots.tolist(),
+            generations=hits.generations.tolist(),
+        )
 
     def counters(self) -> dict[str, int]:
         """See ``shard.Counters``; ``missed``: see ``shard.Admission``."""

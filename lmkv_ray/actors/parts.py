@@ -7,11 +7,12 @@ import time
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 
 from lmkv_ray.actors.named import NamedActor
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.directory import Holding, merge
-from lmkv_ray.keys import key_array, parts_of
+from lmkv_ray.keys import KeyArray, key_array, parts_of
 from lmkv_ray.messages import Delta, DeltaReply, decode, encode
 
 SILENT_SECONDS = 3.0
@@ -50,8 +51,7 @@ class Directory:
     ) -> list[Holding] | None:
         """Who holds what; None if a part that has to be asked does not answer in time."""
         rows = key_array(keys)
-        part_of = parts_of(rows, len(self._parts))
-        asked = {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}
+        asked = positions_by_part(rows, len(self._parts))
         if any(self._parts[part].is_silent for part in asked):
             return None
         answers = await asyncio.gather(
@@ -106,3 +106,9 @@ class _Part:
         reply = decode(answer, DeltaReply)
         self.others = reply.peers
         return reply
+
+
+def positions_by_part(keys: KeyArray, parts: int) -> dict[int, npt.NDArray[np.intp]]:
+    """Which of the keys each part of the directory is to be asked for."""
+    part_of = parts_of(keys, parts)
+    return {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}

@@ -11,6 +11,7 @@ copy = reader.data[hits.offsets[0] : hits.offsets[0] + hits.nbytes[0]].copy()
 intact = reader.unchanged(hits.slots, hits.generations)                           # after it
 """
 
+from lmkv_ray.arena.discovery import find_arena
 from lmkv_ray.arena.format import Geometry, Header, SlotState, checksum
 from lmkv_ray.arena.owners import is_alive, this_process
 from lmkv_ray.arena.reader import ArenaReader, Hits
@@ -26,6 +27,7 @@ __all__ = [
     "Hits",
     "SlotState",
     "checksum",
+    "find_arena",
     "is_alive",
     "this_process",
 ]

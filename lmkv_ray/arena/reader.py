@@ -21,7 +21,7 @@ from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables, is_readable
 from lmkv_ray.arena.segment import Segment, populate
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
-from lmkv_ray.messages import MissReason
+from lmkv_ray.messages import MissReason, Owner
 
 _POPULATE_STEP = 64 << 20
 
@@ -105,6 +105,12 @@ class ArenaReader:
     def arena_id(self) -> int:
         """Random number of this arena."""
         return self.header.arena_id
+
+    @property
+    def writer(self) -> Owner:
+        """The process that is the arena's writer, or was its last one."""
+        header = self._tables.header
+        return Owner(pid=int(header["writer_pid"][0]), start=int(header["writer_start"][0]))
 
     @property
     def extent_bytes(self) -> int:

@@ -36,7 +36,7 @@ _RANDOM = r"[0-9a-f]{16}"
 
 
 class Segment:
-    """An open file of shared memory. Made by ``create`` or ``open``."""
+    """An open file of shared memory. Made by ``create`` or ``open``; closed at its end at last."""
 
     def __init__(self, fd: int, nbytes: int) -> None:
         self.fd = fd
@@ -109,13 +109,21 @@ class Segment:
         return cls(fd, status.st_size)
 
     @staticmethod
-    def find(name: str, directory: Path = DEFAULT_DIRECTORY) -> Iterator[str]:
+    def find(
+        name: str, directory: Path = DEFAULT_DIRECTORY, *, below: bool = False
+    ) -> Iterator[str]:
         """Paths of the segments of this name that any process of this user still holds, each once.
 
         They were all created in ``directory``. Processes that end meanwhile are skipped.
+
+        Args:
+            name: as given to ``create``.
+            directory: as given to ``create``.
+            below: find those whose name goes on after a dot, instead: ``name.x``.
         """
-        prefix = re.escape(f"{directory.resolve()}/lmkv-{name}-")
-        link = re.compile(rf"{prefix}{_RANDOM} \(deleted\)")
+        start = re.escape(f"{directory.resolve()}/lmkv-{name}")
+        rest = rf"\.{_NAME.pattern}" if below else ""
+        link = re.compile(rf"{start}{rest}-{_RANDOM} \(deleted\)")
         seen = set()
         for process in Path("/proc").iterdir():
             for descriptor in _descriptors(process) if process.name.isdigit() else ():
@@ -161,6 +169,9 @@ class Segment:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+    def __del__(self) -> None:
+        self.close()
 
 
 def populate(view: npt.NDArray[np.uint8], *, writable: bool) -> None:

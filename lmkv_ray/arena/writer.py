@@ -153,7 +153,7 @@ class ArenaWriter:
 
     @property
     def cleared(self) -> int:
-        """A number that outlives the writer: the last clear that was carried out."""
+        """A number that outlives the writer: the last clear that was carried out, in tiers too."""
         return int(self._tables.header["cleared"][0])
 
     @cleared.setter

@@ -10,8 +10,9 @@ the two engines. What both promise:
   among ``ended``; so nothing else has to be ordered.
 * A load is good only as far as its slots kept their generations until its last byte had arrived.
 * A save does not begin after its deadline, and is whole when it is reported.
-* No method blocks, but for the few milliseconds that ``begin_loads`` and ``begin_saves`` name. Each
-  copy ends exactly once, and errors are copies that are not good, never exceptions.
+* No method blocks, but for ``prepare`` before the first step, and for the few milliseconds that
+  ``begin_loads`` and ``begin_saves`` name. Each copy ends exactly once, and errors are copies that
+  are not good, never exceptions.
 """
 
 from __future__ import annotations
@@ -114,6 +115,15 @@ class Arena(Protocol):
 
 class TransferEngine(Protocol):
     """Moves chunks between an arena and an engine's pages; used by one thread."""
+
+    def prepare(self, arena: Arena, within: float) -> None:
+        """Make an arena ready that will probably be attached; one that never is costs nothing more.
+
+        Args:
+            arena: lives for as long as the caller holds it.
+            within: seconds that this may take. What is left waits for ``attach``: the device is
+                let alone until then (see ``pinning``).
+        """
 
     def attach(self, arena: Arena, offsets: Sequence[int]) -> None:
         """Use this arena from now on; copies under way finish with the one they know.

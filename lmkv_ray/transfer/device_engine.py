@@ -129,6 +129,18 @@ class DeviceEngine:
             direct_bytes >> 10,
         )
 
+    def prepare(self, arena: Arena, within: float) -> None:
+        """See ``TransferEngine``."""
+        began = time.monotonic()
+        done, whole = self._pinning.prepare(arena, within)
+        logger.info(
+            "lmkv_ray: %s pinned %.1f of %.1f GiB of the node's arena in %.1f s.",
+            self._device.name,
+            done / 2**30,
+            whole / 2**30,
+            time.monotonic() - began,
+        )
+
     def attach(self, arena: Arena, offsets: Sequence[int]) -> None:
         """See ``TransferEngine``."""
         self._arena = (arena, list(offsets))

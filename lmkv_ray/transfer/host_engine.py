@@ -47,6 +47,10 @@ class HostEngine:
         self._saves: list[Future[Ended]] = []
         self._populating = _nothing()
 
+    def prepare(self, arena: Arena, within: float) -> None:
+        """See ``TransferEngine``; faulting in needs nobody's leave, and goes on beside the rest."""
+        self._populating = self._saving.submit(_populate, arena)
+
     def attach(self, arena: Arena, offsets: Sequence[int]) -> None:
         """See ``TransferEngine``."""
         copiers = [HostCopier(layout, self._cache, arena.data) for layout in self._layouts]

@@ -1,10 +1,15 @@
-"""Pins the arena for a device, piece by piece, in a thread of its own.
+"""Pins the arena for a device, piece by piece.
 
 Copies of pinned memory run at the speed of the link and wait for nobody; others are several times
 slower and hold up the thread that queues them. Pinning takes a while (faulting in 8 GiB that nobody
-touched: 5 s on one thread; registering them then: 0.3 s), so it goes on beside the engine, while
-the model is loaded and whenever the shard assigns more memory; until then copies take the slower
-path.
+touched: 5 s on one thread; registering them then: 0.3 s). There are two times for it:
+
+* ``prepare``, while the engine starts, on its own thread and for a bounded time. Then nothing until
+  ``attach``: in between the engine captures its graphs, and CUDA does not let memory be registered
+  then, by whatever thread (docs/gpu.md).
+* from ``attach`` on, in a thread of Pinning's own: what was left, and what the shard assigns later.
+
+Until a piece is pinned its copies take the slower path.
 
 No copy may touch pinned and other memory at once, or two pieces: so pieces consist of whole
 extents, which no slot crosses.
@@ -13,7 +18,9 @@ extents, which no slot crosses.
 from __future__ import annotations
 
 import logging
+import math
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +67,8 @@ class _Pinned:
     """Which are pinned."""
     addresses: list[int]
     """Of the pieces."""
+    attached: bool = False
+    """Else nothing may be pinned in the background yet."""
 
 
 class Pinning:
@@ -80,12 +89,20 @@ class Pinning:
         self._thread = threading.Thread(target=self._work, name="lmkv-pin", daemon=True)
         self._thread.start()
 
+    def prepare(self, arena: Arena, within: float) -> tuple[int, int]:
+        """Pin what can be pinned in so many seconds, now; it is let go of when the arena dies.
+
+        Returns:
+            bytes that are pinned, and bytes that have memory.
+        """
+        pinned = self._entry(arena)
+        self._pin(pinned, arena, time.monotonic() + within)
+        whole = sum(nbytes for _, nbytes in arena.assigned())
+        return min(int(pinned.extents.sum()) * pinned.extent_bytes, whole), whole
+
     def attach(self, arena: Arena) -> None:
         """Pin this arena from now on, and let go of others when nothing uses them any more."""
-        extents = np.zeros(-(-len(arena.data) // arena.extent_bytes), np.bool_)
-        ref: weakref.ref[Arena] = weakref.ref(arena, lambda _: self._wake.set())
-        # A new list, as the others are read without a lock.
-        self._arenas = [*self._arenas, _Pinned(ref, arena.data, arena.extent_bytes, extents, [])]
+        self._entry(arena).attached = True
         self._wake.set()
 
     def look(self) -> None:
@@ -109,6 +126,17 @@ class Pinning:
         if self._thread.is_alive():
             logger.warning("lmkv_ray: memory is still being pinned after %.0f s.", CLOSE_SECONDS)
 
+    def _entry(self, arena: Arena) -> _Pinned:
+        """What is known of an arena, as the last of all."""
+        others = [pinned for pinned in self._arenas if pinned.arena() is not arena]
+        mine = [pinned for pinned in self._arenas if pinned.arena() is arena]
+        if not mine:
+            extents = np.zeros(-(-len(arena.data) // arena.extent_bytes), np.bool_)
+            ref: weakref.ref[Arena] = weakref.ref(arena, lambda _: self._wake.set())
+            mine = [_Pinned(ref, arena.data, arena.extent_bytes, extents, [])]
+        self._arenas = others + mine  # a new list, as the others are read without a lock
+        return mine[0]
+
     # -- the thread -----------------------------------------------------------------------------
 
     def _work(self) -> None:
@@ -122,18 +150,22 @@ class Pinning:
             for pinned in self._arenas:
                 arena = None if self._closing else pinned.arena()
                 try:
-                    self._unpin(pinned) if arena is None else self._pin(pinned, arena)
+                    if arena is None:
+                        self._unpin(pinned)
+                    elif pinned.attached:
+                        self._pin(pinned, arena)
+                        self._populate(arena)
                 except Exception as error:
                     self._refuse(error)
                 del arena  # not to keep it alive
             if self._closing:
                 return
 
-    def _pin(self, pinned: _Pinned, arena: Arena) -> None:
+    def _pin(self, pinned: _Pinned, arena: Arena, deadline: float = math.inf) -> None:
         base = pinned.data.ctypes.data
         for first, end in self._pieces(pinned, arena):
-            if self._refused or self._closing:
-                break
+            if self._refused or self._closing or time.monotonic() >= deadline:
+                return
             offset = first * pinned.extent_bytes
             nbytes = min(end * pinned.extent_bytes, len(pinned.data)) - offset
             try:
@@ -142,10 +174,13 @@ class Pinning:
                 self._registry.register(base + offset, nbytes)
             except Exception as error:
                 self._refuse(error)
-                break
+                return
             pinned.addresses.append(base + offset)
             pinned.extents[first:end] = True
-        for _ in arena.populate():  # what could not be pinned; the arena takes note of all
+
+    def _populate(self, arena: Arena) -> None:
+        """Fault in what could not be pinned; the arena takes note of all."""
+        for _ in arena.populate():
             if self._closing:
                 return
 

@@ -32,7 +32,9 @@ class LocalShard(Shard):
         grant = self.hello(decode(message, Hello))
         path, arena_id = self.writer.path, self.writer.arena_id
         return encode(
-            Welcome(arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0)
+            Welcome(
+                arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0, clock=0.0
+            )
         )
 
 

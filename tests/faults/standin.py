@@ -159,11 +159,11 @@ class StandIn:
 
     def damage(self, number: int, chunks: int) -> None:
         """Flip a bit in each chunk of a document, in the arena, as bad memory does."""
-        attached = self._link.attachment
-        assert attached is not None
-        hits = attached.reader.lookup(key_array(document(number, chunks)))
+        reader = self._link.readable
+        assert reader is not None
+        hits = reader.lookup(key_array(document(number, chunks)))
         assert hits.run == chunks
-        attached.reader.data[hits.offsets] ^= 1
+        reader.data[hits.offsets] ^= 1
 
     def lie(self, node_id: str, number: int, chunks: int) -> None:
         """Tell the directory that a node holds a document, and nothing else."""
@@ -205,20 +205,19 @@ class StandIn:
             return None
         ticket = self._link.stage(b"".join(keys), self._settings.stage_seconds)
         if ticket is not None:
-            while not ticket.over and time.monotonic() < ticket.deadline:
+            while ticket.pending:
                 time.sleep(0.002)
         return ticket
 
     def _run(self, keys: list[bytes]) -> int:
-        attached = self._link.attachment
-        return attached.reader.lookup(key_array(keys)).run if attached is not None else 0
+        reader = self._link.readable
+        return reader.lookup(key_array(keys)).run if reader is not None else 0
 
     def _take(self, keys: list[bytes]) -> tuple[int, int]:
         """Copy the leading chunks out; how many, and how many of them were wrong."""
-        attached = self._link.attachment
-        if attached is None:
+        reader = self._link.readable
+        if reader is None:
             return 0, 0
-        reader = attached.reader
         hits = reader.lookup(key_array(keys))
         copies = [
             reader.data[int(at) : int(at) + self._nbytes].copy() for at in hits.offsets[: hits.run]
@@ -230,23 +229,22 @@ class StandIn:
             not np.array_equal(copy, self._payload(key))
             for copy, key in zip(copies[:intact], keys, strict=False)
         )
-        self._link.touch(list(reversed(keys[:intact])))
+        self._link.slots.touch(list(reversed(keys[:intact])))
         return intact, wrong
 
     def _save(self, keys: list[bytes]) -> None:
         """Save what there are slots for."""
         for key in keys:
-            if self._link.committing(key):
+            if self._link.slots.committing(key):
                 continue
-            granted = self._link.take_slot()
-            attached = self._link.attachment
-            if granted is None or attached is None or attached.arena_id != granted.arena_id:
+            granted, reader = self._link.slots.take(), self._link.readable
+            if granted is None or reader is None or reader.arena_id != granted.arena_id:
                 return
-            slot, half = attached.reader.payload(granted.slot, self._nbytes), self._nbytes // 2
+            slot, half = reader.payload(granted.slot, self._nbytes), self._nbytes // 2
             slot[:half] = self._payload(key)[:half]
             self._maybe_stop("save")
             slot[half:] = self._payload(key)[half:]
-            self._link.commit(granted.slot, key, self._nbytes)
+            self._link.slots.commit(granted.slot, key, self._nbytes)
 
     def _maybe_stop(self, copy: str) -> None:
         if self._stop_in == copy:

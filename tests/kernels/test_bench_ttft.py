@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from benchmarks.gpu.copies import Floors
-from benchmarks.gpu.engines import LLAMA_8B, SMALL, Contender, Size, contenders
+from benchmarks.gpu.engines import LLAMA_8B, SMALL, Contender, Size, contenders, missing
 from benchmarks.gpu.ttft import REPEATS, compare
 from benchmarks.table import Row
 from tests.vllm.engine import Answer
@@ -52,15 +52,22 @@ class FakeEngine:
 
 def measure(**engines: FakeEngine) -> tuple[dict[str, Row], list[str]]:
     them = [Contender(name, {} if number else None, {}) for number, name in enumerate(engines)]
-    rows, not_measured = compare(them, SMALL, FLOORS, lambda each: engines[each.name])  # type: ignore[arg-type, return-value]
+    rows, absent, failed = compare(
+        them,
+        SMALL,
+        FLOORS,
+        lambda each: engines[each.name],  # type: ignore[arg-type, return-value]
+        gpu=False,
+    )
     assert all(engine.closed for engine in engines.values() if engine.asked)
-    return {row.name: row for row in rows}, not_measured
+    assert not absent
+    return {row.name: row for row in rows}, failed
 
 
 def test_a_hit_is_compared_with_the_own_prefix_cache_and_the_link() -> None:
     cache = FakeEngine(0.5)
-    rows, not_measured = measure(alone=FakeEngine(0.25), cache=cache)
-    assert not not_measured
+    rows, failed = measure(alone=FakeEngine(0.25), cache=cache)
+    assert not failed
     assert rows["TTFT, 512 tokens, alone, hit"].value == 250
     hit = rows["TTFT, 512 tokens, cache, hit"]
     kv_bytes = 512 * 2 * 4 * 2 * 32 * 4  # K and V, layers, heads, values, float32
@@ -78,12 +85,10 @@ def test_wrong_answers_are_seen() -> None:
 
 
 def test_one_cache_that_fails_does_not_cost_the_others() -> None:
-    rows, not_measured = measure(
+    rows, failed = measure(
         alone=FakeEngine(0.1), broken=FakeEngine(0.1, stuck=True), good=FakeEngine(0.1)
     )
-    assert not_measured == [
-        "broken: vLLM's prefix cache could not be emptied: blocks are still in use"
-    ]
+    assert failed == ["broken: vLLM's prefix cache could not be emptied: blocks are still in use"]
     assert any("good" in name for name in rows)
 
 
@@ -95,10 +100,18 @@ def test_without_vllm_alone_there_is_nothing_to_compare_with() -> None:
     assert measure(alone=Dead(0.1), cache=FakeEngine(0.1)) == ({}, ["alone: dead"])
 
 
-def test_what_is_not_installed_is_named() -> None:
-    them = [Contender("LMCache", None, {}, needs="no_such_module")]
-    rows, not_measured = compare(them, SMALL, FLOORS, lambda each: pytest.fail("started"))
-    assert (rows, not_measured) == ([], ["LMCache: no_such_module is not installed"])
+def test_what_cannot_be_had_here_is_named_and_no_failure() -> None:
+    them = [
+        Contender("LMCache", {}, {}, needs="no_such_module"),
+        Contender("OffloadingConnector", {}, {}, gpu_only=True),
+    ]
+    found = compare(them, SMALL, FLOORS, lambda each: pytest.fail("started"), gpu=False)
+    reasons = [
+        "LMCache: no_such_module is not installed",
+        "OffloadingConnector: it runs on GPUs only",
+    ]
+    assert found == ([], reasons, [])
+    assert not missing(them[1], gpu=True)
 
 
 @pytest.mark.parametrize("size", [LLAMA_8B, SMALL])

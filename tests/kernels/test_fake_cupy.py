@@ -71,20 +71,27 @@ def test_nothing_is_launched_for_nothing(cupy: FakeCupy) -> None:
 def test_a_part_that_fails_is_named_and_does_not_cost_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from benchmarks.gpu import machine, packing, transfers
+    from benchmarks.gpu import machine, packing, transfers, ttft
     from benchmarks.gpu.__main__ import main
+    from benchmarks.table import Outcome
 
-    def fail(*args: object) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("no room")
 
     monkeypatch.setattr(machine.Host, "scale", 1 << 16)
     monkeypatch.setattr(packing, "run", lambda *args: [])
     monkeypatch.setattr(transfers, "run", fail)
     monkeypatch.setattr(machine, "find", lambda: (machine.Host(), "no GPU"))
-    assert main(["--no-engines", "--out", str(tmp_path)]) == 1
+    absent = Outcome([], ["LMCache: not here"], [])
+    monkeypatch.setattr(ttft, "run", lambda *args, **kwargs: absent)
+    assert main(["--out", str(tmp_path)]) == 1
     written = json.loads((tmp_path / "bench-gpu.json").read_text())
-    assert written["not_measured"] == ["benchmarks.gpu.transfers: no room"]
+    assert written["not_measured"] == ["LMCache: not here", "transfers: no room"]
     assert written["rows"]
+    monkeypatch.setattr(transfers, "run", lambda *args: [])
+    assert main(["--out", str(tmp_path)]) == 0, "what cannot be had here is no failure"
+    monkeypatch.setattr(ttft, "run", fail)
+    assert main(["--out", str(tmp_path)]) == 1
 
 
 @pytest.mark.parametrize("gpu", [True, False])
@@ -111,3 +118,13 @@ def test_the_benchmark_of_copies_and_kernels_runs_to_its_end(
     assert len(names) == len(set(names)) > 40
     assert all(row["value"] > 0 and row["ratio"] > 0 for row in written["rows"])
     assert (tmp_path / "bench-gpu.png").stat().st_size > 10_000
+
+
+def test_the_break_even_is_where_plain_copies_stay_as_good_both_ways() -> None:
+    from benchmarks.gpu.transfers import break_even
+
+    slow, fast = (10.0, 10.0), (50.0, 50.0)
+    assert break_even({4: (fast, slow), 8: (fast, (50.0, 40.0)), 16: (fast, fast)}) == 16
+    assert break_even({4: (slow, fast), 8: (fast, slow), 16: (fast, fast), 32: (fast, fast)}) == 16
+    assert break_even({4: (fast, (49.6, 49.6)), 8: (fast, fast)}) == 4
+    assert break_even({4: (fast, slow), 8: (fast, slow)}) == 16

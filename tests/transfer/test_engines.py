@@ -182,6 +182,20 @@ def test_new_memory_is_faulted_in(engine: TransferEngine, arena: FakeArena) -> N
     wait_until(lambda: arena.populated > before)
 
 
+def test_an_arena_that_was_prepared_is_used_when_it_is_attached(
+    engine: TransferEngine, arena: FakeArena
+) -> None:
+    following = FakeArena(8, 2 * LAYOUT.chunk_bytes, arena_id=2)
+    engine.prepare(following, 60)
+    engine.begin_saves([save(1, arena_id=2)])
+    assert not wait_ended(engine).ok, "a guess is not used"
+    engine.begin_saves([save(1)])
+    assert wait_ended(engine).ok
+    engine.attach(following, [0, LAYOUT.chunk_bytes])
+    engine.begin_saves([save(1, arena_id=2)])
+    assert wait_ended(engine).ok
+
+
 def test_the_next_arena_takes_over(engine: TransferEngine, arena: FakeArena) -> None:
     following = FakeArena(8, 2 * LAYOUT.chunk_bytes, arena_id=2)
     engine.attach(following, [0, LAYOUT.chunk_bytes])

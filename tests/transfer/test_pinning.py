@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -17,7 +18,7 @@ EXTENTS = 8
 
 
 class FakeRegistry:
-    """Pins at most ``limit`` pieces."""
+    """Pins at most ``limit`` pieces; remembers who pinned."""
 
     name = "a fake"
 
@@ -25,12 +26,14 @@ class FakeRegistry:
         self.limit = limit
         self.pieces: dict[int, int] = {}
         self.calls = 0
+        self.threads: set[str] = set()
 
     def enter(self) -> None:
         pass
 
     def register(self, address: int, nbytes: int) -> None:
         self.calls += 1
+        self.threads.add(threading.current_thread().name)
         if len(self.pieces) >= self.limit:
             raise RuntimeError("no more")
         taken = [range(a, a + n) for a, n in self.pieces.items()]
@@ -132,3 +135,71 @@ def test_refusal_is_said_once_and_copies_go_on(caplog: pytest.LogCaptureFixture)
 
 def test_nothing_is_pinned_of_an_arena_that_is_not_attached(pinning: Pinning) -> None:
     assert covered(pinning, GrowingArena()) == []
+
+
+def test_an_arena_is_prepared_by_the_caller(registry: FakeRegistry, pinning: Pinning) -> None:
+    arena = GrowingArena()
+    arena.grow(0, 1, 2)
+    assert pinning.prepare(arena, 60) == (3 * EXTENT, 3 * EXTENT)
+    assert covered(pinning, arena) == [0, 1, 2]
+    assert registry.threads == {threading.current_thread().name}
+    pinning.attach(arena)
+    wait_until(lambda: not arena.grown)
+    assert registry.calls == 2, "nothing is pinned twice"
+    arena.grow(5)
+    pinning.look()
+    wait_until(lambda: covered(pinning, arena) == [0, 1, 2, 5])
+    assert "lmkv-pin" in registry.threads
+
+
+def test_between_prepare_and_attach_the_device_is_let_alone(
+    registry: FakeRegistry, pinning: Pinning
+) -> None:
+    """A graph may be captured then."""
+    arena, other = GrowingArena(), GrowingArena()
+    arena.grow(0, 1, 2, 3)
+    other.grow(6)
+    assert pinning.prepare(arena, 0) == (0, 4 * EXTENT), "there was no time"
+    pinning.attach(other)
+    wait_until(lambda: covered(pinning, other) == [6])  # the thread came by
+    assert registry.calls == 1
+    pinning.attach(arena)
+    wait_until(lambda: covered(pinning, arena) == [0, 1, 2, 3])
+
+
+def test_preparing_ends_in_time(registry: FakeRegistry, pinning: Pinning) -> None:
+    arena = GrowingArena()
+    arena.grow(0, 1, 2, 3, 4)
+    register = registry.register
+
+    def slow(address: int, nbytes: int) -> None:
+        register(address, nbytes)
+        time.sleep(0.05)
+
+    registry.register = slow  # type: ignore[method-assign]
+    assert pinning.prepare(arena, 0.02) == (2 * EXTENT, 5 * EXTENT), "no piece begins too late"
+
+
+def test_a_wrong_guess_is_let_go_of(registry: FakeRegistry, pinning: Pinning) -> None:
+    guess, right = [GrowingArena()], GrowingArena()
+    guess[0].grow(0)
+    right.grow(1)
+    pinning.prepare(guess[0], 60)
+    (base,) = registry.pieces
+    pinning.attach(right)
+    wait_until(lambda: covered(pinning, right) == [1])
+    guess.clear()
+    gc.collect()
+    wait_until(lambda: base not in registry.pieces)
+
+
+def test_a_refusal_while_preparing_costs_nothing_more(caplog: pytest.LogCaptureFixture) -> None:
+    pinning = Pinning(FakeRegistry(limit=1), piece_bytes=EXTENT)
+    arena = GrowingArena()
+    arena.grow(0, 2, 4)
+    assert pinning.prepare(arena, 60) == (EXTENT, 3 * EXTENT)
+    assert arena.grown, "the rest is faulted in later, in the background"
+    assert "cannot pin" in caplog.text
+    pinning.attach(arena)
+    wait_until(lambda: not arena.grown)
+    pinning.close()

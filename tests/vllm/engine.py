@@ -184,7 +184,7 @@ class Engine:
     def wait_attached(self) -> None:
         """Until the connector, if there is one, has slots to save into."""
         if (connector := self.core().scheduler.connector) is not None:
-            _wait_for(lambda: connector._link.attachment and connector._link._free)
+            _wait_for(lambda: connector._link.attachment and connector._link.slots)
 
     def wait_peers(self) -> None:
         """Until the engine has heard that other nodes hold chunks."""
@@ -192,8 +192,8 @@ class Engine:
 
     def wait_saved(self) -> None:
         """Until every save is visible in the arena."""
-        link = self.connector()._link
-        _wait_for(lambda: not link._committing)
+        links = self.connector()._links
+        _wait_for(lambda: all(link.slots.settled for link in links))
 
     def stop_in(self, copy: str) -> None:
         """Let this process stop (SIGSTOP) in the middle of its next "load" or "save", once."""
@@ -332,7 +332,7 @@ def _join(node_id: str) -> None:
     from lmkv_ray.actors.names import shard_name
 
     class Client(lmkv_ray.vllm.connector.RayShardClient):
-        def __init__(self, settings: Any, *, start: bool) -> None:
+        def __init__(self, settings: Any, *, start: bool, host: str | None = None) -> None:
             super().__init__(settings, start=start)
             self._shard = find(shard_name(node_id), settings.ray_namespace)
 

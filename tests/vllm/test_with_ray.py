@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, connect
 from lmkv_ray.actors.names import DIRECTORY
 from lmkv_ray.config import load_settings
-from lmkv_ray.directory import Holding
+from lmkv_ray.directory import GPU, Holding, Place
 from tests.faults.recovery import Recovery, fault
 from tests.vllm.conftest import wait_for
 from tests.vllm.engine import VOCABULARY, Answer, EngineProcess
@@ -189,6 +189,29 @@ def test_what_another_engine_generated_is_a_hit_too(world: World) -> None:
     [next_turn] = world.engines[1].call("generate", [turn])
     assert next_turn.cached == 192
     assert next_turn.tokens == world.expected(turn)
+
+
+def test_where_names_the_tiers_of_each_chunk(world: World) -> None:
+    prompt = tokens(20, 300)
+    world.saved(prompt)
+    keys = world.engines[0].call("keys", prompt)
+    memory = Place(world.node_ids[0])
+
+    def tiers() -> list[set[str]]:
+        places = world.cache.where(keys)
+        assert all({p.node_id for p in its} <= {memory.node_id} for its in places)
+        assert all(bool(p.engine_id) == (p.tier == GPU) for its in places for p in its)
+        return [{p.tier for p in its} for its in places]
+
+    wait_for(lambda: tiers() == [{GPU, "memory"}] * 9)
+    assert world.engines[0].call("reset")
+    wait_for(lambda: tiers() == [{"memory"}] * 9, 5)
+    [answer] = world.engines[0].call("generate", [prompt])  # a hit brings it back
+    assert answer.cached == 288
+    wait_for(lambda: tiers() == [{GPU, "memory"}] * 9)
+    world.engines[0].process.kill()
+    wait_for(lambda: tiers() == [{"memory"}] * 9, 5)
+    world.replace_engine(0)
 
 
 @fault("vLLM: shard killed while requests run", "its chunks are kept", heals_within=60)
