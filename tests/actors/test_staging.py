@@ -160,7 +160,7 @@ async def test_a_peer_that_dies_is_a_failed_fetch(
     reply = await staging.stage(request(here, KEYS))
     assert reply == StageReply(ready=0, reason=MissReason.FETCH_FAILED)
     no_slots_leaked = here.shard.state.engines()
-    assert no_slots_leaked == {"engine": ("fake", 0)}
+    assert no_slots_leaked == {"engine": ("fake", 0, 0)}
 
 
 async def test_nobody_holds_it(staging: Staging, here: Node) -> None:
