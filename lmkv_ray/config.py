@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     directory_capacity: int = Field(
         1 << 20,
         ge=1024,
-        description="Chunks the directory remembers, at about 100 bytes each; the oldest make room.",
+        description="Chunks the directory remembers, about 100 bytes each; the oldest make room.",
     )
     directory_shards: int = Field(
         1,
