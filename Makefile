@@ -32,9 +32,9 @@ test-faults: $(INSTALLED)
 	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "faults or fault" tests/faults tests/serve/test_ray_up.py \
 		tests/vllm/test_with_ray.py
 
-# Half an hour of traffic and random kills: make soak SECONDS=1800.
+# Half an hour of traffic and random kills: make soak SECONDS=1800 [OUTPUT=build/soak.json].
 soak: $(INSTALLED)
-	@$(RUN) tests.faults.soak --seconds $(or $(SECONDS),1800)
+	@$(RUN) tests.faults.soak --seconds $(or $(SECONDS),1800) --output $(or $(OUTPUT),build/soak.json)
 
 bench: $(INSTALLED)
 	@mkdir -p build

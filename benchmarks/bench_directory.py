@@ -48,7 +48,7 @@ def run() -> list[dict[str, Any]]:
             _delta(0, i + 2, fresh[i % 4096], removed=fresh[(i - 1) % 4096]), 0
         )
     )
-    bytes_per_chunk = directory.table.nbytes / CHUNKS
+    bytes_per_chunk = directory.nbytes / CHUNKS
     return [
         _row("bytes per chunk", bytes_per_chunk, "B", 150, 150 / bytes_per_chunk),
         _row(f"lookups of {RUN} known keys", hits, "1/s", 2000, hits / 2000),

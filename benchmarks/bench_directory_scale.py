@@ -126,7 +126,7 @@ def measure(chunks: int) -> dict[str, list[float]]:
         simulation.tell(0, np.empty((0, 2), np.uint64))
     slow = np.quantile(simulation.took, 0.999)
     figures["slowest of 1,000 messages, ms"] = [1e3 * float(slow)]
-    figures["bytes per chunk"] = [simulation.state.table.nbytes / len(simulation.state.table)]
+    figures["bytes per chunk"] = [simulation.state.nbytes / len(simulation.state.table)]
     figures["peak memory, GB"] = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6]
     return figures
 

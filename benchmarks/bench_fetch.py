@@ -7,6 +7,8 @@ Read the ratios on a machine that has nothing else to do: a fetch is a relay of 
 
     python -m benchmarks.bench_fetch             what UCX chooses (on one machine: shared memory)
     UCX_TLS=tcp python -m benchmarks.bench_fetch    as between hosts without RDMA
+
+Writes build/fetch-all.json or build/fetch-tcp.json.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterable
 from contextlib import aclosing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +28,7 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from benchmarks.table import Row, show
+from benchmarks.table import Row, show, write
 from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
 from lmkv_ray.messages import decode
 from lmkv_ray.transports import (
@@ -200,5 +203,8 @@ async def _seconds(work: Any) -> float:
 
 
 if __name__ == "__main__":
-    print(f"UCX_TLS={os.environ.get('UCX_TLS', 'all')}; goals {GOALS}")
-    show(run())
+    networks = os.environ.get("UCX_TLS", "all")
+    print(f"UCX_TLS={networks}; goals {GOALS}")
+    rows = run()
+    show(rows)
+    write(rows, Path(f"build/fetch-{networks}.json"))

@@ -55,6 +55,9 @@ def status(address: Address = None) -> None:
         used, capacity = _size(node.nbytes), _size(node.capacity)
         state = node.problem or ("leaves" if node.draining else "")
         table.add_row(node.node_id[:12], str(node.chunks), used, capacity, engines, state)
+        if node.engines:
+            on_devices = sum(engine.device_chunks for engine in node.engines)
+            table.add_row("  gpu", str(on_devices), "", "", "", "")
         for tier in node.tiers:
             held = "" if tier.chunks < 0 else str(tier.chunks)
             sizes = ["" if size < 0 else _size(size) for size in (tier.nbytes, tier.capacity)]
@@ -93,6 +96,22 @@ Keys = Annotated[
     list[str],
     typer.Argument(help="Keys of chunks, 32 hex digits each, as answers of requests tell them."),
 ]
+
+
+@app.command()
+@_clear_errors
+def where(keys: Keys, address: Address = None) -> None:
+    """Where chunks are: in engines' own caches (gpu), nodes' memory, nodes' disks."""
+    from lmkv_ray.actors import connect
+
+    table = Table("key", "tier", "node", "engine")
+    for key, places in zip(keys, connect(address, start=False).where(_keys(keys)), strict=True):
+        for place in places:
+            table.add_row(key, place.tier, place.node_id[:12], place.engine_id)
+            key = ""
+        if not places:
+            table.add_row(key, "nowhere", "", "")
+    Console().print(table)
 
 
 @app.command()
@@ -145,8 +164,15 @@ def clear(address: Address = None) -> None:
     """Remove every chunk from every node."""
     from lmkv_ray.actors import connect
 
-    connect(address, start=False).clear()
-    Console().print("All chunks are removed.")
+    pending = connect(address, start=False).clear()
+    if pending:
+        Console().print(
+            f"All chunks are removed, but some nodes cannot clear this at present: "
+            f"{', '.join(pending)}.\nNothing of it is served, and it is removed as soon as that "
+            "works again. 'lmkv status' says what is wrong."
+        )
+    else:
+        Console().print("All chunks are removed.")
 
 
 @app.command()

@@ -120,7 +120,7 @@ class Settings(BaseSettings):
     encryption_key_file: Path | None = Field(
         None,
         description="Encrypts disk and remote tier (AES-256-GCM) with the key in this file, 32 "
-        "bytes or more; changing it drops what is on disk. Default: no encryption.",
+        "bytes or more; what is on disk must be removed to change it. Default: no encryption.",
     )
     tier_admission: Literal["second_hit", "all"] = Field(
         "second_hit",
@@ -152,7 +152,7 @@ class Settings(BaseSettings):
     directory_capacity: int = Field(
         1 << 20,
         ge=1024,
-        description="Chunks the directory remembers, at about 80 bytes each; the oldest make room.",
+        description="Chunks the directory remembers, about 100 bytes each; the oldest make room.",
     )
     directory_shards: int = Field(
         1,

@@ -1,7 +1,8 @@
 """What engines, shards and the directory say to each other.
 
-Messages are msgspec structs, sent as msgpack bytes (never pickled). One engine talks to one shard,
-the one of its node; shards talk to the directory and to each other. Times on one node are
+Messages are msgspec structs, sent as msgpack bytes (never pickled). An engine talks to the shard of
+its node (if its workers are on several, of each); shards talk to the directory and to each other.
+Times on one node are
 ``time.monotonic()`` seconds (one clock for all processes of a host, untouched by clock jumps);
 times that cross nodes are durations.
 """
@@ -87,6 +88,8 @@ class Welcome(Message, frozen=True, kw_only=True, array_like=True):
     """New slots, and those of ``held`` that the shard still recognises."""
     peers: int
     """How many places outside the arena hold chunks: zero means that staging is pointless."""
+    clock: float
+    """The shard's ``time.monotonic()``: an engine on another node compares it with its own."""
 
 
 class Commit(Message, frozen=True, kw_only=True, array_like=True):
@@ -110,6 +113,10 @@ class Exchange(Message, frozen=True, kw_only=True, array_like=True):
     """Keys that were hit, deepest chunk of a prompt first, 16 bytes each."""
     want: int = 0
     """Free slots the engine would like to be granted now."""
+    device_added: bytes = b""
+    """Keys of chunks that its own prefix cache holds now (maybe told before), 16 bytes each."""
+    device_removed: bytes = b""
+    """Of those that it does not hold any more. A new ``Hello`` forgets them all."""
 
 
 class ExchangeReply(Message, frozen=True, kw_only=True, array_like=True):
@@ -135,6 +142,8 @@ class Stage(Message, frozen=True, kw_only=True, array_like=True):
     remaining: list[float] = []
     """Seconds the engine expects to compute once the first k chunks are here, for k = 0 to all of
     them; empty: it wants them whatever they cost."""
+    locate: bool = False
+    """Whether the answer shall say where the chunks are: the engine does not map this arena."""
 
 
 class StageReply(Message, frozen=True, kw_only=True, array_like=True):
@@ -144,6 +153,19 @@ class StageReply(Message, frozen=True, kw_only=True, array_like=True):
     """Leading keys of the request that are now in the arena."""
     reason: MissReason | None
     """Why the first key that is not ready is not; None if all are."""
+    arena_id: int = 0
+    """Of the arena that the next two are about, if they were asked for."""
+    slots: list[int] = []
+    """Where each key is; -1: not here. Nothing is pinned: a copy is good if its generation is."""
+    generations: list[int] = []
+
+
+class DeviceDelta(Message, frozen=True, kw_only=True, array_like=True):
+    """Part of a ``Delta``: what changed in the prefix cache of one engine."""
+
+    engine_id: str
+    added: bytes
+    removed: bytes
 
 
 class Delta(Message, frozen=True, kw_only=True, array_like=True):
@@ -171,6 +193,8 @@ class Delta(Message, frozen=True, kw_only=True, array_like=True):
     """The node is about to leave."""
     engines: int = 0
     """Engines that are attached."""
+    devices: list[DeviceDelta] = []
+    """What engines hold on their devices. An engine that is gone holds nothing any more."""
 
 
 class Clear(Message, frozen=True, kw_only=True, array_like=True):
@@ -179,6 +203,21 @@ class Clear(Message, frozen=True, kw_only=True, array_like=True):
     number: int
     space: bytes = b""
     """8 bytes, little endian; none: all spaces."""
+
+
+class Clears(Message, frozen=True, kw_only=True, array_like=True):
+    """Directory to shard: what it has missed, in order; it passes over what it has done."""
+
+    clears: list[Clear]
+
+
+class Cleared(Message, frozen=True, kw_only=True, array_like=True):
+    """A shard's or the directory's answer to a clear."""
+
+    before: int
+    """The shard's last one before it; of the directory: the new one's number."""
+    pending: list[str] = []
+    """Names of tiers in which it waits for the medium: nothing of it is served from there."""
 
 
 class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):

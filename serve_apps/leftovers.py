@@ -19,16 +19,23 @@ def files() -> set[Path]:
 
 def sweep(before: set[Path]) -> None:
     """Remove what is not in `before` and what no process maps."""
-    for path in files() - before - _mapped():
-        path.unlink(missing_ok=True)
+    new = files() - before
+    mapped = _mapped()  # later: what is new is mapped by now, if anybody uses it
+    for path in new:
+        try:
+            if path.stat().st_ino not in mapped:
+                path.unlink()
+        except FileNotFoundError:  # by its owner
+            continue
 
 
-def _mapped() -> set[Path]:
+def _mapped() -> set[int]:
+    """Inodes, as the C library renames a semaphore's file after it was mapped."""
     found = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         try:
             lines = maps.read_text().splitlines()
         except OSError:  # ended meanwhile, or another user's: then its files are too
             continue
-        found |= {Path(line.split(maxsplit=5)[5]) for line in lines if f" {SHM}/" in line}
+        found |= {int(line.split(maxsplit=5)[4]) for line in lines if f" {SHM}/" in line}
     return found

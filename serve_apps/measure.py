@@ -154,7 +154,7 @@ class Demo:
 
 @contextlib.contextmanager
 def local_ray() -> Iterator[None]:
-    """A Ray of our own for as long as the context lasts; nothing of it stays."""
+    """A Ray of our own for as long as the context lasts; nothing stays but its logs in /tmp/ray."""
     before = leftovers.files()
     try:
         ray.init(

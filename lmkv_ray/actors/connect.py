@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeVar
 
+import msgspec
 import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
@@ -17,11 +18,12 @@ from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.tiers import TIERS
-from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move
+from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move, PeerAddress
 from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.directory import GPU, MEMORY, Holding, Place
 from lmkv_ray.errors import ArenaError, ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.messages import decode, encode
+from lmkv_ray.messages import Cleared, decode, encode
 
 CALL_SECONDS = 10.0
 """How long a call of a running cache may take."""
@@ -56,13 +58,18 @@ class Cache:
         """
         return decode(_get(self.directory.status.remote(), CALL_SECONDS), CacheStatus)
 
-    def clear(self) -> None:
+    def clear(self) -> list[str]:
         """Remove every chunk from every node. What is being saved meanwhile does not come back.
+
+        Returns:
+            names of tiers (``disk``, ``remote``) that some node cannot clear at present. Nothing of
+            it is served from there, and it is removed when the tier works again. But other
+            clusters that share a remote store do not know of it until then.
 
         Raises:
             ConnectError: the cache was stopped, or does not answer.
         """
-        _get(self.directory.clear.remote(b""), CALL_SECONDS)
+        return decode(_get(self.directory.clear.remote(b""), CALL_SECONDS), Cleared).pending
 
     def drain(self, node: str, seconds: float | None = None) -> Drained:
         """Let a node hand over the chunks that only it holds, before it is ended.
@@ -84,11 +91,29 @@ class Cache:
             return decode(_get(answer, within + CALL_SECONDS), Drained)
         raise ConnectError("The node's shard has just ended.", next_step="look at 'lmkv status'.")
 
+    def where(self, keys: Sequence[bytes]) -> list[list[Place]]:
+        """Where each chunk is: engines' own prefix caches, nodes' memory, nodes' disks.
+
+        A hint of a moment ago, for who decides where a request goes. Devices and memory are asked
+        of the directory, disks of each node; what a store that all nodes share holds is not asked.
+
+        Returns:
+            for each key its places, the quickest kind first. Raises as ``pin`` does.
+        """
+        joined = b"".join(keys)
+        known = _get(self.directory.where.remote(joined), CALL_SECONDS)
+        places: list[list[Place]] = [[] for _ in keys]
+        for answer in (known, *self._ask_shards("where", joined)):
+            for holding in msgspec.msgpack.decode(answer, type=list[Holding]):
+                for position in holding.positions:
+                    places[position].append(holding.place)
+        return [sorted(its, key=_by_speed) for its in places]
+
     def pin(self, keys: Sequence[bytes]) -> int:
         """Keep chunks from being evicted to make room, wherever they are; at most half of a node.
 
-        Pins end with the shard's process. A request's answer tells the keys of its chunks (see
-        ``lmkv_ray.vllm.wishes``).
+        A pin lasts as long as the chunk's memory, also when the shard is restarted. A request's
+        answer tells the keys of its chunks (see ``lmkv_ray.vllm.wishes``).
 
         Returns:
             how many of them are pinned in the memory of some node now.
@@ -145,13 +170,29 @@ class Cache:
                 )
             time.sleep(0.05)
 
+    def shard_of(self, host: str) -> Handle | None:
+        """The shard that runs where ``host_id()`` is ``host``, if there is one already.
+
+        Raises:
+            ConnectError: the cache was stopped, or does not answer.
+        """
+        shards = self._shards([node.node_id for node in self.status().nodes if not node.problem])
+        answers = [shard.address.remote() for shard in shards]
+        for shard, answer in zip(shards, answers, strict=True):
+            if decode(_get(answer, CALL_SECONDS), PeerAddress).host == host:
+                return shard
+        return None
+
     def _everywhere(self, method: str, *args: object, within: float = CALL_SECONDS) -> set[bytes]:
         """Call a method of every shard that answers; the keys they name."""
+        keys = b"".join(self._ask_shards(method, *args, within=within))
+        return set(key_list(key_array(keys)))
+
+    def _ask_shards(self, method: str, *args: object, within: float = CALL_SECONDS) -> list[bytes]:
         shards = self._shards([node.node_id for node in self.status().nodes if not node.problem])
         answers = [getattr(shard, method).remote(*args) for shard in shards]
         deadline = time.monotonic() + within
-        keys = b"".join(_get(answer, deadline - time.monotonic()) for answer in answers)
-        return set(key_list(key_array(keys)))
+        return [_get(answer, deadline - time.monotonic()) for answer in answers]
 
     def _node(self, start: str) -> str:
         """The id of the node that begins so."""
@@ -253,6 +294,11 @@ def _listens(address: str) -> bool:
             return True
     except (OSError, ValueError):
         return False
+
+
+def _by_speed(place: Place) -> tuple[int, Place]:
+    kinds = (GPU, MEMORY)
+    return kinds.index(place.tier) if place.tier in kinds else len(kinds), place
 
 
 def _get(answer: object, within: float) -> bytes:

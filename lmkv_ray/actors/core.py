@@ -24,6 +24,7 @@ from lmkv_ray.messages import (
     Grant,
     Hello,
     MissReason,
+    StageReply,
 )
 from lmkv_ray.policies import make_policy
 from lmkv_ray.shard import (
@@ -76,17 +77,16 @@ class Shard:
         )
         self.clears = 0
         """How often chunks were cleared; what was planned before a clear must not be done after."""
+        self._pins: dict[int, bytes] = {}
+        """What the arena says is pinned: slots and their keys."""
+        self.cleared = writer.cleared
+        """The last clear of the cache from which nothing is served any more."""
         self._recover()
 
     @property
     def capacity(self) -> int:
         """Bytes for payloads."""
         return self.writer.geometry.capacity
-
-    @property
-    def cleared(self) -> int:
-        """The last clear of the whole cache that was carried out; the arena remembers it."""
-        return self.writer.cleared
 
     def hello(self, hello: Hello) -> Grant:
         """Attach an engine.
@@ -133,6 +133,12 @@ class Shard:
         """Give back slots that were reserved and not committed; committed ones are ignored."""
         self._apply(self.state.release(space, slot_bytes, slots))
 
+    def pin(self, keys: Iterable[bytes], pinned: bool) -> list[bytes]:
+        """Keep chunks from being evicted to make room, or no longer; which are pinned now."""
+        kept = self.state.chunks.pin(keys, pinned)
+        self._note_pins()
+        return kept
+
     def evict(self, keys: Iterable[bytes]) -> None:
         """Remove these chunks, pinned or not."""
         self._apply(self.state.evict(keys))
@@ -142,6 +148,13 @@ class Shard:
         self.clears += 1
         self._apply(self.state.clear(space))
 
+    def settle(self) -> None:
+        """The last clear has been carried out everywhere below memory too: the arena remembers it,
+        and a successor is not told of it again.
+        """
+        if self.writer.cleared != self.cleared:
+            self.writer.cleared = self.cleared
+
     def tick(self) -> None:
         """Notice dead engines and elapsed time."""
         now = time.monotonic()
@@ -149,10 +162,21 @@ class Shard:
             if not is_alive(owner):
                 self.state.owner_gone(owner, now)
         self._apply(self.state.tick(now))
+        self._note_pins()
 
     def why_missing(self, key: bytes) -> MissReason:
         """Why a key is not here, as the arena remembers."""
         return self.reader.reasons(key_array(key))[0]
+
+    def located(self, reply: StageReply, keys: bytes) -> StageReply:
+        """An answer to a ``Stage`` of these keys that also says where they are."""
+        hits = self.reader.lookup(key_array(keys))
+        return msgspec.structs.replace(
+            reply,
+            arena_id=self.reader.arena_id,
+            slots=hits.slots.tolist(),
+            generations=hits.generations.tolist(),
+        )
 
     def counters(self) -> dict[str, int]:
         """See ``shard.Counters``; ``missed``: see ``shard.Admission``."""
@@ -163,6 +187,16 @@ class Shard:
         self.reader.close()
         self.writer.close()
 
+    def _note_pins(self) -> None:
+        """Let the arena, and so a successor, know what is pinned."""
+        chunks, before = self.state.chunks, self._pins
+        pins = {slot: key for key in chunks.pinned() if (slot := chunks.slot(key)) is not None}
+        if pins != before:
+            self.writer.set_pinned(_slots(before.keys() - pins.keys()), False)
+            new = [slot for slot, key in pins.items() if before.get(slot) != key]
+            self.writer.set_pinned(_slots(new), True)
+            self._pins = pins
+
     def _recover(self) -> None:
         content = self.writer.scan()
         keys = key_list(content.keys)
@@ -171,11 +205,12 @@ class Shard:
             keys,
             content.spaces.tolist(),
             content.nbytes.tolist(),
+            content.pinned.tolist(),
             strict=True,
         )
         rows = [
-            RecoveredSlot(slot=slot, key=key, space=space, nbytes=nbytes)
-            for slot, key, space, nbytes in ready
+            RecoveredSlot(slot=slot, key=key, space=space, nbytes=nbytes, pinned=pinned)
+            for slot, key, space, nbytes, pinned in ready
         ]
         rows += [
             RecoveredSlot(slot=slot, key=None, owner=owner)

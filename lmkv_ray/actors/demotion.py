@@ -12,7 +12,7 @@ from lmkv_ray.keys import key_array
 from lmkv_ray.tiers import Tier, TierChunk
 
 PASS_BYTES = 64 << 20
-"""Written in one pass: a bound on what is in flight, and on how long a clear waits."""
+"""Written in one pass: a bound on what is in flight."""
 
 
 class Demotion:
@@ -50,15 +50,6 @@ class Demotion:
                     return written
                 stored = await tier.store(chunks)
             written += [c.key for c, good in zip(chunks, stored, strict=True) if good]
-
-    async def clear(self, space: int | None) -> None:
-        """Clear the tiers too; call after memory was cleared.
-
-        What is being written at this moment would be published after the clear: wait for it.
-        """
-        async with self._writing:
-            for tier in self._tiers:
-                await tier.clear(space)
 
     def _chunks(self, take: Callable[[], bytes | None]) -> list[TierChunk]:
         """The next chunks that are still in memory, as many as one pass writes."""

@@ -8,20 +8,23 @@ import math
 import os
 import time
 from collections.abc import Container, Iterable, Mapping
+from types import MappingProxyType
 
 import msgspec
 import ray
 
+from lmkv_ray.actors import log
 from lmkv_ray.actors.launch import Handle, actor_names, kill, leaving_nodes, start
 from lmkv_ray.actors.loops import forever
+from lmkv_ray.actors.named import in_time
 from lmkv_ray.actors.names import directory_name, shard_name
-from lmkv_ray.actors.parts import in_time
+from lmkv_ray.actors.parts import positions_by_part
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, Drain, Drained, ShardStatus
 from lmkv_ray.config import Settings
-from lmkv_ray.directory import DirectoryState
+from lmkv_ray.directory import DirectoryState, Holding, merge
 from lmkv_ray.keys import key_array
-from lmkv_ray.messages import Clear, Delta, decode, encode
+from lmkv_ray.messages import Cleared, Clears, Delta, decode, encode
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,7 @@ class DirectoryActor:
     """
 
     async def __init__(self, settings: Settings, part: int) -> None:  # type: ignore[misc]
+        log.show()
         self._settings = settings
         self._part = part
         self._capacity = -(-settings.directory_capacity // settings.directory_shards)
@@ -74,27 +78,52 @@ class DirectoryActor:
         found = self._state.lookup(key_array(keys), node_id, cleared, time.monotonic())
         return msgspec.msgpack.encode(found)
 
+    async def where(self, keys: bytes) -> bytes:
+        """The same of all nodes and of engines' devices, from all parts that answer."""
+        rows = key_array(keys)
+        asked = positions_by_part(rows, 1 + len(self._others))
+        parts = [self.part_where, *(other.part_where.remote for other in self._others)]
+        answers = await asyncio.gather(
+            *(
+                in_time(parts[part](rows[positions].tobytes()), SHARD_SECONDS)
+                for part, positions in asked.items()
+            )
+        )
+        found = [
+            (positions.tolist(), msgspec.msgpack.decode(answer, type=list[Holding]))
+            for positions, answer in zip(asked.values(), answers, strict=True)
+            if answer is not None
+        ]
+        return msgspec.msgpack.encode(merge(found))
+
+    async def part_where(self, keys: bytes) -> bytes:
+        """What this part knows of ``where``."""
+        return msgspec.msgpack.encode(self._state.where(key_array(keys), time.monotonic()))
+
     async def rooms(self, node_id: str) -> bytes:
         """Bytes of other nodes' chunks that each node but this one would take."""
         return msgspec.msgpack.encode(self._state.rooms(node_id, time.monotonic()))
 
     async def clear(self, space: bytes) -> bytes:
-        """Clear a space (8 bytes; none: all) on all nodes.
+        """Clear a space (8 bytes; none: all) on all nodes: ``Cleared``.
 
-        Returns when every shard that answers has done so. The others do when they speak again;
-        nobody is sent to them before.
+        Returns when every shard that answers serves nothing of it any more. The others do when they
+        speak again; nobody is sent to them before.
         """
         if not self._shards:  # just started
             await self._reconcile()
         while True:
             clear = self._state.clears.new(space, time.time_ns())
-            answers = await self._ask_shards("catch_up", encode(clear))
-            before = [decode(a, Clear).number for a in answers.values() if a is not None]
-            for number in before:
-                self._state.clears.heard(number)
+            # All that a node owes: it may have missed others, which a higher number would hide.
+            owed = {n: (encode(Clears(clears=self._state.owed(n))),) for n in self._shards}
+            answers = await self._ask_shards("catch_up", owed)
+            cleared = [decode(a, Cleared) for a in answers.values() if a is not None]
+            for answer in cleared:
+                self._state.clears.heard(answer.before)
             # A clock that was turned back: to those shards it was no news.
-            if max(before, default=0) <= clear.number:
-                return b""
+            if all(answer.before <= clear.number for answer in cleared):
+                pending = sorted({name for answer in cleared for name in answer.pending})
+                return encode(Cleared(before=clear.number, pending=pending))
 
     async def status(self) -> bytes:
         """``CacheStatus``."""
@@ -126,10 +155,16 @@ class DirectoryActor:
             )
         )
 
-    async def _ask_shards(self, method: str, *args: object) -> dict[str, bytes | None]:
+    async def _ask_shards(
+        self, method: str, args: Mapping[str, tuple[object, ...]] = MappingProxyType({})
+    ) -> dict[str, bytes | None]:
+        """Call a method of all shards, with arguments by node."""
         shards = dict(self._shards)
         answers = await asyncio.gather(
-            *(in_time(getattr(s, method).remote(*args), SHARD_SECONDS) for s in shards.values())
+            *(
+                in_time(getattr(shard, method).remote(*args.get(node_id, ())), SHARD_SECONDS)
+                for node_id, shard in shards.items()
+            )
         )
         for node_id, answer in zip(shards, answers, strict=True):
             if answer is None:

@@ -1,4 +1,10 @@
-"""Copying a node's chunks to others: when it leaves, or for there to be more copies."""
+"""Copying a node's chunks to others: when it leaves, or for there to be more copies.
+
+Others fetch from it as always, and check what they get: there is no second way for chunks to
+move. Ray ends a node that it drains when nothing runs there, so the shard, which goes last, holds
+it until the chunks are safe. For the same reason Ray's autoscaler does not see a node with a shard
+as idle: ``release_idle_seconds`` lets idle nodes go.
+"""
 
 from __future__ import annotations
 

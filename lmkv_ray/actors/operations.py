@@ -6,12 +6,18 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 
+import numpy as np
+
 from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.actors.wire import Move, Take
+from lmkv_ray.directory import Holding, Place
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.tiers import Tier
+
+TIER_SECONDS = 1.0
+"""How long a tier of this node may take to say what it holds."""
 
 
 class Operations:
@@ -39,11 +45,21 @@ class Operations:
         self._demotion = demotion
         self._peers = peers
 
+    async def where(self, keys: bytes) -> list[Holding]:
+        """Which of these chunks the tiers of this node alone hold."""
+        found: dict[Place, list[int]] = {}
+        for name, tier in self._tiers.items():
+            if tier.capabilities.instant and not tier.capabilities.shared:
+                held = np.flatnonzero(await tier.lookup(key_array(keys), TIER_SECONDS)).tolist()
+                if held:
+                    found[Place(self._node_id, name)] = held
+        return Holding.ranked(found)
+
     async def pin(self, keys: bytes, pinned: bool) -> list[bytes]:
         """Keep chunks from being evicted to make room, or no longer; those pinned in memory now."""
         for tier in self._tiers.values():
             await tier.pin(key_array(keys), pinned)
-        return self._shard.state.chunks.pin(key_list(key_array(keys)), pinned)
+        return self._shard.pin(key_list(key_array(keys)), pinned)
 
     def evict(self, keys: bytes) -> list[bytes]:
         """Remove chunks from memory; those that were there. Lower tiers keep theirs."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable
 
 import msgspec
 import numpy as np
-from ray.exceptions import RayError
+import numpy.typing as npt
 
-from lmkv_ray.actors.launch import Handle, find
+from lmkv_ray.actors.named import NamedActor
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.directory import Holding, merge
-from lmkv_ray.keys import key_array, parts_of
+from lmkv_ray.keys import KeyArray, key_array, parts_of
 from lmkv_ray.messages import Delta, DeltaReply, decode, encode
 
 SILENT_SECONDS = 3.0
@@ -34,7 +33,7 @@ class Directory:
     """
 
     def __init__(self, namespace: str, parts: int) -> None:
-        self._parts = [_Part(directory_name(part), namespace) for part in range(parts)]
+        self._parts = [_Part(NamedActor(directory_name(n), namespace)) for n in range(parts)]
 
     @property
     def others(self) -> int:
@@ -52,8 +51,7 @@ class Directory:
     ) -> list[Holding] | None:
         """Who holds what; None if a part that has to be asked does not answer in time."""
         rows = key_array(keys)
-        part_of = parts_of(rows, len(self._parts))
-        asked = {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}
+        asked = positions_by_part(rows, len(self._parts))
         if any(self._parts[part].is_silent for part in asked):
             return None
         answers = await asyncio.gather(
@@ -86,12 +84,10 @@ class Directory:
 
 
 class _Part:
-    """One actor of the directory, by its name."""
+    """One actor of the directory."""
 
-    def __init__(self, name: str, namespace: str) -> None:
-        self._name = name
-        self._namespace = namespace
-        self._handle: Handle | None = None
+    def __init__(self, actor: NamedActor) -> None:
+        self.ask = actor.ask
         self._told_at: float | None = None
         self.others = 0
 
@@ -111,20 +107,8 @@ class _Part:
         self.others = reply.peers
         return reply
 
-    async def ask(self, method: str, *args: object, within: float) -> bytes | None:
-        if self._handle is None:
-            self._handle = await asyncio.to_thread(find, self._name, self._namespace)
-        if self._handle is None:
-            return None
-        answer = await in_time(getattr(self._handle, method).remote(*args), within)
-        if answer is None:
-            self._handle = None  # maybe it was ended for good and there is a new one
-        return answer
 
-
-async def in_time(answer: Awaitable[bytes], within: float) -> bytes | None:
-    """The answer of an actor, or None: it is dead, restarting, or too slow."""
-    try:
-        return await asyncio.wait_for(answer, max(within, 0))
-    except (TimeoutError, RayError):
-        return None
+def positions_by_part(keys: KeyArray, parts: int) -> dict[int, npt.NDArray[np.intp]]:
+    """Which of the keys each part of the directory is to be asked for."""
+    part_of = parts_of(keys, parts)
+    return {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}

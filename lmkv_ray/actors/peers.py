@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Awaitable
 from typing import Any
 
-from lmkv_ray.actors.launch import find
+from lmkv_ray.actors.named import NamedActor
 from lmkv_ray.actors.names import shard_name
-from lmkv_ray.actors.parts import SILENT_SECONDS, Directory, in_time
+from lmkv_ray.actors.parts import SILENT_SECONDS, Directory
 from lmkv_ray.actors.wire import PeerAddress, Take, Taken
 from lmkv_ray.directory import Holding
 from lmkv_ray.messages import decode, encode
@@ -30,6 +30,7 @@ class RayPeers:
         self._namespace = namespace
         self._node_id = node_id
         self._directory = directory
+        self._actors: dict[str, NamedActor] = {}
         self._peers: dict[str, PeerInfo] = {}
 
     async def lookup(self, keys: bytes, within: float) -> list[Holding] | None:
@@ -41,10 +42,12 @@ class RayPeers:
         known = self._peers.get(node_id)
         if known is not None:
             return known
-        handle = await asyncio.to_thread(find, shard_name(node_id), self._namespace)
+        actor = self._actor(node_id)
+        deadline = time.monotonic() + min(within, SILENT_SECONDS)
+        handle = await actor.handle(deadline - time.monotonic())
         if handle is None:
             return None
-        answer = await in_time(handle.address.remote(host_id()), min(within, SILENT_SECONDS))
+        answer = await actor.ask("address", host_id(), within=deadline - time.monotonic())
         if answer is None:
             return None
         address = decode(answer, PeerAddress)
@@ -71,12 +74,15 @@ class RayPeers:
 
     async def take(self, node_id: str, take: Take) -> int:
         """Ask a node to fetch chunks; how many it has then, 0 if it does not answer in time."""
-        handle = await asyncio.to_thread(find, shard_name(node_id), self._namespace)
-        if handle is None:
-            return 0
-        answer = await in_time(handle.take.remote(encode(take)), take.within + SILENT_SECONDS)
+        within = take.within + SILENT_SECONDS
+        answer = await self._actor(node_id).ask("take", encode(take), within=within)
         return 0 if answer is None else decode(answer, Taken).chunks
 
     def forget(self, node_id: str) -> None:
         """What is known about a node was wrong."""
         self._peers.pop(node_id, None)
+        if not self._actor(node_id).is_sought:
+            del self._actors[node_id]
+
+    def _actor(self, node_id: str) -> NamedActor:
+        return self._actors.setdefault(node_id, NamedActor(shard_name(node_id), self._namespace))

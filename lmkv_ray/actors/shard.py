@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from dataclasses import asdict
 
 import msgspec
 import ray
 
+from lmkv_ray.actors import log
+from lmkv_ray.actors.clearing import Clearing
 from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.handover import Handover
@@ -36,7 +39,15 @@ from lmkv_ray.actors.wire import (
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.messages import Clear, Exchange, Hello, Stage, Welcome, decode, encode
+from lmkv_ray.messages import (
+    Clears,
+    Exchange,
+    Hello,
+    Stage,
+    Welcome,
+    decode,
+    encode,
+)
 from lmkv_ray.transports import (
     Batch,
     ChunkReader,
@@ -69,11 +80,11 @@ class ShardActor:
     """
 
     async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
+        log.show()
         self._settings = settings
         self._node_id = node_id
         self._directory = Directory(settings.ray_namespace, settings.directory_shards)
         self._peers = RayPeers(settings.ray_namespace, node_id, self._directory)
-        self._clearing = asyncio.Lock()
         self._failure: LmkvError | None = None
         try:
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
@@ -86,9 +97,9 @@ class ShardActor:
             instant = [t for t in self._tiers if t.capabilities.instant]
             distant = [t for t in self._tiers if not t.capabilities.instant]
             finders: list[Finder] = [
-                *map(TierFinder, instant),
+                *(TierFinder(tier, self._caught_up) for tier in instant),
                 self._fetching,
-                *map(TierFinder, distant),
+                *(TierFinder(tier, self._caught_up) for tier in distant),
             ]
             self._staging = Staging(self._shard, finders)
             self._demotion = Demotion(self._shard, self._tiers)
@@ -98,8 +109,8 @@ class ShardActor:
             logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
             self._failure = error
             return
-        self._peers.cleared = self._shard.cleared
-        self._telling = Telling(self._shard, self._directory, self._catch_up)
+        self._clearing = Clearing(self._shard, self._tiers, self._peers)
+        self._telling = Telling(self._shard, self._directory, self._clearing.catch_up)
         self._handover = Handover(self._shard, node_id, self._peers, self._directory)
         self._replication = Replication(self._shard, self._handover, settings.replicas)
         self._operations = Operations(
@@ -126,6 +137,7 @@ class ShardActor:
                 node_id=self._node_id,
                 grant=grant,
                 peers=self._elsewhere,
+                clock=time.monotonic(),
             )
         )
 
@@ -184,7 +196,7 @@ class ShardActor:
         finder = GivenFinder(self._fetching, take.node_id)
         chunks = await self._staging.take(take.space, size, keys, take.within, finder)
         if take.pinned:
-            self._shard.state.chunks.pin(keys, True)
+            self._shard.pin(keys, True)
         return encode(Taken(chunks=chunks))
 
     async def drain(self, message: bytes) -> bytes:
@@ -196,6 +208,11 @@ class ShardActor:
         _ = self._working
         self._telling.draining = True
         return encode(await self._handover.drain(drain.within))
+
+    async def where(self, keys: bytes) -> bytes:
+        """Which of these chunks the tiers of this node hold: a list of ``Holding``."""
+        _ = self._working
+        return msgspec.msgpack.encode(await self._operations.where(keys))
 
     async def pin(self, keys: bytes, pinned: bool) -> bytes:
         """Pin chunks of this node, or let them go; the keys of those that are pinned now."""
@@ -219,7 +236,8 @@ class ShardActor:
         Raises:
             ArenaError: the directory did not take it on; only this node is cleared.
         """
-        await self._clear(space)
+        _ = self._working
+        await self._clearing.clear(space)
         if not await self._directory.clear(space):
             raise ArenaError(
                 "Only this node was cleared: the directory does not answer.",
@@ -228,11 +246,9 @@ class ShardActor:
         return b""
 
     async def catch_up(self, message: bytes) -> bytes:
-        """``Clear`` -> ``Clear``: carry out a clear of the cache; tells the last one before it."""
-        clear = decode(message, Clear)
-        before = Clear(number=self._working.cleared)
-        await self._catch_up(clear)
-        return encode(before)
+        """``Clears`` -> ``Cleared``: carry out what was missed."""
+        _ = self._working
+        return encode(await self._clearing.catch_up(decode(message, Clears).clears))
 
     async def status(self) -> bytes:
         """``ShardStatus``."""
@@ -259,8 +275,8 @@ class ShardActor:
                 chunks=len(state.chunks),
                 nbytes=state.chunks.nbytes,
                 engines=[
-                    EngineStatus(engine_id=name, model=model, slots=slots)
-                    for name, (model, slots) in state.engines().items()
+                    EngineStatus(engine_id=name, model=model, slots=slots, device_chunks=held)
+                    for name, (model, slots, held) in state.engines().items()
                 ],
                 counters=self._shard.counters() | asdict(self._staging.counters),
                 tiers=[*(tier.status() for tier in self._tiers), *self._refused],
@@ -277,19 +293,12 @@ class ShardActor:
     @property
     def _elsewhere(self) -> int:
         """Places outside the arena that hold chunks, or may."""
-        return self._directory.others + sum(tier.status().chunks != 0 for tier in self._tiers)
+        tiers = self._tiers if self._caught_up() else []
+        return self._directory.others + sum(tier.status().chunks != 0 for tier in tiers)
+
+    def _caught_up(self) -> bool:
+        return self._telling.caught_up
 
     async def _tick(self) -> None:
         self._shard.tick()
-
-    async def _catch_up(self, clear: Clear) -> None:
-        async with self._clearing:
-            if clear.number > self._shard.cleared:
-                await self._clear(clear.space)
-                # Noted last: whoever is interrupted does it again.
-                self._shard.writer.cleared = self._peers.cleared = clear.number
-
-    async def _clear(self, space: bytes) -> None:
-        which = int.from_bytes(space, "little") if space else None
-        self._working.clear(which)
-        await self._demotion.clear(which)
+        self._clearing.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
@@ -57,13 +58,22 @@ class Peers(Protocol):
 
 
 class TierFinder:
-    """A tier of this node."""
+    """A tier of this node.
 
-    def __init__(self, tier: Tier) -> None:
+    Args:
+        tier: which.
+        readable: whether it may be read now. It outlives memory, and may hold what was cleared
+            while we were away.
+    """
+
+    def __init__(self, tier: Tier, readable: Callable[[], bool]) -> None:
         self._tier = tier
+        self._readable = readable
 
     async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
         """See ``Finder``."""
+        if not self._readable():
+            return []
         held = np.flatnonzero(await self._tier.lookup(keys, within)).tolist()
         return [Source(self._tier.name, held, self._tier.fetch)] if held else []
 
@@ -85,6 +95,8 @@ class PeerFinder:
         holdings = await self._peers.lookup(keys.tobytes(), within)
         if holdings is None:
             return None
+        # Of nodes that hold the same the first is asked: not the same one by everybody.
+        random.shuffle(holdings)
         return [self.source(h.node_id, h.positions) for h in holdings]
 
     def source(self, node_id: str, positions: Sequence[int]) -> Source:

@@ -96,7 +96,8 @@ class Staging:
             space, slot_bytes, keys, stage.remaining, deadline, self._shard.clears, self._finders
         )
         await self._bring(job)
-        return self._reply(job)
+        reply = self._reply(job)
+        return self._shard.located(reply, stage.keys) if stage.locate else reply
 
     async def take(
         self, space: int, slot_bytes: int, keys: list[bytes], within: float, finder: Finder

@@ -27,17 +27,22 @@ class Telling:
     Args:
         shard: about whom.
         directory: whom.
-        clear: how to carry out a clear that was missed.
+        catch_up: carries out clears that were missed.
     """
 
     def __init__(
-        self, shard: Shard, directory: Directory, clear: Callable[[Clear], Awaitable[None]]
+        self,
+        shard: Shard,
+        directory: Directory,
+        catch_up: Callable[[list[Clear]], Awaitable[object]],
     ) -> None:
         self.draining = False
         """Whether the node is about to leave."""
+        self.caught_up = False
+        """Whether the directory has said which clears we had missed when we started."""
         self._shard = shard
         self._directory = directory
-        self._clear = clear
+        self._catch_up = catch_up
         self._told: dict[int, tuple[float, int, bool]] = {}
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -69,8 +74,8 @@ class Telling:
             reply = await self._directory.tell(part, delta)
             if reply is None:
                 return
-            for clear in reply.clears:
-                await self._clear(clear)
+            await self._catch_up(reply.clears)
+            self.caught_up |= part == 0  # which orders clears
             if reply.resync:
                 state.deltas.resync(part)
             # The pieces of a snapshot follow each other; anything else can wait.

@@ -74,6 +74,8 @@ class EngineStatus(Message, frozen=True):
     model: str
     slots: int
     """Slots it is granted and has not filled yet."""
+    device_chunks: int = 0
+    """Chunks in its own prefix cache."""
 
 
 class ShardStatus(Message, frozen=True):
@@ -142,3 +144,8 @@ class CacheStatus(Message, frozen=True):
     def engines(self) -> int:
         """Attached engines."""
         return sum(len(node.engines) for node in self.nodes)
+
+    @property
+    def device_chunks(self) -> int:
+        """Chunks in the prefix caches of all engines."""
+        return sum(engine.device_chunks for node in self.nodes for engine in node.engines)

@@ -26,7 +26,7 @@ from lmkv_ray.errors import ArenaError
 from lmkv_ray.index import BucketIndex, Buffer
 
 MAGIC = int.from_bytes(b"lmkvaren", "little")
-VERSION = 1
+VERSION = 2
 PAGE = 4096
 HEADER_BYTES = PAGE
 MIN_CAPACITY = 4 << 20
@@ -78,7 +78,8 @@ SLOT = np.dtype(
         ("owner_start", "u8"),
         ("nbytes", "i8"),
         ("owner_pid", "u4"),
-        ("state", "u4"),
+        ("state", "u2"),
+        ("pinned", "u2"),  # of a ready slot: a successor must not evict it either
     ]
 )
 assert SLOT.itemsize == 64, "a slot row is one cache line"

@@ -28,6 +28,7 @@ class Content:
     keys: KeyArray
     nbytes: npt.NDArray[np.int64]
     spaces: npt.NDArray[np.uint64]
+    pinned: npt.NDArray[np.bool_]
     reserved: dict[int, Owner]
     """Slots that a process may still be writing into."""
 
@@ -46,6 +47,7 @@ def scan(tables: Tables) -> Content:
         keys=np.ascontiguousarray(rows["key"]),
         nbytes=rows["nbytes"].copy(),
         spaces=rows["space"].copy(),
+        pinned=rows["pinned"] != 0,
         reserved={
             slot: Owner(pid=pid, start=start)
             for slot, (pid, start) in zip(reserved.tolist(), owners, strict=True)

@@ -153,7 +153,7 @@ class ArenaWriter:
 
     @property
     def cleared(self) -> int:
-        """A number that outlives the writer: the last clear that was carried out."""
+        """A number that outlives the writer: the last clear that was carried out, in tiers too."""
         return int(self._tables.header["cleared"][0])
 
     @cleared.setter
@@ -222,6 +222,7 @@ class ArenaWriter:
         rows["space"][slots] = np.asarray(space, np.uint64)
         rows["checksum"][slots] = np.asarray(checksums, np.uint64)
         rows["owner_pid"][slots] = 0
+        rows["pinned"][slots] = False
         rows["state"][slots] = SlotState.READY
         rows["generation"][slots] += np.uint64(1)
         self._tables.index.insert(keys, slots)
@@ -247,6 +248,10 @@ class ArenaWriter:
         """Note the ``format.checksum`` of a payload, unless the slot has changed meanwhile."""
         if self._slots["generation"][slot] == generation:
             self._slots["checksum"][slot] = checksum
+
+    def set_pinned(self, slots: SlotArray, pinned: bool) -> None:
+        """Note for a successor whether the chunks in these slots are pinned."""
+        self._slots["pinned"][slots] = pinned
 
     def payload(self, slot: int) -> npt.NDArray[np.uint8]:
         """Writable view of all bytes of a slot."""

@@ -2,11 +2,13 @@
 
 from lmkv_ray.directory.clears import ClearLog
 from lmkv_ray.directory.handoff import Held, Order, plan_handoff
-from lmkv_ray.directory.holdings import Holding, merge
+from lmkv_ray.directory.holdings import GPU, MEMORY, Holding, Place, merge
 from lmkv_ray.directory.state import DirectoryState, NodeStatus
 from lmkv_ray.directory.table import ChunkTable
 
 __all__ = [
+    "GPU",
+    "MEMORY",
     "ChunkTable",
     "ClearLog",
     "DirectoryState",
@@ -14,6 +16,7 @@ __all__ = [
     "Holding",
     "NodeStatus",
     "Order",
+    "Place",
     "merge",
     "plan_handoff",
 ]

@@ -48,9 +48,15 @@ class ClearLog:
             self.highest = max(self.highest, number)
 
     def owed(self, cleared: int) -> list[Clear]:
-        """What a shard has yet to do whose last clear was this one, in order."""
+        """What a shard has yet to do whose last clear was this one, in order.
+
+        Of several clears of a space only the newest: it would be repeated in vain, at the cost of
+        what was stored since.
+        """
         if cleared >= self.highest:
             return []
         if cleared < self._since:
             return [Clear(number=self.highest)]
-        return [clear for clear in self._clears if clear.number > cleared]
+        newest = {clear.space: clear for clear in self._clears if clear.number > cleared}
+        since = newest[b""].number if b"" in newest else 0
+        return [c for c in self._clears if newest.get(c.space) is c and c.number >= since]

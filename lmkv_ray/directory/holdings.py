@@ -3,30 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from lmkv_ray.messages import Message
 
+GPU = "gpu"
+"""The tier of an engine's own prefix cache."""
+MEMORY = "memory"
+"""The tier of the arena."""
+
+
+class Place(NamedTuple):
+    """Where chunks can be."""
+
+    node_id: str
+    tier: str = MEMORY
+    """``gpu``, ``memory``, or the name of a tier below."""
+    engine_id: str = ""
+    """Whose, where the tier is ``gpu``."""
+
 
 class Holding(Message, frozen=True):
-    """Directory to shard: what one other node holds of a run of chunks."""
+    """Directory to shard: what one place holds of a run of chunks."""
 
     node_id: str
     run: int
     """Leading chunks of the request that it holds without a gap."""
     positions: list[int]
     """All chunks of the request that it holds, ascending."""
+    tier: str = MEMORY
+    engine_id: str = ""
+
+    @property
+    def place(self) -> Place:
+        """Whose holding it is."""
+        return Place(self.node_id, self.tier, self.engine_id)
 
     @staticmethod
-    def ranked(found: Mapping[str, Iterable[int]]) -> list[Holding]:
-        """Holdings from positions by node, longest leading run first."""
+    def ranked(found: Mapping[Place, Iterable[int]]) -> list[Holding]:
+        """Holdings from positions by place, longest leading run first."""
         holdings = []
-        for node_id, held in found.items():
+        for place, held in found.items():
             positions = sorted(held)
             run = len(positions)
             if positions[-1] >= run:
                 run = next(i for i, at in enumerate(positions) if i != at)
-            holdings.append(Holding(node_id=node_id, run=run, positions=positions))
-        holdings.sort(key=lambda its: (-its.run, -len(its.positions), its.node_id))
+            holdings.append(
+                Holding(
+                    node_id=place.node_id,
+                    run=run,
+                    positions=positions,
+                    tier=place.tier,
+                    engine_id=place.engine_id,
+                )
+            )
+        holdings.sort(key=lambda its: (-its.run, -len(its.positions), its.place))
         return holdings
 
 
@@ -36,8 +67,8 @@ def merge(answers: Iterable[tuple[Sequence[int], Sequence[Holding]]]) -> list[Ho
     Args:
         answers: (positions in the whole request of the keys a part was asked for, its answer).
     """
-    found: dict[str, list[int]] = {}
+    found: dict[Place, list[int]] = {}
     for asked, holdings in answers:
         for holding in holdings:
-            found.setdefault(holding.node_id, []).extend(asked[i] for i in holding.positions)
+            found.setdefault(holding.place, []).extend(asked[i] for i in holding.positions)
     return Holding.ranked(found)

@@ -9,13 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmkv_ray.directory.clears import ClearLog
-from lmkv_ray.directory.holdings import Holding
-from lmkv_ray.directory.table import NOBODY, ChunkTable
+from lmkv_ray.directory.devices import Devices
+from lmkv_ray.directory.holdings import GPU, Holding, Place
+from lmkv_ray.directory.named import NamedTable
+from lmkv_ray.directory.table import NOBODY
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
-from lmkv_ray.messages import Delta, DeltaReply, Message
+from lmkv_ray.messages import Clear, Delta, DeltaReply, Message
 
 SILENT_SECONDS = 5.0
 """Nobody is sent to a node that was not heard for so long. Shards speak once a second."""
+DEVICES_SHARE = 4
+"""Engines hold less than nodes: a quarter as many of their chunks are remembered."""
 
 
 class NodeStatus(Message, frozen=True):
@@ -71,11 +75,14 @@ class DirectoryState:
     """
 
     def __init__(self, capacity: int, *, orders_clears: bool = True) -> None:
-        self.table = ChunkTable(capacity)
+        self._holders: NamedTable[str] = NamedTable(capacity)
+        self.table = self._holders.table
+        self.devices = Devices(-(-capacity // DEVICES_SHARE))
+        self.nbytes = self.table.nbytes + self.devices.nbytes
+        """Bytes of both tables."""
         self.clears = ClearLog()
         self._orders_clears = orders_clears
         self._nodes: dict[str, _Node] = {}
-        self._names: dict[int, str] = {}
         self._numbers = np.empty(0, np.uint16)  # of all nodes, for counting those that hold chunks
 
     def delta(self, delta: Delta, now: float) -> DeltaReply:
@@ -84,7 +91,9 @@ class DirectoryState:
         Raises:
             ValueError: the keys are not whole.
         """
-        if (len(delta.added) | len(delta.removed)) % KEY_BYTES:
+        keys = [delta.added, delta.removed]
+        keys += [its for device in delta.devices for its in (device.added, device.removed)]
+        if any(len(its) % KEY_BYTES for its in keys):
             raise ValueError("keys of a delta are 16 bytes each")
         self.table.sweep()
         node = self._nodes.get(delta.node_id) or self._new_node(delta.node_id)
@@ -105,15 +114,21 @@ class DirectoryState:
         return DeltaReply(
             resync=node.sync is _Sync.WANTED,
             peers=self.peers(delta.node_id),
-            clears=self.clears.owed(node.cleared) if self._orders_clears else [],
+            clears=self.owed(delta.node_id) if self._orders_clears else [],
         )
+
+    def owed(self, node_id: str) -> list[Clear]:
+        """Clears that a node has not said it has carried out, in order."""
+        node = self._nodes.get(node_id)
+        return self.clears.owed(node.cleared if node is not None else 0)
 
     def node_lost(self, node_id: str) -> None:
         """A node died: nobody can get anything from it."""
         node = self._nodes.pop(node_id, None)
         if node is not None:
-            self._retire(node.number)
-            self._retire(node.before)
+            self._holders.retire(node.number)
+            self._holders.retire(node.before)
+            self.devices.node_lost(node_id)
             self._renumbered()
 
     def lookup(self, keys: KeyArray, asking: str, cleared: int, now: float) -> list[Holding]:
@@ -129,18 +144,23 @@ class DirectoryState:
             now: monotonic seconds.
         """
         self.clears.heard(cleared)
-        holders = self.table.lookup(keys)
-        where, lanes = np.nonzero(holders != NOBODY)
-        numbers = holders[where, lanes].astype(np.int64)
-        order = np.argsort(numbers, kind="stable")
-        numbers, where = numbers[order], where[order]
-        firsts = np.flatnonzero(np.diff(numbers, prepend=-1))
-        found: dict[str, list[int]] = {}
-        for first, positions in zip(firsts, np.split(where, firsts[1:]), strict=False):
-            name = self._names[int(numbers[first])]
+        found: dict[Place, list[int]] = {}
+        for name, positions in self._holders.lookup(keys):
             if name != asking and self._is_usable(self._nodes[name], now):
-                found.setdefault(name, []).extend(positions.tolist())
+                found.setdefault(Place(name), []).extend(positions)
         return Holding.ranked(found)
+
+    def where(self, keys: KeyArray, now: float) -> list[Holding]:
+        """The same of all nodes, and of the engines that have chunks on their devices.
+
+        For who sends requests; from a device nobody can fetch.
+        """
+        on_devices = {
+            Place(engine.node_id, GPU, engine.engine_id): positions
+            for engine, positions in self.devices.lookup(keys)
+            if self._is_usable(self._nodes[engine.node_id], now)
+        }
+        return Holding.ranked(on_devices) + self.lookup(keys, "", 0, now)
 
     def peers(self, asking: str) -> int:
         """Other nodes that hold at least one chunk."""
@@ -176,8 +196,9 @@ class DirectoryState:
 
     def _begin(self, node: _Node, name: str) -> None:
         """A snapshot comes: what was known before it is not confirmed any more."""
-        self._retire(node.before)
-        node.before, node.number = node.number, self._new_number(name)
+        self._holders.retire(node.before)
+        node.before, node.number = node.number, self._holders.new_number(name)
+        self.devices.node_lost(name)
         node.sync = _Sync.COMING
         self._renumbered()
 
@@ -189,27 +210,17 @@ class DirectoryState:
                 self.table.remove(removed, node.before)
         if delta.added:
             self.table.add(key_array(delta.added), node.number, instead_of=node.before)
+        if delta.devices:
+            self.devices.apply(delta.node_id, delta.devices)
         node.epoch, node.seq = delta.epoch, delta.seq
         if delta.end and node.sync is _Sync.COMING:
-            self._retire(node.before)
+            self._holders.retire(node.before)
             node.before, node.sync = NOBODY, _Sync.DONE
 
     def _new_node(self, node_id: str) -> _Node:
-        node = self._nodes[node_id] = _Node(self._new_number(node_id))
+        node = self._nodes[node_id] = _Node(self._holders.new_number(node_id))
         self._renumbered()
         return node
 
-    def _new_number(self, node_id: str) -> int:
-        number = next(
-            n for n in range(NOBODY) if n not in self._names and not self.table.is_retired(n)
-        )
-        self._names[number] = node_id
-        return number
-
     def _renumbered(self) -> None:
         self._numbers = np.array([node.number for node in self._nodes.values()], np.uint16)
-
-    def _retire(self, number: int) -> None:
-        if number != NOBODY:
-            self.table.retire(number)
-            del self._names[number]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 
 from lmkv_ray.keys import key_array, parts_of
-from lmkv_ray.messages import Delta
+from lmkv_ray.messages import Delta, DeviceDelta
 
+ARENA = ""
+"""The place of chunks that others can have; other places are the devices of engines."""
 PIECE = 8192
 """Chunks of the whole content that one delta carries: a few milliseconds for the directory."""
 
@@ -53,57 +56,75 @@ class DeltaLog:
         """Whether this part has been told some pieces of a snapshot, and others are left."""
         return self._parts[part].pieces is not None
 
-    def added(self, keys: Collection[bytes]) -> None:
-        self._note(keys, True)
+    def added(self, keys: Collection[bytes], place: str = ARENA) -> None:
+        """Chunks came to the arena, or to the device of an engine."""
+        self._note(place, keys, True)
 
-    def removed(self, keys: Collection[bytes]) -> None:
-        self._note(keys, False)
+    def removed(self, keys: Collection[bytes], place: str = ARENA) -> None:
+        """Chunks went."""
+        self._note(place, keys, False)
 
     def resync(self, part: int | None = None) -> None:
         """A part of the directory (None: all) must be told the whole content."""
         for its in self._parts if part is None else [self._parts[part]]:
             its.start_over()
 
-    def take(self, content: Collection[bytes], part: int = 0) -> Delta:
+    def take(
+        self,
+        content: Collection[bytes],
+        part: int = 0,
+        devices: Mapping[str, Collection[bytes]] | None = None,
+    ) -> Delta:
         """The next delta for a part (an empty one is a heartbeat).
 
         Args:
             content: all ready keys now.
             part: whom it is for.
+            devices: all keys on the devices of engines now.
         """
         its = self._parts[part]
         its.seq += 1
         begin, changes = its.resync, its.changes
         its.resync, its.changes = False, {}
+        places = {ARENA: content, **(devices or {})}
         if begin:
-            whole, n = list(content), self._piece
-            its.pieces = [whole[i : i + n] for i in range(0, len(whole), n)][::-1] or [[]]
-        added = [key for key, new in changes.items() if new]
-        removed = [key for key, new in changes.items() if not new]
+            its.pieces = [*self._pieces(places)][::-1]
+        told = {place: _Told.of(changed) for place, changed in changes.items()}
         ended = False
         if its.pieces is not None:
             # Keys that went meanwhile are not named, those that came are among the changes.
-            piece = [key for key in its.pieces.pop() if key in content]
-            added += self._of_part(piece, part)
+            place, keys = its.pieces.pop()
+            piece = [key for key in keys if key in places.get(place, ())]
+            told.setdefault(place, _Told()).added += self._of_part(piece, part)
             ended = not its.pieces
             if ended:
                 its.pieces = None
+        arena = told.pop(ARENA, _Told())
         return Delta(
             node_id=self._node_id,
             epoch=self._epoch,
             seq=its.seq,
-            added=b"".join(added),
-            removed=b"".join(removed),
+            added=b"".join(arena.added),
+            removed=b"".join(arena.removed),
             begin=begin,
             end=ended,
+            devices=[
+                DeviceDelta(
+                    engine_id=place, added=b"".join(its.added), removed=b"".join(its.removed)
+                )
+                for place, its in told.items()
+            ],
         )
 
-    def _note(self, keys: Collection[bytes], added: bool) -> None:
-        if len(self._parts) == 1:
-            self._parts[0].note(keys, added)
-            return
+    def _pieces(self, places: Mapping[str, Collection[bytes]]) -> Iterator[tuple[str, list[bytes]]]:
+        for place, content in places.items():
+            whole = list(content)
+            for i in range(0, len(whole) or 1, self._piece):
+                yield place, whole[i : i + self._piece]
+
+    def _note(self, place: str, keys: Collection[bytes], added: bool) -> None:
         for part, its in enumerate(self._parts):
-            its.note(self._of_part(keys, part), added)
+            its.note(place, self._of_part(keys, part), added)
 
     def _of_part(self, keys: Collection[bytes], part: int) -> Collection[bytes]:
         if len(self._parts) == 1 or not keys:
@@ -112,22 +133,37 @@ class DeltaLog:
         return [key for key, its in zip(keys, mine, strict=True) if its]
 
 
+@dataclass(slots=True)
+class _Told:
+    """What one delta says of one place."""
+
+    added: list[bytes] = field(default_factory=list)
+    removed: list[bytes] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, changes: Mapping[bytes, bool]) -> _Told:
+        return cls(
+            [key for key, new in changes.items() if new],
+            [key for key, new in changes.items() if not new],
+        )
+
+
 class _Part:
     """What one part of the directory has not been told yet."""
 
     def __init__(self, limit: int) -> None:
         self.seq = 0
-        self.changes: dict[bytes, bool] = {}  # key -> added (True) or removed
+        self.changes: dict[str, dict[bytes, bool]] = {}  # place -> key -> added (True) or removed
         self.resync = True  # a new life starts with its whole content
-        self.pieces: list[list[bytes]] | None = None  # of a snapshot under way, the last one first
+        # Of a snapshot under way: place and keys, the last piece first.
+        self.pieces: list[tuple[str, list[bytes]]] | None = None
         self._limit = limit
 
-    def note(self, keys: Iterable[bytes], added: bool) -> None:
-        if self.resync:
+    def note(self, place: str, keys: Collection[bytes], added: bool) -> None:
+        if self.resync or not keys:
             return
-        for key in keys:
-            self.changes[key] = added
-        if len(self.changes) > self._limit:
+        self.changes.setdefault(place, {}).update(dict.fromkeys(keys, added))
+        if sum(map(len, self.changes.values())) > self._limit:
             self.start_over()
 
     def start_over(self) -> None:

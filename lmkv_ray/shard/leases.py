@@ -31,9 +31,11 @@ class Holder:
 class Leases:
     """Slots that are reserved, and why.
 
-    A lease ends when its holder says so. When the holder's process dies its slots rest for a
-    while, as its workers may outlive it. *Orphans* were leased by the shard's predecessor, to
-    processes that live and have not said hello yet.
+    A lease ends when its holder says so, never by a timer: a worker that was frozen in the middle
+    of a copy would, when it wakes, write into a slot that is another's. After its deadline its
+    commit is refused, and that is all; what frozen engines hold is bounded by their share. When the
+    holder's process dies its slots rest for a while, as its workers may outlive it. *Orphans* were
+    leased by the shard's predecessor, to processes that live and have not said hello yet.
     """
 
     def __init__(self) -> None:

@@ -31,6 +31,7 @@ from lmkv_ray.shard.admission import Admission
 from lmkv_ray.shard.allocator import Allocator, Assigned
 from lmkv_ray.shard.chunks import Chunks
 from lmkv_ray.shard.deltas import DeltaLog
+from lmkv_ray.shard.devices import Devices
 from lmkv_ray.shard.instructions import (
     AssignExtent,
     Free,
@@ -66,10 +67,12 @@ class ShardState:
         self.deltas = deltas
         self.limits = limits or Limits()
         self.counters = Counters()
-        self._allocator = allocator
+        self._allocator, self._extents = allocator, allocator.extents
         admission = Admission(None) if admission is None else admission
         self.chunks = Chunks(allocator, deltas, admission, self.counters)
         """The ready ones."""
+        self.devices = Devices(deltas)
+        """What attached engines hold themselves."""
         self._leases = Leases()
 
     # -- engines ---------------------------------------------------------------------------------
@@ -83,10 +86,10 @@ class ShardState:
         Raises:
             UnsupportedError: chunks of this size do not fit the arena.
         """
-        if not self._allocator.fits(hello.slot_bytes):
+        if not self._extents.fits(hello.slot_bytes):
             raise UnsupportedError(
                 f"A chunk of {hello.slot_bytes} bytes does not fit the arena, whose slots have "
-                f"{self._allocator.min_slot_bytes} to {self._allocator.extent_bytes} bytes.",
+                f"{self._extents.min_slot_bytes} to {self._extents.extent_bytes} bytes.",
                 next_step="set chunk_tokens or capacity so that a chunk fits.",
             )
         out: list[Instruction] = []
@@ -95,9 +98,10 @@ class ShardState:
             hello,
             deadline,
             now + self.limits.grace_seconds,
-            lambda slot: self._allocator.slot_bytes(slot) == hello.slot_bytes,
+            lambda slot: self._extents.slot_bytes(slot) == hello.slot_bytes,
         )
         self._free(back, out)
+        self.devices.forget([hello.engine_id])
         return Grant(slots=list(holder.leases), deadline=deadline), out
 
     def exchange(self, exchange: Exchange, now: float) -> tuple[ExchangeReply, list[Instruction]]:
@@ -109,6 +113,7 @@ class ShardState:
         refused = self._commit(holder, exchange.commits, now, out)
         self._free(holder.take_back(exchange.released), out)
         self.chunks.touch(exchange.touched)
+        self.devices.told(exchange.engine_id, exchange.device_added, exchange.device_removed)
         grant = None
         if exchange.want > 0:
             deadline = now + self.limits.grant_seconds
@@ -123,6 +128,7 @@ class ShardState:
     def owner_gone(self, owner: Owner, now: float) -> None:
         """A process died; what it was writing is quarantined, then free (see ``tick``)."""
         self._leases.owner_gone(owner, now + self.limits.grace_seconds)
+        self.devices.keep(self._leases.holders)
 
     def tick(self, now: float) -> list[Instruction]:
         """Time passes: slots whose quarantine is over become free."""
@@ -136,8 +142,8 @@ class ShardState:
         Returns:
             slots of it that were leased by the same event; nobody must be told of them.
         """
-        self._allocator.lose(extent)
-        stride = self._allocator.stride
+        self._extents.lose(extent)
+        stride = self._extents.stride
         return self._leases.lose(range(extent * stride, (extent + 1) * stride))
 
     # -- staging: the shard fills slots itself ---------------------------------------------------
@@ -177,21 +183,25 @@ class ShardState:
         out: list[Instruction] = [*self.chunks.clear(space)]
         # What is being filled began before the clear; published after it, it would come back.
         self._leases.spoil(space)
+        engines = self._leases.engines().items()
+        self.devices.forget(name for name, its in engines if space in (None, its.space))
         return out
 
     def limit(self, slot_bytes: int) -> int:
         """Slots of this size that one holder may have."""
-        quarter = self._allocator.capacity(slot_bytes) // 4
+        quarter = self._extents.capacity(slot_bytes) // 4
         return min(self.limits.holder_slots, max(1, quarter))
 
     def delta(self, part: int = 0) -> Delta:
         """What to tell a part of the directory now (an empty delta is a heartbeat)."""
-        return self.deltas.take(self.chunks, part)
+        return self.deltas.take(self.chunks, part, self.devices.content)
 
-    def engines(self) -> dict[str, tuple[str, int]]:
-        """Attached engines: (model, reserved slots) by engine_id."""
-        engines = self._leases.engines().items()
-        return {name: (holder.model, len(holder.leases)) for name, holder in engines}
+    def engines(self) -> dict[str, tuple[str, int, int]]:
+        """Attached engines: (model, reserved slots, chunks on the device) by engine_id."""
+        return {
+            name: (holder.model, len(holder.leases), self.devices.count(name))
+            for name, holder in self._leases.engines().items()
+        }
 
     # -- recovery --------------------------------------------------------------------------------
 
@@ -214,16 +224,17 @@ class ShardState:
         rows = list(rows)
         by_extent: dict[int, list[int]] = {}
         for row in rows:
-            by_extent.setdefault(row.slot // self._allocator.stride, []).append(row.slot)
+            by_extent.setdefault(row.slot // self._extents.stride, []).append(row.slot)
         for extent, slots in by_extent.items():
-            self._allocator.adopt(extent, extents[extent], slots)
+            self._extents.adopt(extent, extents[extent], slots)
         rows_of = Counter(row.key for row in rows)
         out: list[Instruction] = []
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
-                self.chunks.add(row.slot, row.key, row.nbytes, Hints(space=row.space))
+                hints = Hints(space=row.space, pinned=row.pinned)
+                self.chunks.add(row.slot, row.key, row.nbytes, hints)
             elif row.key is not None:  # never written so: trust neither
-                self._allocator.free(row.slot)
+                self._extents.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
             elif row.owner is not None and alive(row.owner):
                 self._leases.orphans[row.slot] = row.owner
@@ -238,11 +249,11 @@ class ShardState:
         self, holder: Holder, want: int, deadline: float, out: list[Instruction]
     ) -> tuple[int, ...]:
         """Up to ``want`` more slots, within the holder's share and half of the arena for all."""
-        capacity = self._allocator.capacity(holder.slot_bytes)
+        capacity = self._extents.capacity(holder.slot_bytes)
         n = min(
             want,
             self.limit(holder.slot_bytes) - len(holder.leases),
-            max(1, capacity // 2) - self._allocator.pinned(holder.slot_bytes),
+            max(1, capacity // 2) - self._extents.pinned_slots(holder.slot_bytes),
         )
         taken = self._allocator.take(holder.slot_bytes, n)
         for step in taken.steps:
@@ -299,6 +310,6 @@ class ShardState:
     def _free(self, slots: Iterable[int], out: list[Instruction]) -> None:
         freed = tuple(slots)
         for slot in freed:
-            self._allocator.free(slot)
+            self._extents.free(slot)
         if freed:
             out.append(Free(freed))

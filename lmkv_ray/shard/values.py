@@ -28,6 +28,7 @@ class RecoveredSlot:
     """The chunk's key; None: the slot is reserved by ``owner``."""
     space: int = 0
     nbytes: int = 0
+    pinned: bool = False
     owner: Owner | None = None
 
 

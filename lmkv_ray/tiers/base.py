@@ -105,8 +105,20 @@ class Tier(Protocol):
         """Forget chunks; unknown keys are ignored."""
         ...
 
-    async def clear(self, space: int | None) -> None:
-        """Forget all chunks (of one space) that this node may forget."""
+    async def clear(self, space: int | None, number: int) -> None:
+        """Forget all chunks (of one space): none is served from now on, nor one that was being
+        stored. What the medium does not allow now is done when it does, see ``settled``.
+
+        Args:
+            space: None: all.
+            number: of the clear, higher than those before; 0: it has none. A tier outlives the
+                memory of who gives the order: it does not repeat a clear that it has carried out.
+        """
+        ...
+
+    @property
+    def settled(self) -> bool:
+        """No clear is left to be carried out."""
         ...
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:

@@ -2,7 +2,10 @@
 
 A job is planned, cut into steps, and these are queued on the device's streams (``steps``). ``pump``
 does all of the host's part without ever waiting. It queues up to ``AHEAD`` steps, so that the
-device need not wait for the host, which the interpreter's lock may hold up for milliseconds.
+device need not wait for the host, which the interpreter's lock may hold up for milliseconds (in
+which a link moves hundreds of MiB). So a save's deadline is checked when it is queued: it begins
+when the step that fills its blocks has ended and what was queued before is over. A save that is
+late by that writes into a slot that is still its own.
 
 A job has ended when its last step has, as seen by the host; then a load's generations are checked.
 An error of the device ends both lanes for good (``Health``): what was queued is waited for, as long

@@ -2,7 +2,8 @@
 
 A slot is used again when the last who used it has passed, by an event on the device: the host need
 not be there. A table is read by the device while its step is under way, so it is taken and given
-back by the host.
+back by the host. It lies in pinned host memory: an upload would wait in the copy engine behind the
+other lane's bulk.
 """
 
 from __future__ import annotations

@@ -180,13 +180,21 @@ async def all_ended(futures: Iterable[asyncio.Future[T]]) -> None:
         raise asyncio.CancelledError
 
 
-def groups(sizes: Sequence[int], limit: int) -> list[range]:
-    """Positions in groups of at most ``limit`` bytes, and at least one member."""
+def groups(sizes: Sequence[int], limit: int, first: int | None = None) -> list[range]:
+    """Positions in groups of at most ``limit`` bytes, and at least one member.
+
+    Args:
+        sizes: bytes of each.
+        limit: of a group.
+        first: limit of the first group; that of each later one is twice that of the one before.
+    """
     result, start, total = [], 0, 0
+    allowed = limit if first is None else first
     for position, size in enumerate(sizes):
-        if position > start and total + size > limit:
+        if position > start and total + size > allowed:
             result.append(range(start, position))
             start, total = position, 0
+            allowed = min(2 * allowed, limit)
         total += size
     if start < len(sizes):
         result.append(range(start, len(sizes)))

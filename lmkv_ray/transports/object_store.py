@@ -3,7 +3,7 @@
 A batch is the return value of a call of the peer's actor, so it lies in the peer's object store, is
 owned by us, and is freed when we drop it or die. We ask for a batch at a time and have a second one
 under way while the first is copied into its slots: that bounds both object stores, and needs no
-flow control.
+flow control. (A streaming generator would leave its state in the peer's actor when we die.)
 """
 
 from __future__ import annotations

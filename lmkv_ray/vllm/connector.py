@@ -6,10 +6,9 @@ per-layer hook does anything, so CUDA graphs stay whole.
 
 from __future__ import annotations
 
-import logging
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,19 +25,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
-from lmkv_ray.arena import this_process
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ConfigError
-from lmkv_ray.messages import Hello
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import derive_groups
 from lmkv_ray.vllm.link import ShardClient, ShardLink
-from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport, share_chunks
-from lmkv_ray.vllm.namespace import chunk_tokens, derive_namespace
-from lmkv_ray.vllm.scheduler import ChunkShape, SchedulerHalf
+from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
+from lmkv_ray.vllm.namespace import chunk_tokens
+from lmkv_ray.vllm.scheduler import SchedulerHalf
 from lmkv_ray.vllm.shard_client import RayShardClient
+from lmkv_ray.vllm.startup import open_places
 from lmkv_ray.vllm.stats import LmkvPromMetrics, LmkvStats
-from lmkv_ray.vllm.support import check_engine, check_workers, kv_replicas
+from lmkv_ray.vllm.support import check_engine, kv_replicas
 from lmkv_ray.vllm.worker import WorkerHalf
 
 if TYPE_CHECKING:
@@ -52,8 +51,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
-
-logger = logging.getLogger(__name__)
 
 
 class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
@@ -78,7 +75,6 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         transfer.kv_load_failure_policy = "recompute"
         self._settings = load_settings(transfer.kv_connector_extra_config)
         self._groups = derive_groups(kv_cache_config, chunk_tokens(vllm_config, self._settings))
-        self._replicas = kv_replicas(vllm_config, kv_cache_config)
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
         self._links: tuple[ShardLink, ...] = ()
@@ -89,7 +85,6 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
                 vllm_config,
                 kv_cache_config,
                 self._groups,
-                replicas=self._replicas,
                 settings=self._settings,
             )
 
@@ -263,56 +258,28 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return events is not None and events.enable_kv_cache_events
 
     def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
-        found = [report for report in metadata if isinstance(report, LayoutReport)]
-        reports = sorted(found, key=lambda report: report.rank)
-        check_workers(self._vllm_config, reports)
-        namespace = derive_namespace(self._vllm_config, self._settings, self._groups, reports)
-        nbytes, offsets = share_chunks(reports, self._replicas)
-        digest = namespace.digest()
-        links = {size: self._make_link(digest, size, nbytes) for size in dict.fromkeys(nbytes)}
-        self._links = tuple(links.values())
-        self._scheduler = SchedulerHalf(
+        device = DeviceWatch()
+        places = open_places(
+            self._vllm_config,
             self._settings,
-            digest,
-            ChunkShape(self._groups, nbytes, offsets),
-            [links[size] for size in nbytes],
-            ArenaEvents() if self._publishes_events else None,
+            self._groups,
+            [report for report in metadata if isinstance(report, LayoutReport)],
+            replicas=kv_replicas(self._vllm_config, self._kv_cache_config),
+            engine_id=self._engine_id,
+            connect=self._find_shard,
+            device=device,
         )
+        links = (link for place in places for link in place.links.values())
+        self._links = tuple(dict.fromkeys(links))
+        events = ArenaEvents() if self._publishes_events else None
+        self._scheduler = SchedulerHalf(self._settings, self._groups, places, device, events)
         if self._pool is not None:
             self._scheduler.bind(self._pool)
-        logger.info(
-            "lmkv_ray: chunks of %s tokens (%s MiB) over %d workers, namespace %s",
-            "/".join(str(group.tokens) for group in self._groups),
-            "/".join(f"{size / 2**20:.2f}" for size in nbytes),
-            len(reports),
-            digest.hex(),
-        )
 
-    def _make_link(self, namespace: bytes, size: int, nbytes: Sequence[int]) -> ShardLink:
-        """The line to the shard for slots of one size: a shard grants a holder one size."""
-        hello = Hello(
-            engine_id=self._engine_id if size == nbytes[0] else f"{self._engine_id}-{size}",
-            owner=this_process(),
-            space=int.from_bytes(namespace[:8], "little"),
-            model=self._vllm_config.model_config.model,
-            slot_bytes=size,
-            held=[],
-        )
-        # Two steps' worth of chunks, so that a burst of prefill finds room.
-        tokens = 2 * self._vllm_config.scheduler_config.max_num_batched_tokens
-        groups = zip(self._groups, nbytes, strict=True)
-        burst = sum(tokens // group.tokens for group, its in groups if its == size)
-        return ShardLink(
-            self._find_shard,
-            hello,
-            want_slots=max(16, min(self._settings.grant_slots, burst)),
-            period=self._settings.exchange_seconds,
-        )
-
-    def _find_shard(self) -> ShardClient:
+    def _find_shard(self, host: str | None) -> ShardClient:
         # Once attached, a cache that is gone was stopped by somebody: do not start it again.
         first = all(link.attachment is None for link in self._links)
-        return RayShardClient(self._settings, start=first)
+        return RayShardClient(self._settings, start=first, host=host)
 
     @property
     def _link(self) -> ShardLink:

@@ -10,7 +10,6 @@ chunks told of longest ago, the oldest are withdrawn first.
 from __future__ import annotations
 
 import time
-from collections import OrderedDict, deque
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from lmkv_ray.arena import ArenaReader
 from lmkv_ray.keys import key_array
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.requests import TrackedRequest
+from lmkv_ray.vllm.watched import Watched
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent
@@ -33,8 +33,7 @@ class ArenaEvents:
     """Tells what came to the arena through this engine, and what of it is gone."""
 
     def __init__(self) -> None:
-        self._told: OrderedDict[bytes, tuple[int, list[Any]]] = OrderedDict()
-        self._unchecked: deque[bytes] = deque()
+        self._told: Watched[tuple[int, list[Any]]] = Watched(MAX_TOLD)
         self._checked_at = 0.0
         self._pending: list[KVCacheEvent] = []
 
@@ -57,7 +56,7 @@ class ArenaEvents:
                 for i in range(first, last + 1, per_block)
             ]
             before = first - per_block
-            self._told[key] = group.number, hashes
+            self._told.add(key, (group.number, hashes))
             self._pending.append(
                 BlockStored(
                     block_hashes=hashes,
@@ -76,8 +75,8 @@ class ArenaEvents:
                     group_idx=group.number,
                 )
             )
-        while len(self._told) > MAX_TOLD:
-            self._removed(next(iter(self._told)))
+        for key in self._told.excess():
+            self._removed(key)
 
     def check(self, reader: ArenaReader) -> None:
         """Look some chunks up again, if it is time."""
@@ -85,9 +84,7 @@ class ArenaEvents:
         if not self._told or now < self._checked_at + CHECK_SECONDS:
             return
         self._checked_at = now
-        if not self._unchecked:
-            self._unchecked.extend(self._told)
-        keys = [self._unchecked.popleft() for _ in range(min(CHECKED, len(self._unchecked)))]
+        keys = [key for key, _ in self._told.turn(CHECKED)]
         found = reader.lookup(key_array(keys)).found.tolist()
         for key, here in zip(keys, found, strict=True):
             if not here:
@@ -106,7 +103,7 @@ class ArenaEvents:
     def _removed(self, key: bytes) -> None:
         from vllm.distributed.kv_events import MEDIUM_CPU, BlockRemoved
 
-        told = self._told.pop(key, None)
+        told = self._told.pop(key)
         if told is not None:
             group, hashes = told
             self._pending.append(

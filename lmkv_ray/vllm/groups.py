@@ -6,6 +6,10 @@ group's layers still look at once ``end`` tokens are computed must be in the cac
 current piece for chunked local attention. The arithmetic is that of vLLM's own managers
 (``get_num_skipped_tokens``): what vLLM would have freed, it does not ask us for either; the table
 has null blocks there.
+
+Chunks of a sliding window are no longer than the window, so that those of generated tokens are
+whole when they are complete. A failed load fails as a whole, and the request never claims past it
+again: half a window cannot be kept.
 """
 
 from __future__ import annotations

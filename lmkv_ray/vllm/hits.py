@@ -7,23 +7,23 @@ the link is asked for everything else.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-from lmkv_ray.arena import Hits
+from lmkv_ray.arena import ArenaReader
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
-from lmkv_ray.messages import MissReason
+from lmkv_ray.vllm.device import device_prefix
 from lmkv_ray.vllm.events import ArenaEvents
-from lmkv_ray.vllm.groups import Group, hit_alignment, longest_hit
+from lmkv_ray.vllm.far import FarPlaces
+from lmkv_ray.vllm.groups import Bools, Group, hit_alignment, longest_hit
 from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.link import Attachment, ShardLink, StageTicket
 from lmkv_ray.vllm.metadata import LoadJob
+from lmkv_ray.vllm.misses import MissCounter
 from lmkv_ray.vllm.pace import Pace
+from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import Claim, FoundChunks, TrackedRequest
 from lmkv_ray.vllm.stats import LmkvStats
 
@@ -38,15 +38,15 @@ NOTHING_TO_LOAD: tuple[int | None, bool] = (0, False)
 
 
 class _Look(NamedTuple):
-    """What the arena has for a request."""
+    """What the mapped arena has for a request."""
 
     computed: int
     limit: int
     """Tokens of the longest hit there could be."""
     end: int
     """Tokens of the longest hit there is."""
-    hits: list[Hits]
-    """Per group: its chunks from ``computed`` to ``limit``."""
+    found: list[FoundChunks]
+    """Of each group: its chunks from ``computed`` to ``limit``."""
 
 
 class Loader:
@@ -55,7 +55,7 @@ class Loader:
     Args:
         settings: of this engine.
         groups: of the engine.
-        links: for each group, the link that has its slots; chunks are looked up through the first.
+        places: of the engine; chunks are looked up in the first, and asked of the others.
         stats: where to count.
         dropped: whether this engine lately failed to save a key.
         pace: how fast this engine computes.
@@ -66,7 +66,7 @@ class Loader:
         self,
         settings: Settings,
         groups: Sequence[Group],
-        links: Sequence[ShardLink],
+        places: Sequence[Place],
         stats: LmkvStats,
         dropped: Callable[[bytes], bool],
         pace: Pace,
@@ -74,10 +74,11 @@ class Loader:
     ) -> None:
         self._settings = settings
         self._groups = groups
-        self._links = links
-        self._link = links[0]
-        self._stats = stats
-        self._dropped = dropped
+        self._places = places
+        self._links = places[0].links
+        self._link = places[0].link
+        self._far = FarPlaces(settings, groups, places[1:], self._remaining)
+        self._misses = MissCounter(groups, places, stats, dropped)
         self._pace = pace
         self._events = events
         self._align = hit_alignment(groups)
@@ -85,40 +86,43 @@ class Loader:
 
     def prefetch(self, tracked: TrackedRequest, pool: BlockPool | None) -> None:
         """Begin to stage what a new request needs and neither the arena nor the device has."""
-        arena, limit = self._link.readable, self._limit(tracked)
-        if arena is None or not self._link.peers or limit <= 0:
+        reader, limit = self._link.readable, self._limit(tracked)
+        if reader is None or not (self._link.peers or self._far) or limit <= 0:
             return
-        group, hashes = self._groups[0], tracked.request.block_hashes
-        last = hashes[limit // group.block_tokens * group.block_tokens // group.hash_tokens - 1]
-        if pool is None or pool.get_cached_block(last, [group.number]) is None:
-            look = self._look(tracked, arena, 0, limit)
+        hashes = tracked.request.block_hashes
+        computed = device_prefix(pool, self._groups, hashes, limit=limit, align=self._align)
+        if computed < limit:
+            look = self._look(tracked, reader, computed, limit)
             self._stage(tracked, look)
+            if self._far and (look.end > computed or tracked.tickets):
+                self._far.ask(tracked, computed, limit)
 
     def match(self, tracked: TrackedRequest, computed: int) -> tuple[int | None, bool]:
         """How many tokens after ``computed`` can be loaded, as vLLM asks it.
 
         Returns:
             (tokens, True) to load asynchronously, (0, False) for nothing, (None, False) to be
-            asked again: chunks may still arrive from elsewhere.
+            asked again: chunks, or answers, may still arrive from elsewhere.
         """
         tracked.claim = Claim(computed, computed)
-        arena, limit = self._link.readable, self._limit(tracked)
-        if arena is None or limit <= computed:
+        reader, limit = self._link.readable, self._limit(tracked)
+        if reader is None or limit <= computed or not self._far.usable:
             return NOTHING_TO_LOAD
-        look = self._look(tracked, arena, computed, limit)
+        look = self._look(tracked, reader, computed, limit)
         if look.end < limit and self._waits(tracked, look):
             return None, False
         if look.end <= computed:
             return NOTHING_TO_LOAD
-        found = []
-        for group, hits in zip(self._groups, look.hits, strict=True):
-            span = group.span(computed, look.end)
-            first = computed // group.tokens
-            part = slice(span.start - first, span.start - first + len(span))
-            slots, generations = hits.slots[part].tolist(), hits.generations[part].tolist()
-            found.append(FoundChunks(group, span.start, slots, generations))
-        tracked.claim = Claim(computed, look.end, arena.arena_id, found)
-        return look.end - computed, True
+        far = self._far.look(tracked, computed, limit)
+        if far is None:
+            return None, False
+        found = [*look.found, *far]
+        end = self._longest(found, computed, limit) if far else look.end
+        if end <= computed:
+            return NOTHING_TO_LOAD
+        needed = [its.part(its.group.span(computed, end)) for its in found]
+        tracked.claim = Claim(computed, end, needed)
+        return end - computed, True
 
     def admitted(
         self, tracked: TrackedRequest, tables: Sequence[Sequence[int]], tokens: int
@@ -131,7 +135,7 @@ class Loader:
             tokens: what ``match`` answered, or 0.
         """
         claim, request = tracked.claim, tracked.request
-        self._count(tracked, tokens)
+        self._misses.count(tracked, tokens)
         if tokens <= 0:
             return
         # vLLM now waits for a load to end, whatever happens here: there must be one.
@@ -156,12 +160,17 @@ class Loader:
     @never_raises(None)
     def _ordered(self, tracked: TrackedRequest, claim: Claim) -> None:
         """What is being loaded was used, and need not be saved."""
-        for group, link in zip(self._groups, self._links, strict=True):
-            end = -(-claim.end // group.tokens)
-            if self._events is not None:
-                self._events.stored(tracked, group, group.span(0, claim.end))
-            tracked.saved[group.number] = max(tracked.saved[group.number], end)
-            link.touch(key_list(tracked.keys(group)[group.span(0, claim.end).start : end])[::-1])
+        for group in self._groups:
+            span, end = group.span(0, claim.end), -(-claim.end // group.tokens)
+            if self._events is not None and group.number in self._links:
+                self._events.stored(tracked, group, span)
+            for place in self._places:
+                if group.number not in place.links:
+                    continue
+                saved = tracked.saved[place.number]
+                saved[group.number] = max(saved[group.number], end)
+                keys = key_list(tracked.keys(group, place.number)[span.start : end])
+                place.links[group.number].slots.touch(keys[::-1])
 
     # -- what is there --------------------------------------------------------------------------
 
@@ -178,29 +187,41 @@ class Loader:
             limits.append(tracked.never_past)
         return min(limits) // self._align * self._align
 
-    def _look(self, tracked: TrackedRequest, arena: Attachment, computed: int, limit: int) -> _Look:
-        hits = [
-            arena.reader.lookup(
-                tracked.keys(group)[computed // group.tokens : -(-limit // group.tokens)]
+    def _look(
+        self, tracked: TrackedRequest, reader: ArenaReader, computed: int, limit: int
+    ) -> _Look:
+        found = []
+        for number in self._links:
+            group = self._groups[number]
+            first = computed // group.tokens
+            hits = reader.lookup(tracked.keys(group)[first : -(-limit // group.tokens)])
+            found.append(
+                FoundChunks(0, reader.arena_id, group, first, hits.slots, hits.generations)
             )
+        return _Look(computed, limit, self._longest(found, computed, limit), found)
+
+    def _longest(self, found: Sequence[FoundChunks], computed: int, limit: int) -> int:
+        """Tokens of the longest hit that all places have, each of them all groups."""
+        everywhere: list[Bools] = [
+            np.ones(-(-limit // group.tokens) - computed // group.tokens, np.bool_)
             for group in self._groups
         ]
-        end = longest_hit(
+        for its in found:
+            everywhere[its.group.number] &= its.found
+        return longest_hit(
             self._groups,
-            [its.found for its in hits],
+            everywhere,
             computed=computed,
             limit=limit,
             align=self._align,
         )
-        return _Look(computed, limit, end, hits)
 
     # -- what may come from elsewhere -----------------------------------------------------------
 
     def _waits(self, tracked: TrackedRequest, look: _Look) -> bool:
         if not tracked.tickets:
             self._stage(tracked, look)
-        now = time.monotonic()
-        return any(not ticket.over and now < ticket.deadline for ticket in tracked.tickets)
+        return any(ticket.pending for ticket in tracked.tickets)
 
     def _stage(self, tracked: TrackedRequest, look: _Look) -> None:
         """Ask for what a hit of ``look.limit`` tokens lacks."""
@@ -208,9 +229,10 @@ class Loader:
         missing = look.limit - look.end
         if not (within and self._link.peers and missing >= max(1, self._settings.stage_min_tokens)):
             return
-        for group, link, hits in zip(self._groups, self._links, look.hits, strict=True):
+        for its in look.found:
+            group, link = its.group, self._links[its.group.number]
             span = group.span(look.computed, look.limit)
-            found = hits.found[span.start - look.computed // group.tokens :]
+            found = its.found[span.start - its.first :]
             if found.all():
                 continue
             first = span.start + int(np.argmin(found))
@@ -231,51 +253,6 @@ class Loader:
         begin = first * group.tokens
         return self._pace.remaining(tracked.request.num_tokens, begin, group.tokens, chunks)
 
-    # -- counting -------------------------------------------------------------------------------
-
-    @never_raises(None)
-    def _count(self, tracked: TrackedRequest, tokens: int) -> None:
-        """Count a new request's hit, and a reason for every token that was not."""
-        claim = tracked.claim
-        if tracked.counted or claim is None:
-            return
-        tracked.counted = True
-        if tokens:
-            self._stats.add("hit_tokens", tokens)
-        size = self._groups[0].tokens
-        prompt = tracked.request.num_prompt_tokens
-        begin, chunks = (claim.computed + tokens) // size, prompt // size
-        tail = prompt - max(chunks * size, claim.computed + tokens)
-        if tail > 0:
-            self._stats.add_missed(MissReason.TAIL, tail)
-        if begin >= chunks:
-            return
-        arena = self._link.readable
-        if arena is None:
-            self._stats.add_missed(MissReason.DETACHED, (chunks - begin) * size)
-            return
-        staged = _why_not_staged(tracked.tickets)
-        keys = key_list(tracked.keys(self._groups[0])[begin:chunks])
-        ends = np.arange(begin + 1, chunks + 1) * size
-        for key, reason in zip(keys, self._reasons(tracked, arena, ends), strict=True):
-            own = MissReason.SAVE_DROPPED if self._dropped(key) else None
-            self._stats.add_missed(own or staged or reason, size)
-
-    def _reasons(
-        self, tracked: TrackedRequest, arena: Attachment, ends: npt.NDArray[np.int64]
-    ) -> list[MissReason]:
-        """Why the chunks that hold these tokens' ends are missing: the first group that knows."""
-        reasons = [MissReason.NEVER_STORED] * len(ends)
-        for group in self._groups:
-            keys = tracked.keys(group)
-            if len(keys):
-                its = arena.reader.reasons(
-                    keys[np.minimum(-(-ends // group.tokens), len(keys)) - 1]
-                )
-                known = zip(reasons, its, strict=True)
-                reasons = [b if a is MissReason.NEVER_STORED else a for a, b in known]
-        return reasons
-
 
 def _order(
     request: Request, claim: Claim, found: FoundChunks, tables: Sequence[Sequence[int]]
@@ -287,20 +264,12 @@ def _order(
         raise ValueError(f"group {group.number} has too few blocks for {claim.end} tokens")
     return LoadJob(
         request_id=request.request_id,
-        arena_id=claim.arena_id,
+        arena_id=found.arena_id,
         group=group.number,
         first_chunk=found.first,
-        slots=found.slots,
-        generations=found.generations,
+        slots=found.slots.tolist(),
+        generations=found.generations.tolist(),
         skip=max(0, first - found.first * group.blocks),
         blocks=blocks,
+        place=found.place,
     )
-
-
-def _why_not_staged(tickets: Sequence[StageTicket]) -> MissReason | None:
-    for ticket in tickets:
-        if not ticket.over or ticket.reply is None:
-            return MissReason.STAGE_TIMEOUT
-        if ticket.reply.reason not in (None, MissReason.NEVER_STORED):
-            return ticket.reply.reason
-    return None

@@ -1,9 +1,9 @@
-"""The engine's line to the shard of its node: a thread that does all the talking.
+"""The engine's line to the shard of one of its nodes: a thread that does all the talking.
 
-The engine's thread only ever appends to queues and reads what has arrived; it never waits for the
-link. Everything is bounded: what does not fit is dropped and counted by the caller. The link
-survives its shard: on any error it says ``Hello`` again, with growing pauses, for as long as the
-engine lives.
+The engine's thread only ever appends to queues (``Slots``; requests to stage or clear) and reads
+what has arrived; it never waits for the link. Everything is bounded: what does not fit is dropped
+and counted by the caller. The link survives its shard: on any error it says ``Hello`` again, with
+growing pauses, for as long as the engine lives.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import LmkvError
-from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.messages import (
-    Commit,
     Exchange,
     ExchangeReply,
     Hello,
@@ -32,6 +32,8 @@ from lmkv_ray.messages import (
     decode,
     encode,
 )
+from lmkv_ray.vllm.device import DeviceWatch
+from lmkv_ray.vllm.slots import Slots
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +46,11 @@ RETRY_SECONDS = (0.1, 5.0)
 HEARTBEAT_SECONDS = 1.0
 """How often a shard hears of an engine that has nothing to say but which chunks it used."""
 
-MAX_TOUCHED = 65536
-"""Keys waiting to be reported as used; the rest are forgotten (recency is only a hint)."""
-
 MAX_STAGES = 64
 """Stage requests under way."""
+
+ANSWER_SECONDS = 0.5
+"""How long the answer of another node's shard may take beyond the time for staging."""
 
 
 class ShardClient(Protocol):
@@ -67,31 +69,20 @@ class StageTicket:
     reply: StageReply | None = None
     over: bool = False
 
+    @property
+    def pending(self) -> bool:
+        """Whether an answer may still come in time."""
+        return not self.over and time.monotonic() < self.deadline
+
 
 @dataclass(frozen=True, slots=True)
 class Attachment:
-    """A mapped arena."""
+    """The arena of the shard."""
 
     path: str
     arena_id: int
-    reader: ArenaReader
-
-
-class GrantedSlot(NamedTuple):
-    """A slot that may be filled."""
-
-    slot: int
-    arena_id: int
-    """The arena it is a slot of."""
-    deadline: float
-    """``time.monotonic()``, after which nobody may begin to write."""
-
-
-@dataclass(slots=True)
-class _Outbox:
-    commits: list[Commit] = field(default_factory=list)
-    released: list[int] = field(default_factory=list)
-    touched: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_TOUCHED))
+    reader: ArenaReader | None
+    """None: it is on another node."""
 
 
 class ShardLink:
@@ -102,6 +93,8 @@ class ShardLink:
         hello: who this engine is (``held`` is filled in by the link).
         want_slots: free slots to keep at hand.
         period: seconds between exchanges when nothing is urgent.
+        maps: whether the shard is on this node, so that its arena can be mapped.
+        device: what the shard is told of the engine's own cache, if anything.
     """
 
     def __init__(
@@ -111,23 +104,24 @@ class ShardLink:
         *,
         want_slots: int,
         period: float,
+        maps: bool = True,
+        device: DeviceWatch | None = None,
     ) -> None:
         self._connect = connect
         self._hello = hello
-        self._want_slots = want_slots
         self._period = period
+        self._maps = maps
+        self._device = device
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._outbox = _Outbox()
-        self._free: dict[int, float] = {}  # granted slots not in use, with their deadlines
-        self._in_use: dict[int, float] = {}
-        self._committing: set[bytes] = set()
         self._stages: deque[tuple[Stage, StageTicket]] = deque()
         self._staging = 0
         self._clearing = 0
         self._complaint = ""
         self._client: ShardClient | None = None
+        self.slots = Slots(want_slots, self._wake.set)
+        """What this engine may fill."""
         self.attachment: Attachment | None = None
         """The arena, once attached. It stays readable while the shard is away."""
         self.peers = 0
@@ -137,47 +131,8 @@ class ShardLink:
 
     # -- the engine's thread: nothing here waits -------------------------------------------------
 
-    def take_slot(self) -> GrantedSlot | None:
-        """A granted slot, or None: there is none now."""
-        now = time.monotonic()
-        with self._lock:
-            while self._free and self.attachment is not None:
-                slot = next(iter(self._free))
-                deadline = self._free.pop(slot)
-                if deadline > now:
-                    self._in_use[slot] = deadline
-                    if self._wanted():
-                        self._wake.set()
-                    return GrantedSlot(slot, self.attachment.arena_id, deadline)
-                self._outbox.released.append(slot)
-            self._wake.set()
-        return None
-
-    def commit(self, slot: int, key: bytes, nbytes: int, hints: Hints = NO_HINTS) -> None:
-        """Make a filled slot visible under its key."""
-        with self._lock:
-            if self._in_use.pop(slot, None) is not None:
-                self._outbox.commits.append(Commit(slot=slot, key=key, nbytes=nbytes, hints=hints))
-                self._committing.add(key)
-                self._wake.set()
-
-    def committing(self, key: bytes) -> bool:
-        """Whether a commit of this key has not been answered yet."""
-        return key in self._committing
-
-    def release(self, slot: int) -> None:
-        """Give a slot back unused. Nobody may write to it any more."""
-        with self._lock:
-            if self._in_use.pop(slot, None) is not None:
-                self._outbox.released.append(slot)
-
-    def touch(self, keys: list[bytes]) -> None:
-        """Report chunks as used, deepest first."""
-        with self._lock:
-            self._outbox.touched.extend(keys)
-
     def stage(
-        self, keys: bytes, within: float, remaining: Sequence[float] = ()
+        self, keys: bytes, within: float, remaining: Sequence[float] = (), *, locate: bool = False
     ) -> StageTicket | None:
         """Ask for chunks from elsewhere; None if too much is under way already.
 
@@ -185,18 +140,21 @@ class ShardLink:
             keys: of a run of chunks.
             within: seconds.
             remaining: see ``Stage``.
+            locate: the answer shall say where they are; for arenas of other nodes.
         """
         with self._lock:
             if self._client is None or self._staging >= MAX_STAGES:
                 return None
             self._staging += 1
-            ticket = StageTicket(time.monotonic() + within)
+            answer = within + (ANSWER_SECONDS if locate else 0)
+            ticket = StageTicket(time.monotonic() + answer)
             request = Stage(
                 engine_id=self._hello.engine_id,
                 keys=keys,
                 slot_bytes=self._hello.slot_bytes,
                 within=within,
                 remaining=list(remaining),
+                locate=locate,
             )
             self._stages.append((request, ticket))
         self._wake.set()
@@ -209,9 +167,15 @@ class ShardLink:
         self._wake.set()
 
     @property
-    def readable(self) -> Attachment | None:
+    def usable(self) -> Attachment | None:
         """The arena, if there is one and hits in it would not be stale."""
         return None if self.clearing else self.attachment
+
+    @property
+    def readable(self) -> ArenaReader | None:
+        """The arena, if it is usable and mapped."""
+        arena = self.usable
+        return None if arena is None else arena.reader
 
     @property
     def clearing(self) -> bool:
@@ -223,9 +187,9 @@ class ShardLink:
         self._stopping.set()
         self._wake.set()
         self._thread.join(timeout=2 * RPC_SECONDS)
-        if self.attachment is not None:
-            self.attachment.reader.close()
-            self.attachment = None
+        attached, self.attachment = self.attachment, None
+        if attached is not None and attached.reader is not None:
+            attached.reader.close()
 
     # -- the link's thread ----------------------------------------------------------------------
 
@@ -238,7 +202,7 @@ class ShardLink:
                 while not self._stopping.is_set():
                     self._send_stages()
                     self._send_clear()
-                    if self._has_news() or time.monotonic() >= heartbeat:
+                    if self.slots.has_news or time.monotonic() >= heartbeat:
                         self._exchange()
                         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
                     self._wake.wait(self._period)
@@ -260,78 +224,53 @@ class ShardLink:
 
     def _attach(self) -> None:
         client = self._connect()
-        with self._lock:
-            held = [*self._free, *self._in_use]
-        hello = Hello(
-            engine_id=self._hello.engine_id,
-            owner=self._hello.owner,
-            space=self._hello.space,
-            model=self._hello.model,
-            slot_bytes=self._hello.slot_bytes,
-            held=held,
-        )
+        hello = msgspec.structs.replace(self._hello, held=self.slots.held())
+        sent = time.monotonic()
         welcome = decode(_call(client, "hello", encode(hello)), Welcome)
         attached = self.attachment
-        same = attached is not None and attached.arena_id == welcome.arena_id
-        if attached is not None and same:
+        if not self._maps:
+            reader = None
+        elif attached is not None and attached.arena_id == welcome.arena_id:
             reader = attached.reader  # the path may be a new one: of the restarted shard
         else:
             reader = ArenaReader.attach(welcome.arena_path, welcome.arena_id)
-        attached = Attachment(welcome.arena_path, welcome.arena_id, reader)
-        with self._lock:  # arena and slots change together
-            self.attachment = attached
-            granted = dict.fromkeys(welcome.grant.slots, welcome.grant.deadline)
-            # Slots of another arena, or that the shard does not recognise, are gone.
-            self._in_use = {s: granted.pop(s) for s in self._in_use if same and s in granted}
-            self._free = granted
-            if not same:
-                self._outbox = _Outbox(touched=self._outbox.touched)
-                self._committing.clear()
+        # Of a far clock no more is known than that it said so after we had asked.
+        self.slots.welcomed(
+            welcome.arena_id, welcome.grant, 0.0 if self._maps else welcome.clock - sent
+        )
+        self.attachment = Attachment(welcome.arena_path, welcome.arena_id, reader)
         self.peers = welcome.peers
+        if self._device is not None:
+            self._device.start_over()
         self._client, self._complaint = client, ""
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
-    def _has_news(self) -> bool:
-        """Whether an exchange is due; recency waits for the heartbeat, it is only a hint."""
-        return bool(self._outbox.commits or self._outbox.released or self._wanted())
-
-    def _wanted(self) -> int:
-        """Free slots to ask for: none while half of them are there."""
-        wanted = self._want_slots - len(self._free)
-        return wanted if wanted > self._want_slots // 2 else 0
-
     def _exchange(self) -> None:
         assert self._client is not None
-        with self._lock:
-            outbox, self._outbox = self._outbox, _Outbox()
-            want = self._wanted()
+        news = self.slots.news()
+        added, removed = self._device.news() if self._device is not None else (b"", b"")
         message = Exchange(
             engine_id=self._hello.engine_id,
-            commits=outbox.commits,
-            released=outbox.released,
-            touched=b"".join(outbox.touched),
-            want=want,
+            commits=news.commits,
+            released=news.released,
+            touched=b"".join(news.touched),
+            want=news.want,
+            device_added=added,
+            device_removed=removed,
         )
         # If this fails, nothing is sent again: slots that the next Hello does not list as held are
         # the shard's, whether or not it saw these commits.
         try:
             reply = decode(_call(self._client, "exchange", encode(message)), ExchangeReply)
         finally:
-            with self._lock:
-                self._committing.difference_update(c.key for c in outbox.commits)
+            self.slots.told(news)
         self.peers = reply.peers
         if not reply.known:
             raise ConnectionError("the shard does not know this engine (any more)")
         if reply.refused:  # the grant was overtaken by a clear, or by its deadline
-            self._return_free_slots()
+            self.slots.return_free()
         if reply.grant is not None:
-            with self._lock:
-                self._free |= dict.fromkeys(reply.grant.slots, reply.grant.deadline)
-
-    def _return_free_slots(self) -> None:
-        with self._lock:
-            self._outbox.released.extend(self._free)
-            self._free.clear()
+            self.slots.granted(reply.grant)
 
     def _send_stages(self) -> None:
         assert self._client is not None
@@ -353,7 +292,7 @@ class ShardLink:
         assert self._client is not None
         if pending := self._clearing:
             _call(self._client, "clear", self._hello.space.to_bytes(KEY_BYTES // 2, "little"))
-            self._return_free_slots()
+            self.slots.return_free()
             with self._lock:
                 self._clearing -= pending
 

@@ -5,8 +5,9 @@ vLLM carries these objects (pickled, small) between the engine process and its w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorHandshakeMetadata,
@@ -15,19 +16,35 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 
 from lmkv_ray.layout import ChunkLayout
+from lmkv_ray.messages import Owner
 
 NO_ARENA = 0
 """No arena has this id."""
 
+EVERY_PLACE = -1
+"""Instead of a place's number: for the workers of all places."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One worker's slices of the chunks of its place."""
+
+    offsets: tuple[int, ...]
+    """Per group: where its slice of a chunk begins, in bytes."""
+    turn: int = 0
+    turns: int = 1
+    """So many workers of the place have the same slice, and this one is number ``turn`` of them:
+    each writes every ``turns``-th slot."""
+
 
 @dataclass(frozen=True, slots=True)
 class ArenaRef:
-    """Where workers find the arena, and their slices of its chunks."""
+    """Where the workers of a place find its arena, and their slices of its chunks."""
 
     path: str
     arena_id: int
-    offsets: tuple[tuple[int, ...], ...]
-    """[worker][group]: where the worker's slice of a chunk begins, in bytes."""
+    shares: Mapping[int, Share]
+    """By the worker's rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +63,13 @@ class LoadJob:
     skip: int
     """Leading blocks of the first chunk that the engine has already."""
     blocks: list[int]
+    place: int = 0
+    """Whose workers it is for."""
 
     @classmethod
     def lost(cls, request_id: str, blocks: list[int]) -> LoadJob:
         """A load that vLLM waits for and nobody ordered: from no arena, so that it fails."""
-        return cls(request_id, NO_ARENA, 0, 0, [], [], 0, blocks)
+        return cls(request_id, NO_ARENA, 0, 0, [], [], 0, blocks, EVERY_PLACE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +83,17 @@ class SaveJob:
     slot: int
     blocks: list[int]
     deadline: float
-    """``time.monotonic()``; a worker must not begin to write after it."""
+    """``time.monotonic()`` of the worker's node, which must not begin to write after it."""
+    place: int = 0
+    """Whose workers it is for."""
 
 
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
     """Scheduler half to worker half, once a step."""
 
-    arena: ArenaRef | None
+    arenas: tuple[ArenaRef | None, ...]
+    """By place; None: not attached yet."""
     loads: list[LoadJob]
     saves: list[SaveJob]
     idle: bool
@@ -108,6 +130,8 @@ class LayoutReport(KVConnectorHandshakeMetadata):
     """Number of the worker in its engine: pipeline stage by stage, tensor rank by tensor rank."""
     host: str
     """Equal for workers that can map the same arena."""
+    owner: Owner
+    """The worker's process."""
     layouts: tuple[ChunkLayout, ...]
     """Per group, of this worker's slice of a chunk."""
     packing: str
@@ -119,24 +143,24 @@ class LayoutReport(KVConnectorHandshakeMetadata):
 
 
 def share_chunks(
-    reports: Sequence[LayoutReport], replicas: int
-) -> tuple[list[int], tuple[tuple[int, ...], ...]]:
-    """Lay the slices of all workers side by side in one chunk.
+    reports: Iterable[LayoutReport], replicas: int
+) -> tuple[list[int], dict[int, Share]]:
+    """Lay the slices of a place's workers side by side in one chunk.
 
     Args:
         reports: one of each worker, by rank.
-        replicas: consecutive workers whose slices are the same bytes: these are kept once.
+        replicas: of so many consecutive ranks the slices are the same bytes: these are kept once.
 
     Returns:
-        per group the bytes of a chunk, and offsets [worker][group] in bytes.
+        per group the bytes of a chunk, and the shares by rank.
     """
-    nbytes = [0] * len(reports[0].layouts)
-    offsets: list[tuple[int, ...]] = []
-    for number, report in enumerate(reports):
-        if number % replicas:
-            offsets.append(offsets[-1])
-            continue
-        offsets.append(tuple(nbytes))
-        sizes = [layout.chunk_bytes for layout in report.layouts]
+    nbytes: list[int] = []
+    shares: dict[int, Share] = {}
+    for _, same in groupby(reports, lambda report: report.rank // replicas):
+        workers = list(same)
+        sizes = [layout.chunk_bytes for layout in workers[0].layouts]
+        nbytes = nbytes or [0] * len(sizes)
+        for turn, report in enumerate(workers):
+            shares[report.rank] = Share(tuple(nbytes), turn, len(workers))
         nbytes = [a + b for a, b in zip(nbytes, sizes, strict=True)]
-    return nbytes, tuple(offsets)
+    return nbytes, shares

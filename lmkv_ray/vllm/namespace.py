@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from hashlib import blake2b
@@ -17,6 +18,8 @@ from lmkv_ray.vllm.support import vllm_version
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+logger = logging.getLogger(__name__)
 
 ACCELERATOR_CHUNK_TOKENS = 256
 
@@ -39,37 +42,55 @@ def derive_namespace(
     settings: Settings,
     groups: Sequence[Group],
     reports: Sequence[LayoutReport],
+    ranks: Sequence[int] | None = None,
 ) -> Namespace:
-    """The namespace of this engine.
+    """The namespace of this engine, or of its workers on one of several nodes.
 
     Args:
         config: the engine's configuration.
         settings: for the salt.
         groups: of the engine.
-        reports: the workers' page layouts, with whatever they pack by, by rank.
+        reports: all workers' page layouts, with whatever they pack by, by rank.
+        ranks: of the workers whose slices make up a chunk; None: all.
     """
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
-    hash_algorithm = str(cache.prefix_caching_hash_algo)
     weights = (
         f"dummy {model.seed}"
         if str(config.load_config.load_format) == "dummy"
         else weights_fingerprint(model.model, model.revision)
     )
     version = vllm_version()
+    shape = f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}"
     cuts = (f"{group.block_tokens}x{group.blocks}" for group in groups[1:])
     return Namespace(
         model=_model_digest(config),
         weights=weights,
         dtype=str(model.dtype),
         cache_dtype=str(cache.cache_dtype),
-        layout=" ".join([*dict.fromkeys(report.digest() for report in reports), *cuts]),
+        layout=" ".join([*(report.digest() for report in reports), *cuts]),
         block_tokens=groups[0].block_tokens,
         chunk_tokens=groups[0].tokens,
-        hash_algorithm=f"{hash_algorithm} {os.environ.get('PYTHONHASHSEED', '')}",
-        parallel=f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}",
+        hash_algorithm=hashing(str(cache.prefix_caching_hash_algo)),
+        parallel=shape if ranks is None else f"{shape} ranks {' '.join(map(str, ranks))}",
         engine=f"vllm {version.major}.{version.minor}",
         salt=settings.salt,
     )
+
+
+def hashing(algorithm: str) -> str:
+    """How vLLM hashes blocks: the algorithm and its seed.
+
+    vLLM seeds xxhash, which is no cryptographic hash, at random unless it is told a seed.
+    """
+    seed = os.environ.get("PYTHONHASHSEED", "")
+    if algorithm.startswith("xxhash") and not seed:
+        logger.warning(
+            "lmkv_ray: with prefix_caching_hash_algo=%s and no PYTHONHASHSEED every process names "
+            "blocks in its own way: what this engine saves no other one finds, nor does it after a "
+            "restart. Set PYTHONHASHSEED to one value everywhere, or use sha256.",
+            algorithm,
+        )
+    return f"{algorithm} {seed}"
 
 
 def _model_digest(config: VllmConfig) -> str:

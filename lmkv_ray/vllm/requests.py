@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from msgspec.structs import replace
+import numpy as np
+import numpy.typing as npt
+from msgspec import structs
 
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array
-from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.groups import Bools, Group
 from lmkv_ray.vllm.link import StageTicket
 from lmkv_ray.vllm.wishes import Wishes, wishes_of
 
@@ -20,12 +22,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class FoundChunks:
-    """Chunks of one group that are in the arena, from number ``first`` on."""
+    """Chunks of one group in the arena of one place, from number ``first`` on."""
 
+    place: int
+    arena_id: int
     group: Group
     first: int
-    slots: list[int]
-    generations: list[int]
+    slots: npt.NDArray[np.int64]
+    """-1: not there."""
+    generations: npt.NDArray[np.uint64]
+
+    @property
+    def found(self) -> Bools:
+        """bool[n]: which are there."""
+        return self.slots >= 0
+
+    def part(self, chunks: range) -> FoundChunks:
+        """Some of them."""
+        mine = slice(chunks.start - self.first, chunks.start - self.first + len(chunks))
+        slots, generations = self.slots[mine], self.generations[mine]
+        return replace(self, first=chunks.start, slots=slots, generations=generations)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +50,45 @@ class Claim:
 
     computed: int
     end: int
-    arena_id: int = 0
     found: Sequence[FoundChunks] = ()
+    """One a place and group."""
+
+
+@dataclass(slots=True)
+class Asked:
+    """What other nodes of the engine were asked of a request."""
+
+    computed: int
+    limit: int
+    """Tokens: chunks from ``computed`` to ``limit``."""
+    tickets: dict[tuple[int, int], StageTicket | None] = field(default_factory=dict)
+    """By place and group; None: it could not be asked."""
+    used: float | None = None
+    """``time.monotonic()`` when the answers were first used."""
+
+    @property
+    def pending(self) -> bool:
+        """Whether answers are under way."""
+        return any(ticket is not None and ticket.pending for ticket in self.tickets.values())
+
+    def covers(self, computed: int, limit: int) -> bool:
+        """Whether it is about these tokens."""
+        return self.computed <= computed and limit <= self.limit
+
+    def found(self, place: int, group: Group, first: int, end: int) -> FoundChunks:
+        """What is known of chunks ``first`` to ``end``: what nobody said is there is not."""
+        slots, generations = np.full(end - first, -1), np.zeros(end - first, np.uint64)
+        ticket = self.tickets.get((place, group.number))
+        reply = ticket.reply if ticket is not None else None
+        if reply is None or not reply.slots:
+            return FoundChunks(place, 0, group, first, slots, generations)
+        begin = self.computed // group.tokens
+        low, high = max(first, begin), min(end, begin + len(reply.slots))
+        if low < high:
+            slots[low - first : high - first] = reply.slots[low - begin : high - begin]
+            known = reply.generations[low - begin : high - begin]
+            generations[low - first : high - first] = known
+        return FoundChunks(place, reply.arena_id, group, first, slots, generations)
 
 
 @dataclass(slots=True)
@@ -44,52 +97,59 @@ class TrackedRequest:
 
     Args:
         request: vLLM's.
-        namespace: of the engine.
+        namespaces: of the engine, by place.
         groups: of the engine.
     """
 
     request: Request
-    namespace: bytes
+    namespaces: Sequence[bytes]
     groups: Sequence[Group]
-    saved: list[int] = field(init=False)
-    """Per group: chunks that need not be considered for saving any more."""
+    saved: list[list[int]] = field(init=False)
+    """[place][group]: chunks that need not be considered for saving any more."""
+    noted: list[int] = field(init=False)
+    """Per group: chunks of which ``DeviceWatch`` has been told."""
+    note_at: int = 0
+    """Computed tokens from which on there may be more to tell it."""
     never_past: int | None = None
     """Tokens past which nothing is claimed: a load of what follows failed, and could for ever."""
     wishes: Wishes = field(init=False)
     """What the request says about its chunks."""
     tickets: list[StageTicket] = field(default_factory=list)
+    asked: Asked | None = None
+    """Of other nodes of the engine."""
     claim: Claim | None = None
     counted: bool = False
-    _keys: list[bytes] = field(init=False)
+    _keys: list[list[bytes]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.wishes = wishes_of(getattr(self.request, "kv_transfer_params", None))
-        self.saved = [0] * len(self.groups)
-        self._keys = [b""] * len(self.groups)
+        self.saved = [[0] * len(self.groups) for _ in self.namespaces]
+        self.noted = [0] * len(self.groups)
+        self._keys = [[b""] * len(self.groups) for _ in self.namespaces]
 
-    def keys(self, group: Group) -> KeyArray:
+    def keys(self, group: Group, place: int = 0) -> KeyArray:
         """Keys of all whole chunks of known tokens, made as they become known."""
-        hashes, keys = self.request.block_hashes, self._keys[group.number]
+        hashes, keys = self.request.block_hashes, self._keys[place][group.number]
         known = len(keys) // KEY_BYTES
         now = len(hashes) * group.hash_tokens // group.tokens
         if now > known:
-            self._keys[group.number] = keys = keys + b"".join(
-                chunk_key(self.namespace, hashes[group.hash_index(i)], group.number)
+            self._keys[place][group.number] = keys = keys + b"".join(
+                chunk_key(self.namespaces[place], hashes[group.hash_index(i)], group.number)
                 for i in range(known, now)
             )
         return key_array(keys)
 
-    def hints(self, group: Group, chunk: int) -> Hints:
+    def hints(self, group: Group, chunk: int, place: int = 0) -> Hints:
         """About one of its chunks."""
         hints = self.wishes.hints()
         if chunk == 0:
             return hints
-        return replace(hints, after=self.keys(group)[chunk - 1].tobytes())
+        return structs.replace(hints, after=self.keys(group, place)[chunk - 1].tobytes())
 
     def load_failed(self, token: int) -> None:
         """What was loaded from ``token`` on is no good: do not claim it again, but save it."""
         self.never_past = min(token, self.never_past if self.never_past is not None else token)
         self.saved = [
-            min(saved, token // group.tokens)
-            for saved, group in zip(self.saved, self.groups, strict=True)
+            [min(n, token // group.tokens) for n, group in zip(saved, self.groups, strict=True)]
+            for saved in self.saved
         ]

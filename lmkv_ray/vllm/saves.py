@@ -6,20 +6,22 @@ reference count, so that preemption, abort or finish of their request need no sp
 
 from __future__ import annotations
 
-import itertools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from lmkv_ray.config import Settings
-from lmkv_ray.keys import key_list
+from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.vllm.events import ArenaEvents
-from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.groups import Bools, Group
 from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.link import GrantedSlot, ShardLink
 from lmkv_ray.vllm.metadata import SaveJob, WorkerReport
+from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import TrackedRequest
+from lmkv_ray.vllm.slots import GrantedSlot
 from lmkv_ray.vllm.stats import LmkvStats
 
 if TYPE_CHECKING:
@@ -43,14 +45,13 @@ class _Saving:
 
 
 class Saver:
-    """Orders saves, and commits what the workers saved.
+    """Orders the saves of one place, and commits what its workers saved.
 
     Args:
         settings: of this engine.
         groups: of the engine.
-        links: for each group, the link that has its slots.
-        nbytes: for each group, bytes of a chunk over all ranks.
-        workers: how many workers report each save.
+        place: whose.
+        job_ids: of saves, unique over all places.
         stats: where to count.
         events: who is told of chunks in the arena, if anybody.
     """
@@ -59,23 +60,20 @@ class Saver:
         self,
         settings: Settings,
         groups: Sequence[Group],
-        links: Sequence[ShardLink],
-        nbytes: Sequence[int],
-        workers: int,
+        place: Place,
+        job_ids: Iterator[int],
         stats: LmkvStats,
         events: ArenaEvents | None,
     ) -> None:
         self._settings = settings
         self._groups = groups
-        self._links = links
-        self._nbytes = nbytes
-        self._workers = workers
+        self._place = place
         self._stats = stats
         self._events = events
         self._orders: list[SaveJob] = []
         self._saving: dict[int, _Saving] = {}
         self._saving_keys: set[bytes] = set()
-        self._job_ids = itertools.count()
+        self._job_ids = job_ids
         self._dropped: OrderedDict[bytes, None] = OrderedDict()
         self.pool: BlockPool | None = None
         """vLLM's block pool; nothing is saved without it."""
@@ -105,7 +103,7 @@ class Saver:
         if not self._settings.save_generated:
             computed = min(computed, tracked.request.num_prompt_tokens)
         for group, table in zip(self._groups, tables, strict=True):
-            if computed // group.tokens > tracked.saved[group.number]:
+            if self._lacks(tracked, group, computed // group.tokens):
                 self._plan_group(tracked, group, computed // group.tokens, table)
 
     @never_raises(None)
@@ -120,9 +118,16 @@ class Saver:
         computed = min(computed, *sizes)
         self.plan(tracked, computed, tables)
         for group in self._groups:
-            saved = tracked.saved[group.number]
-            for key in key_list(tracked.keys(group)[saved : computed // group.tokens]):
+            if not self._lacks(tracked, group, computed // group.tokens):
+                continue
+            saved, keys = tracked.saved[self._place.number], tracked.keys(group, self._place.number)
+            for key in key_list(keys[saved[group.number] : computed // group.tokens]):
                 self._drop(key)
+
+    def _lacks(self, tracked: TrackedRequest, group: Group, complete: int) -> bool:
+        """Whether there are chunks to consider among the first ``complete`` ones."""
+        place = self._place
+        return group.number in place.links and complete > tracked.saved[place.number][group.number]
 
     def take_orders(self) -> list[SaveJob]:
         """Saves to begin after this step."""
@@ -133,33 +138,46 @@ class Saver:
         """Commit what all workers saved, give back what one could not."""
         for jobs, good in ((report.saved, True), (report.unsaved, False)):
             for job_id, workers in jobs.items():
-                self._settle(job_id, workers, good=good)
+                if job_id in self._saving:
+                    self._settle(job_id, workers, good=good)
 
     @never_raises(None)
     def _plan_group(
         self, tracked: TrackedRequest, group: Group, complete: int, table: Sequence[int]
     ) -> None:
-        number, link = group.number, self._links[group.number]
-        arena = link.readable
-        if arena is None or self.pool is None:
+        slots, saved = self._place.links[group.number].slots, tracked.saved[self._place.number]
+        begin = saved[group.number]
+        keys = tracked.keys(group, self._place.number)[begin:complete]
+        present = self._present(tracked, group, begin, keys)
+        if present is None or self.pool is None:
             return
-        begin = tracked.saved[number]
-        keys = tracked.keys(group)[begin:complete]
-        present = arena.reader.lookup(keys).found
         null = self.pool.null_block.block_id
         for i, key in enumerate(key_list(keys)):
-            if not (present[i] or key in self._saving_keys or link.committing(key)):
+            if not (present[i] or key in self._saving_keys or slots.committing(key)):
                 at = (begin + i) * group.blocks
                 blocks = list(table[at : at + group.blocks])
                 # Behind the window there are no blocks any more.
                 if group.full or null not in blocks:
                     if len(self._saving) >= self._settings.max_inflight_saves:
                         return  # tried again in this request's next step
-                    granted = link.take_slot()
+                    granted = slots.take()
                     if granted is None:
                         return
                     self._order(tracked, group, begin + i, granted, blocks)
-            tracked.saved[number] = begin + i + 1
+            saved[group.number] = begin + i + 1
+
+    def _present(
+        self, tracked: TrackedRequest, group: Group, begin: int, keys: KeyArray
+    ) -> Bools | None:
+        """Which chunks from ``begin`` on are there already, as far as is known; None: no arena."""
+        link = self._place.links[group.number]
+        if link.usable is None:
+            return None
+        if (reader := link.readable) is not None:
+            return reader.lookup(keys).found
+        if tracked.asked is None:
+            return np.zeros(len(keys), np.bool_)
+        return tracked.asked.found(self._place.number, group, begin, begin + len(keys)).found
 
     def _order(
         self,
@@ -170,12 +188,15 @@ class Saver:
         blocks: list[int],
     ) -> None:
         assert self.pool is not None
-        key = tracked.keys(group)[chunk].tobytes()
+        place = self._place
+        key = tracked.keys(group, place.number)[chunk].tobytes()
         self.pool.touch([self.pool.blocks[b] for b in blocks])
         job = next(self._job_ids)
-        self._saving[job] = _Saving(key, group, granted.slot, blocks, self._workers, tracked, chunk)
+        workers = len(place.shares)
+        self._saving[job] = _Saving(key, group, granted.slot, blocks, workers, tracked, chunk)
+        slot, arena_id, deadline = granted
         self._orders.append(
-            SaveJob(job, group.number, granted.arena_id, granted.slot, blocks, granted.deadline)
+            SaveJob(job, group.number, arena_id, slot, blocks, deadline, place.number)
         )
         self._saving_keys.add(key)
 
@@ -190,16 +211,16 @@ class Saver:
         self._saving_keys.discard(saving.key)
         assert self.pool is not None
         self.pool.free_blocks([self.pool.blocks[b] for b in reversed(saving.blocks)])
-        number = saving.group.number
-        link = self._links[number]
+        place, number = self._place, saving.group.number
+        slots = place.links[number].slots
         if saving.good:
-            hints = saving.tracked.hints(saving.group, saving.chunk)
-            link.commit(saving.slot, saving.key, self._nbytes[number], hints)
+            hints = saving.tracked.hints(saving.group, saving.chunk, place.number)
+            slots.commit(saving.slot, saving.key, place.nbytes[number], hints)
             self._stats.add("saved_chunks", 1)
             if self._events is not None:
                 self._events.stored(saving.tracked, saving.group, [saving.chunk])
         else:
-            link.release(saving.slot)
+            slots.release(saving.slot)
             self._drop(saving.key)
 
     def _drop(self, key: bytes) -> None:

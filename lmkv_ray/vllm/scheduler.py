@@ -6,19 +6,20 @@ engine: only an order to load, once vLLM counts on it, is never lost (see ``Load
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.hits import NOTHING_TO_LOAD, Loader
-from lmkv_ray.vllm.link import ShardLink
-from lmkv_ray.vllm.metadata import ArenaRef, StepMetadata, WorkerReport
+from lmkv_ray.vllm.metadata import StepMetadata, WorkerReport
 from lmkv_ray.vllm.pace import Pace
+from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
 from lmkv_ray.vllm.stats import LmkvStats
@@ -30,58 +31,52 @@ if TYPE_CHECKING:
     from vllm.v1.request import Request
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkShape:
-    """Chunks of this engine, and how its workers share them."""
-
-    groups: Sequence[Group]
-    nbytes: Sequence[int]
-    """Per group: bytes of a chunk over all ranks."""
-    offsets: tuple[tuple[int, ...], ...]
-    """[worker][group]: where a worker's slice of a chunk begins, in bytes."""
-
-
 class SchedulerHalf:
     """One per engine.
 
     Args:
         settings: of this engine.
-        namespace: digest of the engine's namespace, 16 bytes.
-        shape: of its chunks.
-        links: for each group, the link that has slots of its size.
+        groups: of its chunks.
+        places: the nodes of its workers, its own first.
+        device: follows what the engine's own cache holds.
         events: who is told of chunks in the arena, if anybody.
     """
 
     def __init__(
         self,
         settings: Settings,
-        namespace: bytes,
-        shape: ChunkShape,
-        links: Sequence[ShardLink],
+        groups: Sequence[Group],
+        places: Sequence[Place],
+        device: DeviceWatch,
         events: ArenaEvents | None = None,
     ) -> None:
-        self._namespace = namespace
-        self._shape = shape
-        self._links = links
+        self._groups = groups
+        self._places = places
+        self._namespaces = [place.namespace for place in places]
+        self._link = places[0].link
         self._stats = LmkvStats()
         self._pace = Pace()
+        self._device = device
         self._events = events
-        self._saver = Saver(
-            settings, shape.groups, links, shape.nbytes, len(shape.offsets), self._stats, events
-        )
-        self._loader = Loader(
-            settings, shape.groups, links, self._stats, self._saver.dropped, self._pace, events
-        )
+        job_ids = itertools.count()
+        self._savers = [
+            Saver(settings, groups, place, job_ids, self._stats, None if place.number else events)
+            for place in places
+        ]
+        dropped = self._savers[0].dropped
+        self._loader = Loader(settings, groups, places, self._stats, dropped, self._pace, events)
         self._tracked: dict[str, TrackedRequest] = {}
 
     def bind(self, pool: BlockPool) -> None:
-        """Give access to vLLM's block pool, in which blocks being saved are pinned."""
-        self._saver.pool = pool
+        """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
+        self._device.pool = pool
+        for saver in self._savers:
+            saver.pool = pool
 
     @never_raises(None)
     def on_new_request(self, request: Request) -> None:
         """Begin to stage what is neither here nor on the device."""
-        self._loader.prefetch(self._track(request), self._saver.pool)
+        self._loader.prefetch(self._track(request), self._savers[0].pool)
 
     @never_raises(NOTHING_TO_LOAD)
     def match(self, request: Request, computed: int) -> tuple[int | None, bool]:
@@ -98,16 +93,17 @@ class SchedulerHalf:
         tracked = self._tracked.pop(request.request_id, None)
         if tracked is not None:
             in_flight = getattr(request, "num_in_flight_tokens", 0)
-            self._saver.finish(tracked, request.num_computed_tokens - in_flight, tables)
+            for saver in self._savers:
+                saver.finish(tracked, request.num_computed_tokens - in_flight, tables)
 
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """The worker half's orders for this step."""
         self._plan_saves(output)
         self._watch(output)
         return StepMetadata(
-            arena=self._arena(),
+            arenas=tuple(place.arena() for place in self._places),
             loads=self._loader.take_orders(),
-            saves=self._saver.take_orders(),
+            saves=[order for saver in self._savers for order in saver.take_orders()],
             idle=output.total_num_scheduled_tokens == 0,
         )
 
@@ -118,15 +114,17 @@ class SchedulerHalf:
             if tracked := self._tracked.get(request_id):
                 tracked.load_failed(token)
             self._stats.add("failed_loads", 1)
-        self._saver.settle(report)
+        for saver in self._savers:
+            saver.settle(report)
 
     def reset(self) -> None:
         """Forget everything cached in this engine's namespace, here and on all nodes."""
-        self._saver.forget_dropped()
         if self._events is not None:
             self._events.cleared()
-        for link in self._links:
-            link.clear()
+        for saver, place in zip(self._savers, self._places, strict=True):
+            saver.forget_dropped()
+            for link in place.links.values():
+                link.clear()
 
     def take_events(self) -> list[KVCacheEvent]:
         """What came to the arena, and left it, since the last call."""
@@ -140,8 +138,12 @@ class SchedulerHalf:
             return None
         return [
             key.hex()
-            for group in self._shape.groups
-            for key in key_list(tracked.keys(group)[: request.num_prompt_tokens // group.tokens])
+            for place in self._places
+            for group in self._groups
+            if group.number in place.links
+            for key in key_list(
+                tracked.keys(group, place.number)[: request.num_prompt_tokens // group.tokens]
+            )
         ]
 
     def take_stats(self) -> LmkvStats | None:
@@ -155,14 +157,7 @@ class SchedulerHalf:
     @property
     def saving(self) -> bool:
         """Whether saves are under way, and so blocks pinned."""
-        return self._saver.busy
-
-    @never_raises(None)
-    def _arena(self) -> ArenaRef | None:
-        attached = self._links[0].attachment
-        if attached is None:
-            return None
-        return ArenaRef(attached.path, attached.arena_id, self._shape.offsets)
+        return any(saver.busy for saver in self._savers)
 
     @never_raises(None)
     def _plan_saves(self, output: SchedulerOutput) -> None:
@@ -171,8 +166,14 @@ class SchedulerHalf:
             return
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
-            if tracked is not None and (tables := state.get_block_ids(request_id)):
-                self._saver.plan(tracked, tracked.request.num_computed_tokens + tokens, tables)
+            if tracked is None:
+                continue
+            computed = tracked.request.num_computed_tokens + tokens
+            if computed >= tracked.note_at:
+                self._device.note(tracked, computed)
+            if tables := state.get_block_ids(request_id):
+                for saver in self._savers:
+                    saver.plan(tracked, computed, tables)
 
     @never_raises(None)
     def _watch(self, output: SchedulerOutput) -> None:
@@ -182,13 +183,13 @@ class SchedulerHalf:
             for request_id, tokens in output.num_scheduled_tokens.items()
             if (tracked := self._tracked.get(request_id)) is not None
         )
-        arena = self._links[0].readable
-        if self._events is not None and arena is not None:
-            self._events.check(arena.reader)
+        reader = self._link.readable
+        if self._events is not None and reader is not None:
+            self._events.check(reader)
 
     def _track(self, request: Request) -> TrackedRequest:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            tracked = TrackedRequest(request, self._namespace, self._shape.groups)
+            tracked = TrackedRequest(request, self._namespaces, self._groups)
             self._tracked[request.request_id] = tracked
         return tracked

@@ -1,4 +1,4 @@
-"""How an engine calls the shard of its node: an actor of Ray."""
+"""How an engine calls the shard of one of its nodes: an actor of Ray."""
 
 from __future__ import annotations
 
@@ -11,17 +11,25 @@ from lmkv_ray.vllm.link import ShardClient
 
 
 class RayShardClient(ShardClient):
-    """The shard actor of this node.
+    """The shard actor of a node.
 
     Args:
         settings: of the cache.
         start: start the cache if there is none.
+        host: ``host_id`` of another node; None: this one.
+
+    Raises:
+        ConnectError: there is no cache, or it has no shard there yet.
     """
 
-    def __init__(self, settings: Settings, *, start: bool) -> None:
-        shard = connect(settings=settings, start=start).shard
+    def __init__(self, settings: Settings, *, start: bool, host: str | None = None) -> None:
+        cache = connect(settings=settings, start=start)
+        shard = cache.shard if host is None else cache.shard_of(host)
         if shard is None:
-            raise ConnectError("This node has no shard yet.", next_step="wait for the directory.")
+            raise ConnectError(
+                f"{'This node' if host is None else 'A node of this engine'} has no shard yet.",
+                next_step="wait for the directory, or see whether the node is in the Ray cluster.",
+            )
         self._shard = shard
 
     def call(self, method: str, payload: bytes) -> Future[bytes]:

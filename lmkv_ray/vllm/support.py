@@ -85,8 +85,6 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         )
     hybrid = len(kv_cache_config.kv_cache_groups) > 1 or not kinds <= IN_PLACE_SPECS
     refused = {
-        "pipeline parallelism": parallel.pipeline_parallel_size > 1,
-        "workers on several nodes": getattr(parallel, "nnodes", 1) > 1,
         "decode context parallelism": parallel.decode_context_parallel_size > 1,
         "prefill context parallelism": getattr(parallel, "prefill_context_parallel_size", 1) > 1,
         "dynamic KV scales (calculate_kv_scales)": getattr(
@@ -111,20 +109,21 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
 
 
 def check_workers(config: VllmConfig, reports: Sequence[LayoutReport]) -> None:
-    """Refuse workers that cannot all map one arena.
+    """Refuse engines that have no worker beside them: there, chunks are looked up.
 
     Args:
         config: of the engine.
         reports: of all workers, by rank.
 
     Raises:
-        UnsupportedError: some run on another node, or in another container.
+        UnsupportedError: all of them run on other nodes, or in other containers.
     """
     assert [report.rank for report in reports] == list(range(len(reports))), "a worker is missing"
-    if {report.host for report in reports} - {host_id()}:
+    if all(report.host != host_id() for report in reports):
         raise UnsupportedError(
-            f"{config.model_config.model}: lmkv_ray does not support workers on several nodes yet.",
-            next_step="Keep an engine's workers on one node and in one pid namespace, or serve "
+            f"{config.model_config.model}: lmkv_ray does not support an engine on a node without "
+            "any of its workers yet.",
+            next_step="Place the engine with one of its workers, in one pid namespace, or serve "
             "without lmkv_ray.",
         )
 

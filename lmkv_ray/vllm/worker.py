@@ -7,40 +7,32 @@ a request that vLLM does not run before the report. So no copy needs a lock.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from lmkv_ray.actors.names import arena_family
-from lmkv_ray.arena import ArenaReader, find_arena
+from lmkv_ray.arena import ArenaReader, find_arena, this_process
 from lmkv_ray.config import Settings
-from lmkv_ray.errors import LmkvError, UnsupportedError
-from lmkv_ray.layout import ChunkLayout, PageView, derive_layout
-from lmkv_ray.transfer import (
-    Ended,
-    Gpu,
-    Load,
-    Save,
-    ScratchArena,
-    TransferEngine,
-    open_engine,
-)
+from lmkv_ray.errors import LmkvError
+from lmkv_ray.transfer import Ended, Load, Save
 from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.metadata import (
+    EVERY_PLACE,
     ArenaRef,
     LayoutReport,
     LoadJob,
     SaveJob,
+    Share,
     StepMetadata,
     WorkerReport,
 )
+from lmkv_ray.vllm.pages import Pages, open_pages
 from lmkv_ray.vllm.stats import LmkvStats
 
 if TYPE_CHECKING:
@@ -48,9 +40,6 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
-
-SELF_TEST_SECONDS = 30.0
-"""Within which one block must have been copied to a chunk and back."""
 
 PREPARE_SECONDS = 10.0
 """That the start of an engine may take longer so that its node's arena is pinned: some 100 GiB."""
@@ -72,7 +61,6 @@ class WorkerHalf:
         config: the engine's configuration.
         cache: of the engine's pages, as this worker has them.
         groups: of the engine.
-        replicas: consecutive workers whose pages are the same bytes.
         settings: of this engine.
     """
 
@@ -82,19 +70,17 @@ class WorkerHalf:
         cache: KVCacheConfig,
         groups: Sequence[Group],
         *,
-        replicas: int,
         settings: Settings,
     ) -> None:
         self._config = config
-        self._num_blocks = cache.num_blocks
-        self._layers = [frozenset(group.layer_names) for group in cache.kv_cache_groups]
+        self._cache = cache
         self._groups = groups
         self._rank = config.parallel_config.rank
-        self._replicas = replicas
+        self._place: int | None = None
+        self._share = Share(())
         # vLLM can drop the bad end of a load only where all blocks of a request are in place.
         self._by_block = len(groups) == 1 and groups[0].full
-        self._layouts: tuple[ChunkLayout, ...] = ()
-        self._engine: TransferEngine | None = None
+        self._pages: Pages | None = None
         self._arena: tuple[ArenaRef, ArenaReader] | None = None
         self._unmappable: ArenaRef | None = None
         self._expected: ArenaReader | None = None
@@ -111,35 +97,11 @@ class WorkerHalf:
     # -- at start -------------------------------------------------------------------------------
 
     def register(self, kv_caches: Mapping[str, torch.Tensor]) -> None:
-        """Learn where the pages are.
-
-        Raises:
-            UnsupportedError: the tensors' strides are not understood, or the self-test failed.
-        """
-        storages = [tensor.untyped_storage() for tensor in kv_caches.values()]
-        base = min(s.data_ptr() for s in storages)
-        end = max(s.data_ptr() + s.nbytes() for s in storages)
-        by_group = [
-            _distinct({name: t for name, t in kv_caches.items() if name in layers})
-            for layers in self._layers
-        ]
-        self._layouts = tuple(
-            derive_layout(
-                [_view(name, tensor, base) for name, tensor in tensors.items()],
-                num_blocks=self._num_blocks,
-                blocks=group.blocks,
-            )
-            for group, tensors in zip(self._groups, by_group, strict=True)
+        """Learn where the pages are, and test it. Raises as ``open_pages`` does."""
+        model = self._config.model_config.model
+        self._pages = open_pages(
+            kv_caches, self._cache, self._groups, settings=self._settings, model=model
         )
-        self._engine = open_engine(
-            self._layouts,
-            cache=base,
-            cache_bytes=end - base,
-            settings=self._settings,
-            gpu=_gpu(next(iter(kv_caches.values()))),
-        )
-        for group, tensors in zip(self._groups, by_group, strict=True):
-            self._self_test(group.number, list(tensors.values()))
         self._expect_arena()
 
     def layout_report(self) -> LayoutReport:
@@ -149,7 +111,8 @@ class WorkerHalf:
         name = getattr(self._config.cache_config, "kv_cache_layout", None)
         device = self._config.device_config.device_type
         packing = " ".join([device, str(name), *isas])
-        return LayoutReport(self._rank, host_id(), self._layouts, packing)
+        layouts = self._pages.layouts if self._pages else ()
+        return LayoutReport(self._rank, host_id(), this_process(), layouts, packing)
 
     @never_raises(None)
     def _expect_arena(self) -> None:
@@ -157,91 +120,51 @@ class WorkerHalf:
 
         Once requests come it would be in their way. A wrong guess is let go of with the first step.
         """
-        assert self._engine is not None
+        assert self._pages is not None
         family = arena_family(self._settings.ray_namespace)
         self._expected = find_arena(family, self._settings.arena_dir)
         if self._expected is not None:
-            self._engine.prepare(self._expected, PREPARE_SECONDS)
-
-    def _self_test(self, group: int, tensors: Sequence[torch.Tensor]) -> None:
-        """Save one block, load it into another, and compare through the engine's own views."""
-        layout, engine = self._layouts[group], self._engine
-        assert engine is not None
-        if layout.num_blocks < 2 or not tensors:
-            return
-        source, target = layout.num_blocks - 1, layout.num_blocks - 2
-
-        def part(tensor: torch.Tensor, block: int) -> torch.Tensor:
-            rows = tensor.shape[0] // layout.num_blocks
-            return tensor.view(torch.uint8)[block * rows : (block + 1) * rows]
-
-        def blocks(block: int) -> npt.NDArray[np.int64]:
-            """A whole chunk of one block, over and over."""
-            return np.full(layout.blocks, block)
-
-        for i, tensor in enumerate(tensors):
-            block = part(tensor, source)
-            block.copy_((torch.arange(block.numel()) % (251 - i % 7)).view(block.shape))
-        arena, slots = ScratchArena(layout.chunk_bytes), np.zeros(1, np.int64)
-        engine.attach(arena, [0] * len(self._layouts))
-        deadline = time.monotonic() + SELF_TEST_SECONDS
-        engine.begin_saves([Save(arena.arena_id, slots, blocks(source), deadline, group)])
-        good = self._ended_well(deadline)
-        generations, one = np.zeros(1, np.uint64), blocks(target)[:1]
-        load = Load(arena.arena_id, slots, generations, one, group=group)
-        engine.begin_loads([load], idle=True)
-        good = self._ended_well(deadline) and good
-        good = good and all(torch.equal(part(t, source), part(t, target)) for t in tensors)
-        for tensor in tensors:
-            part(tensor, source).zero_()
-            part(tensor, target).zero_()
-        if not good:
-            raise UnsupportedError(
-                f"Blocks of {self._config.model_config.model} did not survive a copy to a chunk "
-                "and back: its KV cache layout is not what its strides say.",
-                next_step="Set VLLM_KV_CACHE_LAYOUT=LBHNC, or report the attention backend.",
-            )
-
-    def _ended_well(self, deadline: float) -> bool:
-        """Wait for the one copy under way."""
-        assert self._engine is not None
-        while time.monotonic() < deadline:
-            for ended in self._engine.ended():
-                return ended.ok
-            time.sleep(0.001)
-        return False
+            self._pages.engine.prepare(self._expected, PREPARE_SECONDS)
 
     # -- every step -----------------------------------------------------------------------------
 
     def begin_loads(self, step: StepMetadata) -> None:
         """Start this step's loads."""
-        self._attach(step.arena)
-        if self._engine is None:
+        self._attach(step.arenas)
+        if self._pages is None:
             return
         loads = []
         for job in step.loads:
+            if job.place not in (self._place, EVERY_PLACE):
+                continue
+            loading = self._loading.setdefault(job.request_id, _Loading())
+            if (number := self._pages.numbers.get(job.group)) is None:
+                continue  # no layer of this group is here
             slots, generations = np.array(job.slots, np.int64), np.array(job.generations, np.uint64)
             blocks = np.array(job.blocks, np.int64)
-            load = Load(job.arena_id, slots, generations, blocks, job.skip, job.group)
+            load = Load(job.arena_id, slots, generations, blocks, job.skip, number)
             loads.append(load)
             self._jobs[load] = job
-            self._loading.setdefault(job.request_id, _Loading()).pending += 1
-        self._engine.begin_loads(loads, idle=step.idle)
+            loading.pending += 1
+        self._pages.engine.begin_loads(loads, idle=step.idle)
 
     def begin_saves(self, step: StepMetadata) -> None:
         """Start this step's saves; the forward pass that fills their blocks was begun before."""
-        if self._engine is None:
+        if self._pages is None:
             return
         saves = []
         for job in step.saves:
-            if (job.slot - self._rank) % self._replicas:
-                # Another worker has the same bytes; they take turns.
+            if job.place != self._place:
+                continue
+            number = self._pages.numbers.get(job.group)
+            if number is None or (job.slot - self._share.turn) % self._share.turns:
+                # Nothing to write here, or another worker has the same bytes and the turn.
                 self._report.saved[job.job_id] = 1
                 continue
             slots, blocks = np.array([job.slot], np.int64), np.array(job.blocks, np.int64)
-            saves.append(Save(job.arena_id, slots, blocks, job.deadline, job.group))
+            saves.append(Save(job.arena_id, slots, blocks, job.deadline, number))
             self._jobs[saves[-1]] = job
-        self._engine.begin_saves(saves)
+        self._pages.engine.begin_saves(saves)
 
     def finished_loads(self) -> tuple[set[str], set[str]]:
         """Requests whose loads have all ended since the last call, each once.
@@ -250,22 +173,20 @@ class WorkerHalf:
             all of them; and those of them that must be computed from the start. Where the good
             part of a load can be kept, ``invalid_blocks`` says what cannot.
         """
-        finished, failed = set(), set()
-        for ended in self._engine.ended() if self._engine else ():
+        for ended in self._pages.engine.ended() if self._pages else ():
             job = self._jobs.pop(ended.copy)
             if isinstance(job, SaveJob):
                 self._count("save", ended)
                 (self._report.saved if ended.ok else self._report.unsaved)[job.job_id] = 1
-                continue
-            self._end_load(job, ended)
-            loading = self._loading[job.request_id]
-            if loading.pending:
-                continue
-            del self._loading[job.request_id]
-            finished.add(job.request_id)
-            if loading.failed_from is not None:
-                self._report.failed_loads[job.request_id] = loading.failed_from
-                failed.add(job.request_id)
+            else:
+                self._end_load(job, ended)
+        finished = {name for name, loading in self._loading.items() if not loading.pending}
+        failed = set()
+        for request_id in finished:
+            failed_from = self._loading.pop(request_id).failed_from
+            if failed_from is not None:
+                self._report.failed_loads[request_id] = failed_from
+                failed.add(request_id)
         return finished, set() if self._by_block else failed
 
     def invalid_blocks(self) -> set[int]:
@@ -285,17 +206,24 @@ class WorkerHalf:
 
     def shutdown(self) -> None:
         """Copies under way finish first."""
-        if self._engine:
-            self._engine.close()
-            self._engine = None
+        if self._pages:
+            self._pages.engine.close()
+            self._pages = None
         if self._arena:
             self._arena[1].close()
             self._arena = None
         self._expected = None
 
     @never_raises(None)
-    def _attach(self, ref: ArenaRef | None) -> None:
-        if ref is None or self._engine is None or ref == self._unmappable:
+    def _attach(self, arenas: Sequence[ArenaRef | None]) -> None:
+        """Find this worker's place, and map the arena there if it is a new one."""
+        for place, ref in enumerate(arenas):
+            if ref is not None and self._rank in ref.shares:
+                self._place, self._share = place, ref.shares[self._rank]
+                self._map(ref)
+
+    def _map(self, ref: ArenaRef) -> None:
+        if self._pages is None or ref == self._unmappable:
             return
         if self._arena is not None and self._arena[0].arena_id == ref.arena_id:
             return
@@ -310,7 +238,8 @@ class WorkerHalf:
             logger.warning("lmkv_ray: cannot map the arena: %s", error)
             return
         self._arena = (ref, reader)
-        self._engine.attach(reader, ref.offsets[self._rank])
+        offsets = [self._share.offsets[group] for group in self._pages.numbers]
+        self._pages.engine.attach(reader, offsets)
 
     def _end_load(self, job: LoadJob, ended: Ended) -> None:
         self._count("load", ended)
@@ -329,29 +258,3 @@ class WorkerHalf:
         if ended.nbytes:
             self._stats.add(f"{direction}_seconds", ended.seconds)
             self._stats.add(f"{direction}_bytes", ended.nbytes)
-
-
-def _gpu(pages: torch.Tensor) -> Gpu | None:
-    """Where these pages are, if on a GPU."""
-    if not pages.is_cuda:  # true for AMD's too
-        return None
-    return Gpu(pages.device.index, lambda: int(torch.cuda.current_stream().cuda_stream))
-
-
-def _view(name: str, tensor: torch.Tensor, base: int) -> PageView:
-    """What a layer's KV cache looks like, in bytes from ``base``."""
-    return PageView(
-        layer=name,
-        shape=tuple(tensor.shape),
-        strides=tuple(s * tensor.element_size() for s in tensor.stride()),
-        itemsize=tensor.element_size(),
-        offset=tensor.data_ptr() - base,
-    )
-
-
-def _distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Without layers that use the cache of another one before them."""
-    first: dict[object, str] = {}
-    for name, tensor in tensors.items():
-        first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
-    return {name: tensors[name] for name in first.values()}

@@ -80,6 +80,15 @@ class FakeEngine:
             self.slots += reply.grant.slots
         return reply
 
+    def tell(self, added: Sequence[bytes] = (), removed: Sequence[bytes] = ()) -> ExchangeReply:
+        """Chunks came to the engine's own device, others went."""
+        message = Exchange(
+            engine_id=self.engine_id,
+            device_added=b"".join(added),
+            device_removed=b"".join(removed),
+        )
+        return decode(self.call("exchange", encode(message)), ExchangeReply)
+
     def save(self, keys: Sequence[bytes]) -> ExchangeReply:
         """Write and commit these chunks."""
         assert self.reader is not None

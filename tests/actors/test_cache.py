@@ -9,13 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import ray
+from msgspec import structs
 from ray.cluster_utils import Cluster
 
 from lmkv_ray.actors import connect
 from lmkv_ray.actors.launch import actor_names
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ArenaError, ConnectError
-from lmkv_ray.messages import MissReason
+from lmkv_ray.keys import key_array
+from lmkv_ray.messages import MissReason, Stage, StageReply, decode, encode
+from lmkv_ray.transports import host_id
 from tests.actors.conftest import NODE, SETTINGS, Nodes, directory_pid, eventually
 from tests.actors.fakes import make_keys
 
@@ -39,6 +42,29 @@ def test_chunks_reach_the_other_node(nodes: Nodes) -> None:
     nodes.wait_for(lambda s: [n.chunks for n in s.nodes] == [30, 30] and s.directory_chunks == 30)
     eventually(lambda: here.exchange().peers == 1)
     assert there.stage([*KEYS, *make_keys(1, 1)]).reason == MissReason.NEVER_STORED
+
+
+def test_a_stage_says_where_the_chunks_are_if_it_is_asked(nodes: Nodes) -> None:
+    """For engines with workers on that node, and a scheduler on another."""
+    here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
+    here.save(KEYS)
+    nodes.wait_until_known(30)
+    keys = [*KEYS, *make_keys(1, 1)]
+    stage = decode(there.stage_message(keys), Stage)
+    reply = decode(there.call("stage", encode(structs.replace(stage, locate=True))), StageReply)
+    assert there.reader is not None
+    hits = there.reader.lookup(key_array(keys))
+    assert (reply.ready, reply.reason) == (30, MissReason.NEVER_STORED)
+    assert reply.arena_id == there.reader.arena_id
+    assert reply.slots == hits.slots.tolist()
+    assert reply.slots[30] == -1
+    assert reply.generations == hits.generations.tolist()
+
+
+def test_a_shard_is_found_by_its_host(nodes: Nodes) -> None:
+    known = [nodes.shard(nodes.cache.node_id), nodes.shard(nodes.other)]
+    assert nodes.cache.shard_of(host_id()) in known
+    assert nodes.cache.shard_of("elsewhere") is None
 
 
 def test_connecting_again_finds_the_same(nodes: Nodes) -> None:

@@ -11,7 +11,8 @@ from lmkv_ray.actors.core import Shard, default_capacity, open_arena
 from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError
-from lmkv_ray.messages import Exchange, Hello, Owner, Welcome, decode, encode
+from lmkv_ray.hints import Hints
+from lmkv_ray.messages import Commit, Exchange, Hello, Owner, Welcome, decode, encode
 from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys
 
 CAPACITY = 4 << 20
@@ -31,7 +32,9 @@ class LocalShard(Shard):
         grant = self.hello(decode(message, Hello))
         path, arena_id = self.writer.path, self.writer.arena_id
         return encode(
-            Welcome(arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0)
+            Welcome(
+                arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0, clock=0.0
+            )
         )
 
 
@@ -84,6 +87,35 @@ def test_a_successor_finds_the_chunks(
     more = make_keys(5, 1)
     assert engine.save(more).refused == []
     assert engine.intact([*keys, *more]) == 15
+    heir.close()
+
+
+def test_what_is_pinned_stays_so_when_the_shard_is_restarted(
+    shard: LocalShard, engine: FakeEngine, settings: Settings
+) -> None:
+    keys = make_keys(6)
+    engine.save(keys)
+    engine.exchange(want=1)
+    slot, wish = engine.slots.pop(), make_keys(1, 7)[0]
+    assert engine.reader is not None
+    engine.reader.payload(slot, CHUNK_BYTES)[:] = 1
+    hints = Hints(pinned=True)
+    engine.exchange(commits=[Commit(slot=slot, key=wish, nbytes=CHUNK_BYTES, hints=hints)])
+    assert shard.pin(keys[:4], True) == keys[:4]
+    shard.pin(keys[:1], False)
+    shard.evict(keys[1:2])
+    shard.tick()
+    name = Path(shard.writer._segment.path).readlink().name.split("-")[1]
+    shard.reader.close()
+    shard.writer.close()
+    heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
+    kept = {*keys[2:4], wish}
+    assert set(heir.state.chunks.pinned()) == kept
+    engine.call = heir.call
+    engine.hello()
+    for seed in range(20, 40):
+        engine.save(make_keys(15, seed))
+    assert {key for key in [*keys, wish] if key in heir.state.chunks} == kept
     heir.close()
 
 

@@ -66,7 +66,7 @@ async def test_what_is_used_again_goes_down_and_comes_up(
     assert [list(tier.chunks) for tier in tiers] == [KEYS[:15], KEYS[:15]]
     assert tiers[0].chunks[KEYS[3]] == (engine.space, payload_of(KEYS[3]))
     shard.clear(None)
-    staging = Staging(shard, [TierFinder(tiers[1])])
+    staging = Staging(shard, [TierFinder(tiers[1], lambda: True)])
     reply = await staging.stage(request(engine))
     assert reply == StageReply(ready=15, reason=MissReason.CLEARED)
     assert engine.intact(KEYS) == 15
@@ -87,25 +87,18 @@ async def test_a_chunk_that_was_replaced_while_it_was_written_is_not_published(
     assert not tier.chunks
 
 
-async def test_a_clear_waits_for_what_is_being_written(
+async def test_a_tier_that_may_hold_what_was_cleared_is_not_read(
     shard: LocalShard, engine: FakeEngine
 ) -> None:
-    tier = MemoryTier()
-    tier.gate.clear()
-    demotion = Demotion(shard, [tier])
+    tier, readable = MemoryTier(), [False]
     engine.save(KEYS)
     use_again(shard, KEYS)
-    writing = asyncio.create_task(demotion.step())
-    await tier.asked.wait()
-    # The tier's check that memory is intact comes before the clear, its publication after.
-    shard.state.clear = lambda space: []  # type: ignore[method-assign,assignment]
-    clearing = asyncio.create_task(demotion.clear(None))
-    await asyncio.sleep(0)
-    assert not clearing.done()
-    tier.gate.set()
-    await asyncio.gather(writing, clearing)
-    assert tier.written == 20
-    assert not tier.chunks
+    await Demotion(shard, [tier]).step()
+    shard.evict(KEYS)
+    staging = Staging(shard, [TierFinder(tier, lambda: readable[0])])
+    assert (await staging.stage(request(engine))).ready == 0
+    readable[0] = True
+    assert (await staging.stage(request(engine))).ready == 20
 
 
 async def test_only_what_is_worth_it_is_fetched(shard: LocalShard, engine: FakeEngine) -> None:
@@ -114,8 +107,8 @@ async def test_only_what_is_worth_it_is_fetched(shard: LocalShard, engine: FakeE
     use_again(shard, KEYS)
     await Demotion(shard, [tier]).step()
     shard.state.chunks.admission = Admission(None)
-    shard.clear(None)
-    staging = Staging(shard, [TierFinder(tier)])
+    shard.evict(KEYS)
+    staging = Staging(shard, [TierFinder(tier, lambda: True)])
     for _ in range(9):  # half a second a chunk
         for n in (1, 5, 20):
             staging.models["memory"].observe(n * CHUNK_BYTES, 0.5 * n)
@@ -123,7 +116,7 @@ async def test_only_what_is_worth_it_is_fetched(shard: LocalShard, engine: FakeE
     remaining = [2.0 * max(0, 10 - k) + 0.01 * (20 - k) for k in range(21)]
     reply = await staging.stage(request(engine, remaining))
     assert reply.ready == 10
-    assert reply.reason in (MissReason.CHEAPER_TO_COMPUTE, MissReason.CLEARED)
+    assert reply.reason is MissReason.CHEAPER_TO_COMPUTE
     assert staging.counters.left_to_compute >= 10
     assert staging.counters.expected_seconds > 4
     # What was not used for long is tried again, or it would never be seen to have become quick.

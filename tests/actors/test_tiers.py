@@ -15,6 +15,7 @@ from ray.cluster_utils import Cluster
 
 from lmkv_ray.actors import connect
 from lmkv_ray.config import load_settings
+from lmkv_ray.directory import Place
 from lmkv_ray.errors import ConnectError
 from lmkv_ray.tiers import TierStatus
 from tests.actors.conftest import SETTINGS, Nodes, eventually
@@ -74,7 +75,10 @@ def test_disk_outlives_memory(nodes: Nodes) -> None:
     assert len(refused) == 1
     assert "in use by another shard" in str(statuses[refused[0]].problem)
     save_twice_used(nodes, node_id)
+    in_memory, on_disk = Place(node_id), Place(node_id, "disk")
+    assert nodes.cache.where([*KEYS, *make_keys(1, 9)]) == [[in_memory, on_disk]] * 12 + [[]]
     lose_memory(nodes, node_id)
+    eventually(lambda: nodes.cache.where(KEYS) == [[on_disk]] * 12)
     engine = nodes.engine(node_id)
     assert engine.intact(KEYS) == 0
     eventually(lambda: engine.exchange().peers > 0)
@@ -101,6 +105,32 @@ def test_chunks_are_pinned_evicted_and_moved_by_name(nodes: Nodes) -> None:
     assert here.stage(KEYS).ready == 11
     with pytest.raises(ConnectError, match="lmkv status"):
         nodes.cache.move(KEYS, "nowhere")
+
+
+@pytest.mark.parametrize("nodes", ["remote"], indirect=True)
+def test_a_clear_survives_the_remote_store_and_the_shard(nodes: Nodes) -> None:
+    here, there = nodes.cache.node_id, nodes.other
+    save_twice_used(nodes, here)
+    store = Path(nodes.cache._settings.remote_url.removeprefix("file://"))  # type: ignore[union-attr]
+    chunks = store.with_name("chunks")
+    store.joinpath("chunks").rename(chunks)
+    shutil.rmtree(store)
+    store.write_text("not a directory")
+    assert nodes.cache.clear() == ["remote"]
+    assert "not served" in str(tier(nodes, there).problem)
+    for node_id in (here, there):
+        lose_memory(nodes, node_id)
+    nodes.wait_for(lambda s: all("not served" in str(n.tiers[0].problem) for n in s.nodes))
+    store.unlink()
+    store.mkdir()
+    chunks.rename(store / "chunks")
+    for node_id in (here, there):
+        engine = nodes.engine(node_id)
+        eventually(lambda engine=engine: engine.hello().peers > 0)  # type: ignore[misc]
+        assert engine.stage(KEYS).ready == 0
+    nodes.wait_for(lambda s: not any(n.tiers[0].problem for n in s.nodes))
+    assert engine.stage(KEYS).ready == 0
+    assert nodes.cache.clear() == []
 
 
 @pytest.mark.parametrize("nodes", ["remote"], indirect=True)

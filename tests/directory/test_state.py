@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lmkv_ray.directory import DirectoryState, Holding, merge
+from lmkv_ray.directory import GPU, DirectoryState, Holding, Place, merge
 from lmkv_ray.directory.state import SILENT_SECONDS
 from lmkv_ray.keys import key_array, parts_of
 from lmkv_ray.messages import Clear, Delta, DeltaReply
@@ -20,6 +20,7 @@ ALL = key_array(KEYS)
 NODES = ["a", "b", "c"]
 PARTS = 2
 nodes = st.sampled_from(NODES)
+engines = st.sampled_from(["e", "f"])
 
 
 class Shard:
@@ -28,6 +29,7 @@ class Shard:
     def __init__(self, name: str, epoch: int) -> None:
         self.name = name
         self.content: dict[bytes, int] = {}  # key -> newest clear when it was saved
+        self.devices: dict[str, set[bytes]] = {}
         self.cleared = 0
         self.start(epoch)
 
@@ -35,14 +37,19 @@ class Shard:
         self.log = DeltaLog(self.name, epoch, parts=PARTS, limit=10, piece=3)
 
     def delta(self, part: int) -> Delta:
-        delta = self.log.take(self.content, part)
+        delta = self.log.take(self.content, part, self.devices)
         return msgspec.structs.replace(delta, cleared=self.cleared)
 
     def clear(self, clear: Clear) -> None:
         if clear.number > self.cleared:
             self.log.removed(list(self.content))
             self.content.clear()
+            for engine in [*self.devices]:
+                self.engine_dies(engine)
             self.cleared = clear.number
+
+    def engine_dies(self, engine: str) -> None:
+        self.log.removed(list(self.devices.pop(engine, ())), engine)
 
     def hear(self, part: int, reply: DeltaReply) -> None:
         for clear in reply.clears:
@@ -70,6 +77,21 @@ class DirectoryMachine(RuleBasedStateMachine):
             else:
                 shard.content.pop(key, None)
                 shard.log.removed([key])
+
+    @rule(name=nodes, engine=engines, which=st.sets(st.sampled_from(KEYS)), add=st.booleans())
+    def device_changes(self, name: str, engine: str, which: set[bytes], add: bool) -> None:
+        shard = self.shards[name]
+        held = shard.devices.setdefault(engine, set())
+        if add:
+            shard.log.added(sorted(which), engine)
+            held |= which
+        else:
+            shard.log.removed(sorted(which), engine)
+            held -= which
+
+    @rule(name=nodes, engine=engines)
+    def engine_dies(self, name: str, engine: str) -> None:
+        self.shards[name].engine_dies(engine)
 
     @rule(name=nodes, part=st.integers(0, PARTS - 1))
     def send(self, name: str, part: int) -> None:
@@ -148,6 +170,7 @@ class DirectoryMachine(RuleBasedStateMachine):
                         raise AssertionError("a snapshot does not end")
         for asking in (*NODES, "x"):
             self.check_lookup(asking)
+        self.check_where()
 
     def lookup(self, asking: str) -> list[Holding]:
         cleared = self.shards[asking].cleared if asking in self.shards else 0
@@ -180,13 +203,25 @@ class DirectoryMachine(RuleBasedStateMachine):
         assert [h.run for h in holdings] == sorted((h.run for h in holdings), reverse=True)
         assert (max(part.peers(asking) for part in self.parts) > 0) == bool(holdings)
 
+    def check_where(self) -> None:
+        answers = []
+        for part, its in enumerate(self.parts):
+            asked = np.flatnonzero(parts_of(ALL, PARTS) == part)
+            answers.append((asked.tolist(), its.where(ALL[asked], now=0)))
+        truth = {Place(name): set(shard.content) for name, shard in self.shards.items()}
+        for name, shard in self.shards.items():
+            truth |= {Place(name, GPU, engine): held for engine, held in shard.devices.items()}
+        told = {h.place: {KEYS[i] for i in h.positions} for h in merge(answers)}
+        assert told == {place: held for place, held in truth.items() if held}
+
     @invariant()
     def bounded(self) -> None:
         for part in self.parts:
             assert len(part.table) <= 64
-            assert len(part._names) <= 2 * len(NODES)
+            assert len(part._holders) <= 2 * len(NODES)
+            assert len(part.devices) <= 2 * len(NODES)
         for shard in self.shards.values():
-            assert all(len(its.changes) <= 10 for its in shard.log._parts)
+            assert all(sum(map(len, its.changes.values())) <= 10 for its in shard.log._parts)
 
 
 TestDirectoryMachine = DirectoryMachine.TestCase

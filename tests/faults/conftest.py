@@ -7,21 +7,45 @@ from collections.abc import Iterator
 import pytest
 
 from tests.faults.lab import Lab
+from tests.faults.record import FAILED
 from tests.hosts import why_not
 
 
+class Shared:
+    """One lab for all tests, and another one after a test that failed."""
+
+    def __init__(self) -> None:
+        self._lab: Lab | None = None
+
+    def get(self) -> Lab:
+        """Two hosts with Ray, a cache and two engines."""
+        if self._lab is None:
+            self._lab = Lab(2)
+        return self._lab
+
+    def close(self) -> None:
+        """End it."""
+        if self._lab is not None:
+            self._lab.close()
+            self._lab = None
+
+
 @pytest.fixture(scope="package")
-def one_lab() -> Iterator[Lab]:
-    """Two hosts with Ray, a cache and two engines."""
+def shared() -> Iterator[Shared]:
+    """See ``Shared``."""
     if reason := why_not():
         pytest.skip(reason)
-    made = Lab(2)
+    made = Shared()
     yield made
     made.close()
 
 
 @pytest.fixture
-def lab(one_lab: Lab) -> Iterator[Lab]:
-    """The same for all tests, healthy before and with a good network after each."""
-    yield one_lab
-    one_lab.hosts.heal()
+def lab(shared: Shared, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Hosts; after each test the network is good and nothing is frozen."""
+    made = shared.get()
+    yield made
+    if request.node.stash.get(FAILED, False):
+        shared.close()
+    else:
+        made.heal()

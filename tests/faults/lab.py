@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from lmkv_ray.actors import CacheStatus
+from lmkv_ray.errors import ConnectError
 from serve_apps.model import CHECKOUT
 from tests.faults.standin import Answer
 from tests.hosts import Host, Hosts, Remote, ray_cluster
@@ -25,11 +26,12 @@ ARENAS = "find /proc/[0-9]*/fd -lname '/dev/shm/lmkv-*' -printf '%l\\n' 2>/dev/n
 """The arenas that any process of a host holds."""
 
 NODE_ENV = {
-    # Ray forgets a silent node after about 5 s, instead of a minute: so that tests need not wait.
+    # Ray forgets a silent node after about 12 s, instead of a minute, so that tests need not wait;
+    # not sooner, or it would give a node up after a cut of 3 s and TCP's own pause after that.
     "RAY_health_check_initial_delay_ms": "1000",
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "2",
+    "RAY_health_check_failure_threshold": "4",
     # A clock that can be turned.
     "PYTHONPATH": f"{CHECKOUT}/tests/faults/clock:{CHECKOUT}",
 }
@@ -51,6 +53,7 @@ class Lab:
         self.env = NODE_ENV | (env or {})
         self.engines: list[Remote] = []
         self._documents = 0
+        self._frozen: list[tuple[Host, int]] = []
         try:
             head, *others = self.hosts
             ray_cluster.start_head(head, **self.env)
@@ -84,8 +87,11 @@ class Lab:
         self.engines[number] = self.start_engine(host).wait_made()
 
     def nodes(self) -> int:
-        """Nodes that the cache has a working shard on."""
-        return len(self.status().nodes)
+        """Nodes that the cache has a working shard on; 0 while the directory cannot say."""
+        try:
+            return len(self.status().nodes)
+        except ConnectError:  # it was on a node that died, and starts on another one
+            return 0
 
     def new_document(self) -> int:
         """The number of a document that nobody has seen."""
@@ -104,9 +110,9 @@ class Lab:
         return answer
 
     def replace_engine(self, number: int) -> None:
-        """Kill an engine, and start another in its place."""
+        """Kill an engine, if it lives, and start another in its place."""
         host, engine = self.hosts[number], self.engines[number]
-        host.kill(engine.pid)
+        host.run(f"kill -KILL {engine.pid} || true")
         engine.close()
         self.engines[number] = self.start_engine(host).wait_made()
         self.eventually(lambda: self.engines[number].call("attached"))
@@ -146,13 +152,39 @@ class Lab:
         return self._directories()[0]
 
     def freeze(self, host: Host, pid: int) -> Callable[[], None]:
-        """Stop a process; returns what lets it go on."""
+        """Stop a process; returns what lets it go on (as ``heal`` does)."""
         host.kill(pid, signal.SIGSTOP)
+        frozen = host, pid
+        self._frozen.append(frozen)
 
         def resume() -> None:
-            host.run(f"kill -CONT {pid} || true")  # it may be gone by then
+            if frozen in self._frozen:
+                self._frozen.remove(frozen)
+                host.run(f"kill -CONT {pid} || true")  # it may be gone by then
 
         return resume
+
+    def heal(self) -> None:
+        """The network is good, and nothing is frozen."""
+        self.hosts.heal()
+        while self._frozen:
+            host, pid = self._frozen.pop()
+            host.run(f"kill -CONT {pid} || true")
+
+    def stop_in(self, engine: int, copy: str, number: int, chunks: int) -> None:
+        """Begin a request whose engine stops in the middle of a "load" or "save"; wait for that."""
+        self.engines[engine].start("request", number, chunks, stop_in=copy)
+        host, pid = self.hosts[engine], self.engines[engine].pid
+        self.eventually(lambda: host.run(f"ps -o state= -p {pid}").strip() == "T")
+
+    def fetch_in_the_middle(self, number: int, chunks: int) -> None:
+        """Begin a request of engine 1 for what engine 0 has read; no more than a quarter of it
+        passes the network until it heals. Wait for that.
+        """
+        source, target = self.hosts
+        self.hosts.switch.cut_after(source.number, target.number, chunks * CHUNK_BYTES // 4)
+        self.engines[1].start("request", number, chunks)
+        self.eventually(lambda: self.hosts.switch.is_cut(source.number, target.number))
 
     def eventually(self, condition: Callable[[], bool], within: float = 60) -> None:
         """Wait for a condition."""

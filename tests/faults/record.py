@@ -15,6 +15,8 @@ TABLE_VARIABLE = "FAULTS_TABLE"
 
 _ROWS: dict[str, Row] = {}
 _RECOVERY = pytest.StashKey[Recovery]()
+FAILED = pytest.StashKey[bool]()
+"""Of a test: whether it has failed."""
 
 
 @pytest.fixture
@@ -32,6 +34,7 @@ def pytest_runtest_makereport(
 ) -> Iterator[pytest.TestReport]:
     """Note what became of each fault."""
     report: pytest.TestReport = yield
+    item.stash[FAILED] = report.failed
     marker = item.get_closest_marker("fault")
     if marker is not None and (call.when == "call" or report.outcome != "passed"):
         made = item.stash.get(_RECOVERY, None)

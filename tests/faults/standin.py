@@ -8,8 +8,10 @@ deadline, computes what did not come, and saves what it computed.
 from __future__ import annotations
 
 import os
+import signal
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -70,6 +72,7 @@ class StandIn:
     def __init__(self, settings: dict[str, Any], chunk_bytes: int) -> None:
         self._settings = load_settings(settings)
         self._nbytes = chunk_bytes
+        self._stop_in = ""
         self._pool = np.random.default_rng(1).integers(0, 256, 2 * chunk_bytes, np.uint8)
         hello = Hello(
             engine_id=f"standin-{uuid.uuid4().hex[:8]}",
@@ -94,16 +97,42 @@ class StandIn:
         """Other nodes that hold chunks, as the shard says."""
         return self._link.peers
 
-    def request(self, number: int, chunks: int, *, save: bool = True) -> Answer:
-        """Answer a request for a document of so many chunks."""
+    def request(self, number: int, chunks: int, *, stop_in: str = "") -> Answer:
+        """Answer a request for a document of so many chunks.
+
+        Args:
+            number: of the document.
+            chunks: of it.
+            stop_in: stop this process (SIGSTOP) in the middle of a "load" or a "save".
+        """
         began = time.monotonic()
+        self._stop_in = stop_in
         keys = document(number, chunks)
         ticket = self._stage(keys)
         hits, wrong = self._take(keys)
         answer = Answer(hits, wrong, time.monotonic() - began, ticket and _reason(ticket))
-        if save:
-            self._save(keys[hits:])
+        self._save(keys[hits:])
         return answer
+
+    def gather(self, numbers: Sequence[int], chunks: int) -> tuple[float, float, int]:
+        """Stage documents, all at once.
+
+        Returns:
+            seconds until the first chunk was here, until the last one was, and how many are.
+        """
+        documents = [document(number, chunks) for number in numbers]
+        began = time.monotonic()
+        for keys in documents:
+            assert self._link.stage(b"".join(keys), self._settings.stage_seconds) is not None
+        first, present = 0.0, 0
+        while present < chunks * len(documents):
+            present = sum(self._run(keys) for keys in documents)
+            taken = time.monotonic() - began
+            first = first or taken * (present > 0)
+            if taken > self._settings.stage_seconds:
+                break
+            time.sleep(0.001)
+        return first, taken, present
 
     def save(self, number: int, chunks: int) -> int:
         """Compute a document and wait until it is in the arena; returns how many chunks are."""
@@ -130,11 +159,11 @@ class StandIn:
 
     def damage(self, number: int, chunks: int) -> None:
         """Flip a bit in each chunk of a document, in the arena, as bad memory does."""
-        attached = self._link.attachment
-        assert attached is not None
-        hits = attached.reader.lookup(key_array(document(number, chunks)))
+        reader = self._link.readable
+        assert reader is not None
+        hits = reader.lookup(key_array(document(number, chunks)))
         assert hits.run == chunks
-        attached.reader.data[hits.offsets] ^= 1
+        reader.data[hits.offsets] ^= 1
 
     def lie(self, node_id: str, number: int, chunks: int) -> None:
         """Tell the directory that a node holds a document, and nothing else."""
@@ -176,44 +205,51 @@ class StandIn:
             return None
         ticket = self._link.stage(b"".join(keys), self._settings.stage_seconds)
         if ticket is not None:
-            while not ticket.over and time.monotonic() < ticket.deadline:
+            while ticket.pending:
                 time.sleep(0.002)
         return ticket
 
     def _run(self, keys: list[bytes]) -> int:
-        attached = self._link.attachment
-        return attached.reader.lookup(key_array(keys)).run if attached is not None else 0
+        reader = self._link.readable
+        return reader.lookup(key_array(keys)).run if reader is not None else 0
 
     def _take(self, keys: list[bytes]) -> tuple[int, int]:
         """Copy the leading chunks out; how many, and how many of them were wrong."""
-        attached = self._link.attachment
-        if attached is None:
+        reader = self._link.readable
+        if reader is None:
             return 0, 0
-        reader = attached.reader
         hits = reader.lookup(key_array(keys))
         copies = [
             reader.data[int(at) : int(at) + self._nbytes].copy() for at in hits.offsets[: hits.run]
         ]
+        self._maybe_stop("load")
         same = reader.unchanged(hits.slots[: hits.run], hits.generations[: hits.run])
         intact = len(same) if same.all() else int(same.argmin())
         wrong = sum(
             not np.array_equal(copy, self._payload(key))
             for copy, key in zip(copies[:intact], keys, strict=False)
         )
-        self._link.touch(list(reversed(keys[:intact])))
+        self._link.slots.touch(list(reversed(keys[:intact])))
         return intact, wrong
 
     def _save(self, keys: list[bytes]) -> None:
         """Save what there are slots for."""
         for key in keys:
-            if self._link.committing(key):
+            if self._link.slots.committing(key):
                 continue
-            granted = self._link.take_slot()
-            attached = self._link.attachment
-            if granted is None or attached is None or attached.arena_id != granted.arena_id:
+            granted, reader = self._link.slots.take(), self._link.readable
+            if granted is None or reader is None or reader.arena_id != granted.arena_id:
                 return
-            attached.reader.payload(granted.slot, self._nbytes)[:] = self._payload(key)
-            self._link.commit(granted.slot, key, self._nbytes)
+            slot, half = reader.payload(granted.slot, self._nbytes), self._nbytes // 2
+            slot[:half] = self._payload(key)[:half]
+            self._maybe_stop("save")
+            slot[half:] = self._payload(key)[half:]
+            self._link.slots.commit(granted.slot, key, self._nbytes)
+
+    def _maybe_stop(self, copy: str) -> None:
+        if self._stop_in == copy:
+            self._stop_in = ""
+            os.kill(os.getpid(), signal.SIGSTOP)
 
     def _payload(self, key: bytes) -> npt.NDArray[np.uint8]:
         """The bytes of a chunk: a part of a random pool that its key chooses."""

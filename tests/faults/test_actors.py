@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from tests.faults.lab import Lab
@@ -104,9 +102,9 @@ def test_all_actors_killed(lab: Lab, recovery: Recovery) -> None:
 @fault("peer's shard killed while chunks are read from it", "local hits go on", heals_within=30)
 def test_peer_dies_while_it_is_read(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
-    lab.engines[1].start("request", document, 64)
-    time.sleep(0.15)  # anywhere in the middle
+    lab.fetch_in_the_middle(document, 64)
     lab.hosts[0].kill(lab.actor_pid(lab.hosts[0], "ShardActor"))
+    lab.heal()
     assert lab.ask(0, document, 64).hits == 64
     lab.check(lab.engines[1].result())
     recovery.measure(lab)
@@ -115,8 +113,7 @@ def test_peer_dies_while_it_is_read(lab: Lab, recovery: Recovery) -> None:
 @fault("engine killed while it saves", "its grants do not outlive it", heals_within=30)
 def test_engine_killed_while_it_saves(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared()
-    lab.engines[0].start("request", lab.new_document(), 64)
-    time.sleep(0.05)  # anywhere in the middle
+    lab.stop_in(0, "save", lab.new_document(), 64)
     lab.replace_engine(0)
     assert lab.ask(0, document).hits == 8
     recovery.measure(lab)
@@ -126,9 +123,19 @@ def test_engine_killed_while_it_saves(lab: Lab, recovery: Recovery) -> None:
 @fault("engine killed while it loads", "its grants do not outlive it", heals_within=30)
 def test_engine_killed_while_it_loads(lab: Lab, recovery: Recovery) -> None:
     document = lab.shared(64)
-    lab.engines[1].start("request", document, 64)
-    time.sleep(0.1)  # anywhere in the middle
+    lab.stop_in(1, "load", document, 64)
     lab.replace_engine(1)
     assert lab.ask(0, document, 64).hits == 64
     recovery.measure(lab)
     lab.eventually(lambda: lab.status().engines == 2)
+
+
+@fault("engine killed while another node fetches what it saved", "it gets all", heals_within=30)
+def test_engine_killed_while_its_chunks_are_fetched(lab: Lab, recovery: Recovery) -> None:
+    document = lab.shared(16)
+    lab.fetch_in_the_middle(document, 16)
+    lab.hosts[0].kill(lab.engines[0].pid)
+    lab.heal()
+    assert lab.check(lab.engines[1].result()).hits == 16
+    lab.replace_engine(0)
+    recovery.measure(lab)

@@ -1,7 +1,8 @@
-"""Ray's head dies and comes back, with its state on disk."""
+"""Ray's head hangs, or dies and comes back with its state on disk."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +14,23 @@ from tests.hosts import ray_cluster, why_not
 pytestmark = [pytest.mark.ray, pytest.mark.faults, pytest.mark.timeout(600)]
 
 ROCKSDB = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": "/var/lib/ray-gcs"}
+
+
+FROZEN_SECONDS = 5.0
+
+
+@fault("Ray's GCS frozen for 5 s", "local hits go on, and fetches", heals_within=60)
+def test_gcs_frozen(lab: Lab, recovery: Recovery) -> None:
+    here, there = lab.shared(by=1), lab.shared(by=0)
+    (gcs,) = lab.hosts[0].pids("gcs_server ")
+    began = time.monotonic()
+    resume = lab.freeze(lab.hosts[0], gcs)
+    assert lab.ask(1, here).hits == 8
+    assert lab.ask(1, there).hits == 8
+    while time.monotonic() < began + FROZEN_SECONDS:
+        lab.ask(0, lab.new_document())
+    resume()
+    recovery.measure(lab)
 
 
 @pytest.fixture

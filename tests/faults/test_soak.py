@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from tests.faults.lab import Lab
 from tests.faults.recovery import Recovery, fault
-from tests.faults.soak import Soak
-
-pytestmark = [pytest.mark.ray, pytest.mark.faults]
+from tests.faults.soak import GROWTH, Sample, Soak, grown
 
 
+@pytest.mark.ray
+@pytest.mark.faults
 @pytest.mark.quick
 @fault("20 s of random faults under traffic", "nothing beyond that", heals_within=60)
 def test_soak(lab: Lab, recovery: Recovery) -> None:
@@ -19,3 +21,17 @@ def test_soak(lab: Lab, recovery: Recovery) -> None:
     assert soak.requests > 0
     assert soak.faults
     recovery.measure(lab)
+
+
+def test_a_leak_is_seen_and_noise_is_not() -> None:
+    """Beside 1 GB, 150 KB a second for half an hour; and one file descriptor every 5 s."""
+    noise = random.Random(0)
+
+    def samples(rss: float, files: float) -> list[Sample]:
+        return [
+            Sample(at, 1e9 * noise.gauss(1, 0.05) + rss * at, 900 + files * at, 60, 3e8)
+            for at in range(0, 1800, 5)
+        ]
+
+    assert all(row.ratio < GROWTH for row in grown(samples(0, 0)))
+    assert [row.ratio > GROWTH for row in grown(samples(1.5e5, 0.2))] == [True, True, False, False]

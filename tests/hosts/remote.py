@@ -84,6 +84,7 @@ class Remote:
     def close(self) -> None:
         """Close the object and end its process."""
         self._pipe.close()
+        self._process.send_signal(signal.SIGCONT)  # nsenter stops with what it has started
         try:
             self._process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import errno
 import heapq
+import math
 import os
 import random
 import selectors
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LARGEST = 65_536
 FAULTY_FROM = 20_000
@@ -29,6 +30,8 @@ class Path:
     """Share of frames that do not arrive."""
     damage: float = 0.0
     """Share of large frames whose bytes change, unnoticed by TCP's checksum."""
+    bytes_left: float = math.inf
+    """Bytes that still pass in large frames before it is cut."""
 
 
 GOOD = Path()
@@ -64,6 +67,14 @@ class Switch:
     def set_path(self, source: int, target: int, path: Path) -> None:
         """How frames travel from now on, in this direction."""
         self._paths[source, target] = path
+
+    def cut_after(self, source: int, target: int, nbytes: int) -> None:
+        """Cut this direction as soon as so many more bytes of chunks have passed."""
+        self.set_path(source, target, Path(bytes_left=nbytes))
+
+    def is_cut(self, source: int, target: int) -> bool:
+        """Whether nothing passes in this direction."""
+        return self._paths.get((source, target), GOOD).cut
 
     def heal(self) -> None:
         """All paths are good again."""
@@ -108,8 +119,12 @@ class Switch:
             return
         if path.cut or self._random.random() < path.loss:
             return
-        if len(frame) >= FAULTY_FROM and self._random.random() < path.damage:
-            frame = self._damaged(frame)
+        if len(frame) >= FAULTY_FROM:
+            if self._random.random() < path.damage:
+                frame = self._damaged(frame)
+            if path.bytes_left < math.inf:
+                left = path.bytes_left - len(frame)
+                self.set_path(source, target, replace(path, bytes_left=left, cut=left <= 0))
         if path.delay == 0:
             self._send(target, frame)
         elif len(self._queue) < QUEUE_FRAMES:

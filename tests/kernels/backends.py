@@ -10,7 +10,7 @@ import functools
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -23,20 +23,24 @@ HERE = Path(__file__).parent
 KERNELS = Path(pages.__file__).parent
 
 
-class Backend(Protocol):
-    """Runs one launch to its end."""
+class Copy(NamedTuple):
+    """One launch, and the memory it works on."""
 
-    def copy(
-        self,
-        direction: str,
-        table: PageTable,
-        launch: PageLaunch,
-        places: npt.NDArray[np.void],
-        cache: Bytes,
-        buffer: Bytes,
-        grid_limit: int,
-    ) -> None:
-        """Gather (cache to buffer) or scatter (buffer to cache)."""
+    direction: str
+    """"gather": cache to buffer; "scatter": buffer to cache."""
+    table: PageTable
+    launch: PageLaunch
+    places: npt.NDArray[np.void]
+    cache: Bytes
+    buffer: Bytes
+    grid_limit: int
+
+
+class Backend(Protocol):
+    """Runs launches."""
+
+    def run(self, copy: Copy) -> None:
+        """Run one to its end."""
 
 
 @functools.cache
@@ -56,19 +60,10 @@ class HostBackend:
     def __init__(self, *flags: str) -> None:
         self._library = library(*flags)
 
-    def copy(
-        self,
-        direction: str,
-        table: PageTable,
-        launch: PageLaunch,
-        places: npt.NDArray[np.void],
-        cache: Bytes,
-        buffer: Bytes,
-        grid_limit: int,
-    ) -> None:
-        tables = table.runs.ctypes.data, places.ctypes.data
-        at = PageAddresses(cache.ctypes.data, buffer.ctypes.data, *tables)
-        self.launch(direction, launch, at, grid_limit)
+    def run(self, copy: Copy) -> None:
+        tables = copy.table.runs.ctypes.data, copy.places.ctypes.data
+        at = PageAddresses(copy.cache.ctypes.data, copy.buffer.ctypes.data, *tables)
+        self.launch(copy.direction, copy.launch, at, copy.grid_limit)
 
     def launch(
         self, direction: str, launch: PageLaunch, at: PageAddresses, grid_limit: int
@@ -86,25 +81,17 @@ class HostBackend:
 class GpuBackend:
     """The real thing: every memory is copied to the device, and back after the launch."""
 
-    def copy(
-        self,
-        direction: str,
-        table: PageTable,
-        launch: PageLaunch,
-        places: npt.NDArray[np.void],
-        cache: Bytes,
-        buffer: Bytes,
-        grid_limit: int,
-    ) -> None:
+    def run(self, copy: Copy) -> None:
         import cupy
 
         stream = cupy.cuda.Stream(non_blocking=True)
+        memory = copy.cache, copy.buffer, copy.table.runs, copy.places
         with stream:
-            there = [_upload(cupy, a) for a in (cache, buffer, table.runs, places)]
+            there = [_upload(cupy, a) for a in memory]
             at = PageAddresses(*(a.data.ptr for a in there))
-            queue = {"gather": pages.gather, "scatter": pages.scatter}[direction]
-            queue(launch, at, stream=stream.ptr, grid_limit=grid_limit)
-            cache[:], buffer[:] = there[0].get(), there[1].get()
+            queue = {"gather": pages.gather, "scatter": pages.scatter}[copy.direction]
+            queue(copy.launch, at, stream=stream.ptr, grid_limit=copy.grid_limit)
+            copy.cache[:], copy.buffer[:] = there[0].get(), there[1].get()
         stream.synchronize()
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from lmkv_ray.kernels import PageAddresses, PageTable, pages
 from lmkv_ray.transfer.host_copier import HostCopier
 from lmkv_ray.transfer.places import BlockPlaces
-from tests.kernels.backends import Backend, GpuBackend, HostBackend, empty_places, gpu_missing
+from tests.kernels.backends import Backend, Copy, GpuBackend, HostBackend, empty_places, gpu_missing
 from tests.kernels.caches import LAYOUTS, Shape, guarded
 
 GUARD = 256
@@ -75,7 +75,7 @@ def test_blocks_reach_their_chunk_and_come_back_elsewhere(
         it = table.write(
             places_out, places.chunks, places.indices, blocks, buffer_bytes=buffer_bytes
         )
-        backend().copy(direction, table, it, places_out, inner, outer, grid_limit)
+        backend().run(Copy(direction, table, it, places_out, inner, outer, grid_limit))
 
     # Gather: as the host copier does it, not a byte more.
     before, expected = cache.copy(), buffer.copy()
@@ -122,7 +122,7 @@ def test_a_buffer_smaller_than_a_chunk_takes_it_in_pieces(
                 buffer_bytes=len(buffer),
                 runs=range(r, r + 1),
             )
-            backend().copy("gather", table, launch, places_out, cache, buffer, 4)
+            backend().run(Copy("gather", table, launch, places_out, cache, buffer, 4))
             found.append(buffer)
     np.testing.assert_array_equal(np.concatenate(found), chunk)
 

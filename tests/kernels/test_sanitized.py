@@ -10,7 +10,7 @@ import pytest
 
 from lmkv_ray.kernels import PageTable
 from lmkv_ray.layout import ChunkLayout, Run
-from tests.kernels.backends import HostBackend, empty_places
+from tests.kernels.backends import Copy, HostBackend, empty_places
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,7 +27,7 @@ def copy_everything(beyond: int) -> None:
         launch = table.write(places, 0 * ints, ints, ints + 1, buffer_bytes=len(buffer))
         places["block"] += beyond
         for direction in ("gather", "scatter"):
-            backend.copy(direction, table, launch, places, cache, buffer, 2)
+            backend.run(Copy(direction, table, launch, places, cache, buffer, 2))
 
 
 @pytest.mark.parametrize("beyond", [0, 1])

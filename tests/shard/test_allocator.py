@@ -43,7 +43,7 @@ def test_evicts_its_own_when_full(allocator: Allocator) -> None:
 def test_freed_slots_are_reused_oldest_first(allocator: Allocator) -> None:
     a, b, c = allocator.take(16, 3).slots
     for slot in (c, a, b):
-        allocator.free(slot)
+        allocator.extents.free(slot)
     assert allocator.take(16, 4).slots == (3, c, a, b)
 
 
@@ -84,7 +84,7 @@ def test_an_extent_with_pins_is_drained_for_a_class_that_has_nothing(allocator: 
     allocator.fill(first[4], b"late".ljust(16))  # the last pin of extent 1
     taken = allocator.take(8, 2)
     assert taken.slots == (8, 9)
-    assert allocator.slot_bytes(first[4]) == 8
+    assert allocator.extents.slot_bytes(first[4]) == 8
     assert allocator.slot_of == {}
     assert allocator.take(16, 1).slots == ()  # extent 0 is all pinned
 
@@ -93,7 +93,7 @@ def test_slots_of_a_draining_extent_are_not_handed_out(allocator: Allocator) -> 
     first = allocator.take(16, 5).slots
     allocator.take(8, 1)
     assert allocator.take(16, 4).slots == ()
-    allocator.free(first[4])
+    allocator.extents.free(first[4])
     assert allocator.take(16, 4).slots == (8, 9, 10, 11)  # nobody else came for it
 
 

@@ -1,4 +1,5 @@
 from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.messages import DeviceDelta
 from lmkv_ray.shard import DeltaLog
 
 A, B = b"a" * 16, b"b" * 16
@@ -62,3 +63,32 @@ def test_each_part_of_the_directory_is_told_its_keys() -> None:
     assert sorted(key for joined in told for key in key_list(key_array(joined))) == keys
     log.added([A])
     assert sum(log.pending(part) for part in range(3)) == 1
+
+
+def test_devices_are_told_apart_from_the_arena() -> None:
+    log = DeltaLog("n", epoch=1)
+    assert log.take([], devices={"e": [A]}).devices == []  # the arena's piece, an empty one
+    last = log.take([], devices={"e": [A]})
+    assert last.end
+    assert last.devices == [DeviceDelta(engine_id="e", added=A, removed=b"")]
+    log.added([A])
+    log.removed([A], "e")
+    log.added([B], "f")
+    delta = log.take([A], devices={"f": [B]})
+    assert (delta.added, delta.removed) == (A, b"")
+    assert {d.engine_id: (d.added, d.removed) for d in delta.devices} == {
+        "e": (b"", A),
+        "f": (B, b""),
+    }
+
+
+def test_a_snapshot_does_not_name_what_a_device_lost_meanwhile() -> None:
+    log = DeltaLog("n", epoch=1, piece=1)
+    devices = {"e": [A, B]}
+    log.take([], devices=devices)
+    devices["e"] = [B]
+    log.removed([A], "e")
+    second, third = log.take([], devices=devices), log.take([], devices=devices)
+    assert second.devices == [DeviceDelta(engine_id="e", added=b"", removed=A)]
+    assert third.devices == [DeviceDelta(engine_id="e", added=B, removed=b"")]
+    assert third.end

@@ -11,7 +11,7 @@ from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Commit, Exchange, Hello, Owner
 from lmkv_ray.policies import LRU
 from lmkv_ray.shard import Allocator, DeltaLog, Limits, ShardState
-from lmkv_ray.shard.allocator import SlotUse
+from lmkv_ray.shard.extents import SlotUse
 from tests.shard.fake_arena import EXTENT_BYTES, EXTENTS, MIN_SLOT_BYTES, FakeArena
 
 LIMITS = Limits(grant_seconds=10.0, grace_seconds=3.0, holder_slots=9)
@@ -85,12 +85,12 @@ class ShardMachine(RuleBasedStateMachine):
             self.refused = reply.refused
             size = engine.slot_bytes
             capacity = EXTENTS * (EXTENT_BYTES // size)
-            pins = sum(self.state._allocator.slot_bytes(s) == size for s in self.arena.reserved)
+            pins = sum(self.state._extents.slot_bytes(s) == size for s in self.arena.reserved)
             room = min(
                 exchange.want,
                 self.state.limit(size) - len(holder.leases),
                 max(1, capacity // 2) - pins,
-                self.arena.available(size, self.state._allocator._draining),
+                self.arena.available(size, self.state._extents.draining),
             )
         reply, out = self.state.exchange(
             Exchange(engine_id=engine.name, touched=exchange.touched, want=exchange.want), self.now
@@ -286,9 +286,9 @@ class ShardMachine(RuleBasedStateMachine):
 
     @invariant()
     def every_slot_is_in_one_state(self) -> None:
-        allocator = self.state._allocator
-        use = allocator.use.ravel().tolist()
-        free = [slot for size in allocator._classes.values() for slot in size.free]
+        extents = self.state._extents
+        use = extents.use.ravel().tolist()
+        free = [slot for size in extents.classes.values() for slot in size.free]
         assert len(free) == len(set(free))
         assert set(free) == {s for s, u in enumerate(use) if u == SlotUse.FREE}
         assert set(self.arena.ready) == {s for s, u in enumerate(use) if u == SlotUse.READY}

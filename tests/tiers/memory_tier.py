@@ -25,6 +25,9 @@ class MemoryTier:
         self.asked = asyncio.Event()
         """A write has begun."""
         self.written = 0
+        self.settled = True
+        self.numbers: list[int] = []
+        """Of the clears."""
         self.delay = 0.0
 
     async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
@@ -56,7 +59,8 @@ class MemoryTier:
         for key in key_list(keys):
             self.chunks.pop(key, None)
 
-    async def clear(self, space: int | None) -> None:
+    async def clear(self, space: int | None, number: int) -> None:
+        self.numbers.append(number)
         self.chunks = {k: v for k, v in self.chunks.items() if space not in (None, v[0])}
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:

@@ -186,10 +186,10 @@ async def test_removed_chunks_are_gone(harness: Harness, full: Tier) -> None:
 
 async def test_a_space_is_cleared_without_the_others(harness: Harness, full: Tier) -> None:
     assert await store(full, STRANGERS, space=99) == [True] * 3
-    await full.clear(99)
+    await full.clear(99, 0)
     assert await found(full, STRANGERS) == [False] * 3
     assert await found(full) == [True] * COUNT
-    await full.clear(None)
+    await full.clear(None, 0)
     assert not any(await found(full))
     await full.close()
     again = await harness.open()
@@ -204,7 +204,7 @@ async def test_what_is_cleared_while_it_is_written_does_not_come_back(
     storing = asyncio.create_task(store(tier, KEYS))
     for _ in range(5):  # so far that writes have begun
         await asyncio.sleep(0)
-    clearing = asyncio.create_task(tier.clear(None))
+    clearing = asyncio.create_task(tier.clear(None, 0))
     await asyncio.sleep(0)
     release()
     await asyncio.gather(storing, clearing)

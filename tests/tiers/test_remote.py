@@ -18,6 +18,7 @@ from lmkv_ray.tiers import TierChunk
 from lmkv_ray.tiers.remote import RemoteTier
 from lmkv_ray.tiers.remote.objects import Objects, open_objects
 from lmkv_ray.transports import Failure, Fetch, Outcome
+from tests.tiers.harness import until
 from tests.tiers.s3 import options, s3_server
 
 NBYTES = 100_000
@@ -95,15 +96,15 @@ async def test_a_chunk_that_changed_is_not_stored(where: Any) -> None:
 async def test_a_clear_is_for_everybody_and_for_what_was_there(where: Any) -> None:
     here, there, later = [await open_tier(where) for _ in range(3)]
     await here.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)])
-    await here.clear(SPACE)
+    await here.clear(SPACE, 0)
     for tier in (here, there):
         outcomes = await fetched(tier, KEYS[:2])
         assert outcomes[0].failure is Failure.MISSING
         assert outcomes[1].ok
     # Times of stores have whole seconds: what is stored in the same second counts as cleared.
-    cleared_at = here._clears._times[f"{SPACE:016x}"]
+    [cleared_at] = here._clears._times.values()
     assert here._clears.covers(SPACE, cleared_at.replace(microsecond=999_999))
-    await there.clear(None)
+    await there.clear(None, 0)
     assert (await fetched(there, KEYS[1:2]))[0].failure is Failure.MISSING
     assert (await fetched(later, KEYS[1:2]))[0].failure is Failure.MISSING
 
@@ -146,8 +147,23 @@ class FaultyObjects(Objects):
         self._inner = open_objects(f"file://{directory}", {})
         super().__init__(self._inner._store)
         self.hang = False
+        self.down = False
+        self.sent = asyncio.Event()
+        self.sent.set()
         self.error: Exception | None = None
         self.lie: Any = None
+
+    async def put(self, name: str, parts: list[Any], within: float) -> None:
+        if self.down:
+            raise OSError("connection refused")
+        if name.startswith("chunks/"):
+            await self.sent.wait()
+        await super().put(name, parts, within)
+
+    async def listed(self, prefix: str, within: float) -> dict[str, Any]:
+        if self.down:
+            raise OSError("connection refused")
+        return await super().listed(prefix, within)
 
     async def get(self, name: str, within: float) -> tuple[Any, Any]:
         async with asyncio.timeout(within):
@@ -217,6 +233,63 @@ async def test_a_failing_store_recovers(faulty: FaultyObjects) -> None:
     tier._recess._until = 0
     assert (await fetched(tier, KEYS[:1]))[0].ok
     assert tier.status().problem is None
+
+
+async def test_a_clear_while_the_store_is_down_is_not_lost(
+    faulty: FaultyObjects, tmp_path: Path
+) -> None:
+    tier, other = RemoteTier(faulty, None), await open_tier((f"file://{tmp_path}", {}, None))
+    await tier.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)])
+    faulty.down = True
+    await tier.clear(SPACE, 5)
+    assert not tier.settled
+    assert "What was cleared is not served" in str(tier.status().problem)
+    # It may be that only writing fails: nothing of the space is served, whatever can be read.
+    tier._recess._until = 0
+    faulty.listed = super(FaultyObjects, faulty).listed  # type: ignore[method-assign]
+    outcomes = await fetched(tier, KEYS[:2])
+    assert outcomes[0].failure is Failure.MISSING
+    assert outcomes[1].ok
+    assert await tier.store([chunk(KEYS[2])]) == [False]
+    faulty.down = False
+    await until(lambda: tier.settled)
+    assert tier.status().problem is None
+    outcomes = await fetched(other, KEYS[:2])
+    assert outcomes[0].failure is Failure.MISSING
+    assert outcomes[1].ok
+    await tier.close()
+
+
+async def test_a_clear_is_not_repeated_by_those_who_hear_of_it_later(where: Any) -> None:
+    here, there, later = [await open_tier(where) for _ in range(3)]
+    await here.store([chunk(KEYS[0])])
+    await here.clear(SPACE, 5)
+    await here.clear(8, 6)
+    await here.clear(SPACE, 7)
+    await asyncio.sleep(1.1)  # what is stored in the same second counts as cleared
+    assert await there.store([chunk(KEYS[1])]) == [True]
+    for tier in (there, later):
+        await tier.clear(SPACE, 7)
+        await tier.clear(None, 7)  # whoever does not know what it was clears everything
+        assert tier.settled
+        assert (await fetched(tier, KEYS[1:2]))[0].ok
+    assert len(await here._clears._objects.listed("clears/", 5)) == 2, "one for each space"
+    await later.clear(None, 8)
+    assert (await fetched(later, KEYS[1:2]))[0].failure is Failure.MISSING
+    assert len(await here._clears._objects.listed("clears/", 5)) == 1
+
+
+async def test_what_is_cleared_while_it_is_sent_does_not_come_back(faulty: FaultyObjects) -> None:
+    tier = RemoteTier(faulty, None)
+    faulty.sent.clear()
+    storing = asyncio.create_task(tier.store([chunk(KEYS[0])]))
+    await until(lambda: tier._counters.asked == 1 and len(asyncio.all_tasks()) > 2)
+    clearing = asyncio.create_task(tier.clear(SPACE, 5))
+    await asyncio.sleep(1.1)  # its bytes arrive in a later second than the clear was asked for
+    faulty.sent.set()
+    await asyncio.gather(storing, clearing)
+    await until(lambda: tier.settled)
+    assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.MISSING
 
 
 async def test_another_master_key_reads_nothing_and_removes_nothing(tmp_path: Path) -> None:

@@ -1,4 +1,9 @@
-"""The lanes do what they promise under every order of things that streams and events allow."""
+"""The lanes do what they promise under every order of things that streams and events allow.
+
+A GPU's copies are ordered by events alone. The device here does what is queued in any order that
+these allow and tears copies in half; and it forgets one kind of wait at a time, to show that every
+one that is forgotten ends in wrong bytes.
+"""
 
 from __future__ import annotations
 

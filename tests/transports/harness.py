@@ -142,7 +142,7 @@ class Here:
         self.slots = np.concatenate(slots).tolist()
         self.helper = Helper(self.writer)
         self.helper.start()
-        self.transport = NixlTransport(self.writer, self.helper, window_bytes=2 * CHUNK)
+        self.transport = NixlTransport(self.writer, self.helper, window_bytes=(2 * CHUNK,) * 2)
 
     def places(self, count: int, start: int = 0) -> list[np.ndarray]:
         """Zeroed slots."""

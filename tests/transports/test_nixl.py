@@ -30,6 +30,8 @@ from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some
 
 KEYS = some_keys()
 SECONDS = 60.0
+AT_ONCE = 5.0
+"""Seconds, on a machine that is busy with other things."""
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,7 @@ async def test_a_peer_killed_in_a_read_is_noticed_at_once(here: Here, store: Sto
     os.kill(pid, signal.SIGKILL)
     begin = time.monotonic()
     assert {outcome.failure for outcome in await reading} == {Failure.LOST}
-    assert time.monotonic() - begin < SECONDS / 2
+    assert time.monotonic() - begin < AT_ONCE
     await until(lambda: store.helper.pid != pid)
 
 

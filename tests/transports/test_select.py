@@ -87,6 +87,10 @@ def test_groups_cover_everything_within_the_limit(sizes: list[int], limit: int) 
     assert all(len(p) == 1 or sum(sizes[i] for i in p) <= limit for p in parts)
 
 
+def test_groups_may_grow() -> None:
+    assert [len(group) for group in groups([1] * 20, 8, 2)] == [2, 4, 8, 6]
+
+
 def test_a_batch_is_bounded(peer: LocalPeer) -> None:
     keys = some_keys()
     batch = ChunkReader(peer.store.reader, limit=3 * CHUNK).read(keys)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
 
 def wait_attached(engine: Engine) -> None:
     wait_for(lambda: engine.connector()._link.attachment is not None)
-    wait_for(lambda: len(engine.connector()._link._free) > 0)
+    wait_for(lambda: len(engine.connector()._link.slots) > 0)
 
 
 EXPENSIVE = settings(
@@ -75,14 +76,20 @@ def save_prompt(engine: Engine, prompt: list[int]) -> None:
     """Let the engine read a prompt, wait until it is saved, and empty the device's cache."""
     connector = engine.connector()
     wanted = sum(len(prompt) // group.tokens for group in connector._groups)
-    wait_for(lambda: sum(len(link._free) for link in connector._links) >= wanted)
+    for place in connector._scheduler._places:
+        links = set(place.links.values())
+        wait_for(lambda links=links: sum(len(link.slots) for link in links) >= wanted)  # type: ignore[misc]
     engine.generate([prompt], max_tokens=1)
     engine.wait_saved()
     assert engine.reset(), "blocks are still pinned"
 
 
+class Evictable(Protocol):
+    def evict_all(self) -> None: ...
+
+
 def own_hit_and_ours(
-    engine: Engine, shard: LocalShard, first: list[int], second: list[int]
+    engine: Engine, shard: Evictable, first: list[int], second: list[int]
 ) -> tuple[Answer, Answer]:
     """Answers to ``second`` after ``first`` was read: from vLLM's own cache, and from ours."""
     engine.reset()

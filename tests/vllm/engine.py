@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -183,7 +184,7 @@ class Engine:
     def wait_attached(self) -> None:
         """Until the connector, if there is one, has slots to save into."""
         if (connector := self.core().scheduler.connector) is not None:
-            _wait_for(lambda: connector._link.attachment and connector._link._free)
+            _wait_for(lambda: connector._link.attachment and connector._link.slots)
 
     def wait_peers(self) -> None:
         """Until the engine has heard that other nodes hold chunks."""
@@ -191,8 +192,25 @@ class Engine:
 
     def wait_saved(self) -> None:
         """Until every save is visible in the arena."""
-        link = self.connector()._link
-        _wait_for(lambda: not link._committing)
+        links = self.connector()._links
+        _wait_for(lambda: all(link.slots.settled for link in links))
+
+    def stop_in(self, copy: str) -> None:
+        """Let this process stop (SIGSTOP) in the middle of its next "load" or "save", once."""
+        from lmkv_ray.transfer.host_copier import HostCopier
+        from lmkv_ray.transfer.places import BlockPlaces
+
+        whole = getattr(HostCopier, copy)
+
+        def halves(copier: HostCopier, places: BlockPlaces) -> None:
+            setattr(HostCopier, copy, whole)
+            half = len(places.chunks) // 2
+            first = (places.chunks[:half], places.indices[:half], places.blocks[:half])
+            whole(copier, BlockPlaces(*first))
+            os.kill(os.getpid(), signal.SIGSTOP)
+            whole(copier, places)
+
+        setattr(HostCopier, copy, halves)
 
     def copy_seconds(self, nbytes: int) -> float:
         """Median seconds in which one thread copies ``nbytes`` between ordinary buffers."""
@@ -270,6 +288,16 @@ class EngineProcess:
         """Begin a call."""
         self._pipe.send((method, args, kwargs))
 
+    def wait_stopped(self) -> None:
+        """Until the process has stopped (see ``Engine.stop_in``)."""
+        stat = Path(f"/proc/{self.process.pid}/stat")
+        _wait_for(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T")
+
+    def resume(self) -> None:
+        """Let a stopped process go on."""
+        assert self.process.pid is not None
+        os.kill(self.process.pid, signal.SIGCONT)
+
     def result(self, timeout: float = 120) -> Any:
         """The answer of the call that was begun.
 
@@ -304,7 +332,7 @@ def _join(node_id: str) -> None:
     from lmkv_ray.actors.names import shard_name
 
     class Client(lmkv_ray.vllm.connector.RayShardClient):
-        def __init__(self, settings: Any, *, start: bool) -> None:
+        def __init__(self, settings: Any, *, start: bool, host: str | None = None) -> None:
             super().__init__(settings, start=start)
             self._shard = find(shard_name(node_id), settings.ray_namespace)
 

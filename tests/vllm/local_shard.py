@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from lmkv_ray.actors.core import Shard
 from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.config import load_settings
+from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import (
     Exchange,
     Hello,
@@ -32,6 +34,7 @@ class LocalShard:
         self.shard = Shard(self.writer, self.settings, "test")
         self.peers = 0
         self.stage_reply: StageReply | None = None
+        self.stages = 0
         self.frozen = threading.Event()
         self.lock = threading.Lock()
 
@@ -59,6 +62,7 @@ class LocalShard:
                 node_id="test",
                 grant=grant,
                 peers=self.peers,
+                clock=time.monotonic(),
             )
         )
 
@@ -67,7 +71,13 @@ class LocalShard:
         return encode(msgspec.structs.replace(reply, peers=self.peers))
 
     def stage(self, payload: bytes) -> bytes:
-        decode(payload, Stage)
+        stage = decode(payload, Stage)
+        self.stages += 1
+        if stage.locate:
+            keys = key_list(key_array(stage.keys))
+            ready = next((i for i, k in enumerate(keys) if k not in self.state.chunks), len(keys))
+            reason = self.shard.why_missing(keys[ready]) if ready < len(keys) else None
+            return encode(self.shard.located(StageReply(ready=ready, reason=reason), stage.keys))
         return encode(self.stage_reply or StageReply(ready=0, reason=MissReason.NEVER_STORED))
 
     def clear(self, payload: bytes) -> bytes:

@@ -40,7 +40,7 @@ def make_link() -> Iterator[Callable[..., ShardLink]]:
         shards.append(shard)
         link = ShardLink(lambda: shard, hello(), want_slots=want, period=0.01)
         links.append(link)
-        wait_for(lambda: len(link._free) > 0)
+        wait_for(lambda: len(link.slots) > 0)
         return link
 
     yield make
@@ -55,15 +55,15 @@ def key(i: int) -> bytes:
 
 
 def commit(link: ShardLink, i: int) -> None:
-    taken = link.take_slot()
+    taken = link.slots.take()
     assert taken is not None
-    link.commit(taken.slot, key(i), SLOT_BYTES)
-    wait_for(lambda: not link.committing(key(i)))
+    link.slots.commit(taken.slot, key(i), SLOT_BYTES)
+    wait_for(lambda: not link.slots.committing(key(i)))
 
 
 def visible(link: ShardLink, i: int) -> bool:
-    assert link.attachment is not None
-    return bool(link.attachment.reader.lookup(key_array(key(i))).found[0])
+    assert link.readable is not None
+    return bool(link.readable.lookup(key_array(key(i))).found[0])
 
 
 def test_a_commit_becomes_visible_and_slots_are_replenished(
@@ -71,7 +71,7 @@ def test_a_commit_becomes_visible_and_slots_are_replenished(
 ) -> None:
     link = make_link(LocalShard(16 << 20))
     for i in range(30):
-        wait_for(lambda: len(link._free) > 0)
+        wait_for(lambda: len(link.slots) > 0)
         commit(link, i)
     assert all(visible(link, i) for i in range(30))
 
@@ -83,9 +83,9 @@ def test_a_frozen_shard_never_blocks_the_engine(make_link: Callable[..., ShardLi
     shard.frozen.set()
     began = time.monotonic()
     for i in range(1000):
-        if taken := link.take_slot():
-            link.commit(taken.slot, key(i % 250), SLOT_BYTES)
-        link.touch([key(1)])
+        if taken := link.slots.take():
+            link.slots.commit(taken.slot, key(i % 250), SLOT_BYTES)
+        link.slots.touch([key(1)])
     tickets = [link.stage(key(1), 5.0) for _ in range(2 * MAX_STAGES)]
     assert time.monotonic() - began < 1
     assert sum(t is not None for t in tickets) <= MAX_STAGES
@@ -99,19 +99,19 @@ def test_slots_past_their_deadline_are_never_handed_out(
     shard = LocalShard(16 << 20, grant_seconds=0.3)
     link = make_link(shard)
     shard.frozen.set()
-    wait_for(lambda: all(deadline < time.monotonic() for deadline in link._free.values()))
-    assert link.take_slot() is None
+    wait_for(lambda: all(deadline < time.monotonic() for deadline in link.slots._free.values()))
+    assert link.slots.take() is None
     shard.frozen.clear()
 
 
 def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., ShardLink]) -> None:
     shard = LocalShard(16 << 20, grant_seconds=0.3)
     link = make_link(shard)
-    taken = link.take_slot()
+    taken = link.slots.take()
     assert taken is not None
     wait_for(lambda: time.monotonic() > taken.deadline + 0.01)
-    link.commit(taken.slot, key(7), SLOT_BYTES)
-    wait_for(lambda: not link.committing(key(7)))
+    link.slots.commit(taken.slot, key(7), SLOT_BYTES)
+    wait_for(lambda: not link.slots.committing(key(7)))
     assert not visible(link, 7)
     assert shard.state.counters.refused == 1
 
@@ -122,12 +122,12 @@ def test_after_a_restart_with_the_same_arena_chunks_and_slots_are_kept(
     shard = LocalShard(16 << 20)
     link = make_link(shard)
     commit(link, 1)
-    held = link.take_slot()
+    held = link.slots.take()
     assert held is not None
     shard.restart()
     wait_for(lambda: "e" in shard.state.engines())
     assert visible(link, 1)
-    link.commit(held.slot, key(2), SLOT_BYTES)
+    link.slots.commit(held.slot, key(2), SLOT_BYTES)
     wait_for(lambda: visible(link, 2))
 
 
@@ -137,17 +137,17 @@ def test_after_a_restart_with_another_arena_nothing_old_is_used(
     old, new = LocalShard(16 << 20), LocalShard(16 << 20)
     current = [old]
     link = ShardLink(lambda: current[0], hello(), want_slots=8, period=0.01)
-    wait_for(lambda: len(link._free) > 0)
+    wait_for(lambda: len(link.slots) > 0)
     commit(link, 1)
-    held = link.take_slot()
+    held = link.slots.take()
     assert held is not None
     current[0] = new
     old.restart()
     wait_for(
         lambda: link.attachment is not None and link.attachment.arena_id == new.writer.arena_id
     )
-    link.commit(held.slot, key(2), SLOT_BYTES)
-    wait_for(lambda: len(link._free) > 0)
+    link.slots.commit(held.slot, key(2), SLOT_BYTES)
+    wait_for(lambda: len(link.slots) > 0)
     commit(link, 3)
     assert [visible(link, i) for i in (1, 2, 3)] == [False, False, True]
     link.stop()
@@ -160,16 +160,16 @@ def test_clear_forgets_and_refuses_what_was_being_filled(
 ) -> None:
     link = make_link(LocalShard(16 << 20))
     commit(link, 1)
-    filling = link.take_slot()
+    filling = link.slots.take()
     assert filling is not None
     link.clear()
     assert link.clearing
     wait_for(lambda: not link.clearing)
-    link.commit(filling.slot, key(2), SLOT_BYTES)
-    wait_for(lambda: not link.committing(key(2)))
+    link.slots.commit(filling.slot, key(2), SLOT_BYTES)
+    wait_for(lambda: not link.slots.committing(key(2)))
     assert not visible(link, 1)
     assert not visible(link, 2)
-    wait_for(lambda: len(link._free) > 0)
+    wait_for(lambda: len(link.slots) > 0)
     commit(link, 3)
     assert visible(link, 3)
 
@@ -179,14 +179,15 @@ def test_payload_written_through_one_mapping_is_read_through_another(
 ) -> None:
     shard = LocalShard(16 << 20)
     writer, reader = make_link(shard), None
-    taken = writer.take_slot()
+    taken = writer.slots.take()
     assert taken is not None
     assert writer.attachment is not None
+    assert writer.readable is not None
     data = np.random.default_rng(0).integers(0, 256, SLOT_BYTES, np.uint8)
-    writer.attachment.reader.payload(taken.slot, SLOT_BYTES)[:] = data
-    writer.commit(taken.slot, key(1), SLOT_BYTES)
+    writer.readable.payload(taken.slot, SLOT_BYTES)[:] = data
+    writer.slots.commit(taken.slot, key(1), SLOT_BYTES)
     wait_for(lambda: visible(writer, 1))
-    reader = type(writer.attachment.reader).attach(writer.attachment.path)
+    reader = type(writer.readable).attach(writer.attachment.path)
     hits = reader.lookup(key_array(key(1)))
     assert (reader.data[hits.offsets[0] : hits.offsets[0] + SLOT_BYTES] == data).all()
     reader.close()
@@ -203,6 +204,6 @@ def test_a_reason_for_having_no_shard_is_logged_once(caplog: pytest.LogCaptureFi
         link = ShardLink(connect, hello(), want_slots=8, period=0.01)
         wait_for(lambda: len(attempts) >= 3)
         link.stop()
-    assert link.take_slot() is None
+    assert link.slots.take() is None
     assert [r.levelname for r in caplog.records] == ["ERROR"]
     assert "Make it larger." in caplog.text

@@ -48,6 +48,10 @@ def groups(*specs: object) -> Any:
     return SimpleNamespace(kv_cache_groups=[SimpleNamespace(kv_cache_spec=s) for s in specs])
 
 
+def test_engines_over_stages_and_nodes_are_supported() -> None:
+    support.check_engine(engine(pipeline_parallel_size=2, nnodes=2), groups(FullAttentionSpec()))
+
+
 @pytest.mark.parametrize(
     "specs",
     [
@@ -64,10 +68,13 @@ def test_models_of_these_kinds_are_supported_on_a_cpu(specs: list[object]) -> No
 @pytest.mark.parametrize(
     ("config", "cache", "named"),
     [
-        (engine(pipeline_parallel_size=2), groups(FullAttentionSpec()), "pipeline parallelism"),
+        (
+            engine(decode_context_parallel_size=2),
+            groups(FullAttentionSpec()),
+            "decode context parallelism",
+        ),
         (engine(device="tpu"), groups(FullAttentionSpec()), "tpu"),
         (engine(calculate_kv_scales=True), groups(FullAttentionSpec()), "calculate_kv_scales"),
-        (engine(nnodes=2), groups(FullAttentionSpec()), "several nodes"),
         (engine(), groups(FullAttentionSpec(), MambaSpec()), "MambaSpec"),
         (
             engine(speculative_config="eagle"),
@@ -88,12 +95,12 @@ def test_a_load_that_fails_needs_a_vllm_that_can_hear_it(monkeypatch: pytest.Mon
         support.check_engine(engine(), groups(FullAttentionSpec(), SlidingWindowSpec()))
 
 
-def test_workers_out_of_sight_are_refused() -> None:
-    near = SimpleNamespace(rank=0, host=support.host_id())
-    support.check_workers(engine(), [near])
-    far = SimpleNamespace(rank=1, host="elsewhere")
-    with pytest.raises(UnsupportedError, match=r"several nodes.*Next step"):
-        support.check_workers(engine(), [near, far])
+def test_an_engine_out_of_sight_of_all_its_workers_is_refused() -> None:
+    near = SimpleNamespace(rank=1, host=support.host_id())
+    far = SimpleNamespace(rank=0, host="elsewhere")
+    support.check_workers(engine(), [far, near])
+    with pytest.raises(UnsupportedError, match=r"without any of its workers.*Next step"):
+        support.check_workers(engine(), [far])
 
 
 @pytest.mark.parametrize("version", ["0.28.1", "0.34.0", "1.0"])

@@ -90,7 +90,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
 
 def save(engine: Engine, prompt: list[int]) -> None:
     """Let the engine read a prompt, wait until it is saved, and empty the device's cache."""
-    wait_for(lambda: len(engine.connector()._link._free) >= len(prompt) // CHUNK)
+    wait_for(lambda: len(engine.connector()._link.slots) >= len(prompt) // CHUNK)
     engine.generate([prompt], max_tokens=1)
     engine.wait_saved()
     assert engine.reset()

@@ -58,8 +58,7 @@ def test_a_request_gets_its_keys_and_pins_its_chunks(engine: Engine, shard: Loca
     assert len(keys) == 200 // 32
     assert set(keys) <= set(shard.state.chunks)
     assert shard.state.chunks.pin(keys, True) == keys
-    victims = shard.state._allocator._classes
-    assert all(key in size.policy.pinned for size in victims.values() for key in keys)
+    assert set(shard.state.chunks.pinned()) == set(keys)
     shard.state.chunks.pin(keys, False)
     assert engine.ask(prompt, {"lmkv": "nonsense"}).kv_transfer_params is None
 

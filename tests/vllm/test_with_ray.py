@@ -19,7 +19,7 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, connect
 from lmkv_ray.actors.names import DIRECTORY
 from lmkv_ray.config import load_settings
-from lmkv_ray.directory import Holding
+from lmkv_ray.directory import GPU, Holding, Place
 from tests.faults.recovery import Recovery, fault
 from tests.vllm.conftest import wait_for
 from tests.vllm.engine import VOCABULARY, Answer, EngineProcess
@@ -69,6 +69,12 @@ class World:
         self.engines[node].process.join()
         self.engines[node] = self.start_engine(self.node_ids[node])
         self.engines[node].call("wait_attached")
+
+    def stop_in(self, node: int, copy: str, prompts: list[list[int]], max_tokens: int) -> None:
+        """Begin requests whose engine stops in the middle of a "load" or "save"; wait for that."""
+        self.engines[node].call("stop_in", copy)
+        self.engines[node].start("generate", prompts, max_tokens=max_tokens)
+        self.engines[node].wait_stopped()
 
     def expected(self, prompt: list[int], max_tokens: int = 4) -> tuple[int, ...]:
         [answer] = self.alone.call("generate", [prompt], max_tokens=max_tokens)
@@ -149,14 +155,16 @@ def world(float32_model: str) -> Iterator[World]:
 
 
 def kill_while_running(world: World, pid: int, seed: int) -> None:
-    """Kill a process in the middle of many requests, known and new; all tokens must be right."""
+    """Kill a process in the middle of many requests, known and new, and of a copy into the arena;
+    all tokens must be right.
+    """
     known = tokens(seed, 400)
     world.saved(known)
     world.engines[0].call("reset")
     prompts = [known, *(tokens(seed + i, 500) for i in range(1, 6)), known[:200] + tokens(seed, 99)]
-    world.engines[0].start("generate", prompts, max_tokens=24)
-    time.sleep(0.05)  # anywhere in the middle
+    world.stop_in(0, "save", prompts, max_tokens=24)
     os.kill(pid, signal.SIGKILL)
+    world.engines[0].resume()
     answers = world.engines[0].result()
     for prompt, answer in zip(prompts, answers, strict=True):
         assert answer.tokens == world.expected(prompt, max_tokens=24)
@@ -183,6 +191,29 @@ def test_what_another_engine_generated_is_a_hit_too(world: World) -> None:
     assert next_turn.tokens == world.expected(turn)
 
 
+def test_where_names_the_tiers_of_each_chunk(world: World) -> None:
+    prompt = tokens(20, 300)
+    world.saved(prompt)
+    keys = world.engines[0].call("keys", prompt)
+    memory = Place(world.node_ids[0])
+
+    def tiers() -> list[set[str]]:
+        places = world.cache.where(keys)
+        assert all({p.node_id for p in its} <= {memory.node_id} for its in places)
+        assert all(bool(p.engine_id) == (p.tier == GPU) for its in places for p in its)
+        return [{p.tier for p in its} for its in places]
+
+    wait_for(lambda: tiers() == [{GPU, "memory"}] * 9)
+    assert world.engines[0].call("reset")
+    wait_for(lambda: tiers() == [{"memory"}] * 9, 5)
+    [answer] = world.engines[0].call("generate", [prompt])  # a hit brings it back
+    assert answer.cached == 288
+    wait_for(lambda: tiers() == [{GPU, "memory"}] * 9)
+    world.engines[0].process.kill()
+    wait_for(lambda: tiers() == [{"memory"}] * 9, 5)
+    world.replace_engine(0)
+
+
 @fault("vLLM: shard killed while requests run", "its chunks are kept", heals_within=60)
 def test_shard_killed_while_requests_run(world: World, recovery: Recovery) -> None:
     pid = world.shard_pid()
@@ -205,8 +236,7 @@ def test_directory_killed_while_requests_run(world: World, recovery: Recovery) -
 def test_engine_killed_while_it_saves(world: World, recovery: Recovery) -> None:
     prompt = tokens(300, 600)
     world.saved(prompt)
-    world.engines[0].start("generate", [tokens(301 + i, 900) for i in range(8)], max_tokens=8)
-    time.sleep(0.05)  # anywhere in the middle
+    world.stop_in(0, "save", [tokens(301 + i, 900) for i in range(8)], max_tokens=8)
     world.replace_engine(0)
     [answer] = world.engines[0].call("generate", [prompt])
     assert answer.cached == 576
@@ -220,8 +250,7 @@ def test_engine_killed_while_it_loads(world: World, recovery: Recovery) -> None:
     prompts = [tokens(350 + i, 900) for i in range(4)]
     for prompt in prompts:
         world.saved(prompt)
-    world.engines[1].start("generate", prompts, max_tokens=1)
-    time.sleep(0.02)  # anywhere in the middle
+    world.stop_in(1, "load", prompts, max_tokens=1)
     world.replace_engine(1)
     for prompt in prompts:
         [answer] = world.engines[1].call("generate", [prompt])

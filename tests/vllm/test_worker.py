@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Commit, Exchange, Hello
 from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, StepMetadata, share_chunks
+from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, Share, StepMetadata, share_chunks
 from lmkv_ray.vllm.worker import WorkerHalf
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
@@ -25,8 +26,13 @@ BLOCKS, LATENT = 12, 72
 GROUP = Group(0, block_tokens=16, blocks=2, hash_tokens=16)
 
 
-def worker(rank: int, **settings: object) -> tuple[WorkerHalf, torch.Tensor]:
-    """One of two ranks, and its pages: two layers of one latent head."""
+def worker(
+    rank: int, *, idle_group: bool = False, **settings: object
+) -> tuple[WorkerHalf, torch.Tensor]:
+    """One of two ranks, and its pages: two layers of one latent head.
+
+    With ``idle_group`` there is a first group of which it has no layer, as a pipeline stage may.
+    """
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(rank=rank),
         device_config=SimpleNamespace(device_type="cpu"),
@@ -34,11 +40,13 @@ def worker(rank: int, **settings: object) -> tuple[WorkerHalf, torch.Tensor]:
         cache_config=SimpleNamespace(kv_cache_layout="LBHNC"),
         compilation_config=SimpleNamespace(static_forward_context={}),
     )
+    names: list[list[str]] = [[], ["a", "b"]] if idle_group else [["a", "b"]]
     cache = SimpleNamespace(
-        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=["a", "b"])]
+        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=its) for its in names]
     )
+    groups = [replace(GROUP, number=number) for number in range(len(names))]
     wanted = load_settings({"copy_threads": 1, **settings})
-    half = WorkerHalf(config, cache, [GROUP], replicas=2, settings=wanted)
+    half = WorkerHalf(config, cache, groups, settings=wanted)
     pages = torch.zeros(2, BLOCKS, 1, 16, LATENT, dtype=torch.bfloat16)
     half.register({"a": pages[0], "b": pages[1]})
     return half, pages
@@ -55,9 +63,9 @@ def workers() -> Iterator[list[tuple[WorkerHalf, torch.Tensor]]]:
 def test_one_rank_writes_a_chunk_and_all_read_it(
     workers: list[tuple[WorkerHalf, torch.Tensor]], shard: LocalShard
 ) -> None:
-    nbytes, offsets = share_chunks([half.layout_report() for half, _ in workers], replicas=2)
+    nbytes, shares = share_chunks([half.layout_report() for half, _ in workers], replicas=2)
     assert nbytes == [2 * 2 * 16 * LATENT * 2], "one copy: two blocks of two layers"
-    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, offsets)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, shares)
     hello = Hello(
         engine_id="mla", owner=this_process(), space=9, model="m", slot_bytes=nbytes[0], held=[]
     )
@@ -72,8 +80,8 @@ def test_one_rank_writes_a_chunk_and_all_read_it(
             SaveJob(i, 0, ref.arena_id, slot, [2 * i, 2 * i + 1], time.monotonic() + 30)
             for i, slot in enumerate(slots)
         ]
-        half.begin_loads(StepMetadata(ref, [], [], idle=False))
-        half.begin_saves(StepMetadata(ref, [], saves, idle=False))
+        half.begin_loads(StepMetadata((ref,), [], [], idle=False))
+        half.begin_saves(StepMetadata((ref,), [], saves, idle=False))
         done: set[int] = set()
 
         def all_saved(half: WorkerHalf = half, done: set[int] = done) -> bool:
@@ -95,7 +103,7 @@ def test_one_rank_writes_a_chunk_and_all_read_it(
         blocks = list(range(8))
         found = hits.slots.tolist(), hits.generations.tolist()
         job = LoadJob("r", ref.arena_id, 0, 0, *found, 0, blocks)
-        half.begin_loads(StepMetadata(ref, [job], [], idle=True))
+        half.begin_loads(StepMetadata((ref,), [job], [], idle=True))
         wait_for(lambda half=half: half.finished_loads() == ({"r"}, set()))
         assert torch.equal(pages[:, :8], filled[:, :8])
 
@@ -104,10 +112,39 @@ def test_a_lost_load_ends_as_a_failed_one(
     workers: list[tuple[WorkerHalf, torch.Tensor]], shard: LocalShard
 ) -> None:
     half, _ = workers[0]
-    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, ((0,), (0,)))
-    half.begin_loads(StepMetadata(ref, [LoadJob.lost("r", [3, 4])], [], idle=True))
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, {0: Share((0,))})
+    half.begin_loads(StepMetadata((ref,), [LoadJob.lost("r", [3, 4])], [], idle=True))
     wait_for(lambda: half.finished_loads()[0] == {"r"})
     assert half.invalid_blocks() == {3, 4}
     report = half.report()
     assert report is not None
     assert report.failed_loads == {"r": 0}
+
+
+def test_a_group_without_layers_here_is_done_at_once(shard: LocalShard) -> None:
+    half, _ = worker(0, idle_group=True)
+    nbytes, shares = share_chunks([half.layout_report()], replicas=1)
+    assert (nbytes[0], nbytes[1] > 0) == (0, True)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, shares)
+    save = SaveJob(1, 0, ref.arena_id, 0, [1, 2], time.monotonic() + 30)
+    load = LoadJob("r", ref.arena_id, 0, 0, [0], [0], 0, [3, 4])
+    half.begin_loads(StepMetadata((ref,), [load], [], idle=True))
+    half.begin_saves(StepMetadata((ref,), [], [save], idle=True))
+    assert half.finished_loads() == ({"r"}, set())
+    report = half.report()
+    assert report is not None
+    assert report.saved == {1: 1}
+    half.shutdown()
+
+
+def test_jobs_of_other_places_are_left_to_others(shard: LocalShard) -> None:
+    half, _ = worker(1)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, {1: Share((0,))})
+    elsewhere = ArenaRef("/nowhere", 7, {0: Share((0,))})
+    load = LoadJob("r", 7, 0, 0, [0], [0], 0, [3, 4], place=0)
+    save = SaveJob(1, 0, 7, 0, [1, 2], time.monotonic() + 30, place=0)
+    half.begin_loads(StepMetadata((elsewhere, ref), [load], [], idle=True))
+    half.begin_saves(StepMetadata((elsewhere, ref), [], [save], idle=True))
+    assert half.finished_loads() == (set(), set())
+    assert half.report() is None
+    half.shutdown()

@@ -17,6 +17,8 @@ What a shard does with this package:
     counters.py     what is counted
     reading.py      one fetch
     writing.py      what is being stored
+    clearing.py     what was cleared
+    mending.py      trouble, and the way out of it
     tier.py         DiskTier
 """
 

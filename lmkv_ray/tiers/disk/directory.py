@@ -1,6 +1,7 @@
 """The tier's directory: whose it is, what is in it, and whether it works. All of this blocks.
 
     CACHEDIR.TAG    marks the directory as ours (and as nothing that a backup should hold)
+    CLEARED         the number of the last clear that was carried out here
     tmp/            files being written, emptied when the directory is taken into use
     00/ ... ff/     published chunks, by the first byte of their key
 
@@ -30,6 +31,7 @@ from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
 TEMPORARY = "tmp"
 _FANOUT = [f"{byte:02x}" for byte in range(256)]
 _TAG = "CACHEDIR.TAG"
+_CLEARED = "CLEARED"
 _TAG_TEXT = (
     "Signature: 8a477f597d28d172789f06886806bc55\n"
     "# Chunks of a disk tier of lmkv_ray. May be deleted while it is not running.\n"
@@ -55,8 +57,6 @@ class Scan:
 
     found: list[Found]
     """What can be served, least recently used first."""
-    foreign: int
-    """Chunks of another suite that were removed."""
     littered: bool
     """Something could not be removed, on a read-only file system for instance."""
 
@@ -103,6 +103,7 @@ class Directory:
         """List what can be served, and remove the rest.
 
         Raises:
+            TierError: there are chunks of another suite; nothing was removed.
             OSError: what the medium says.
         """
         found: list[Found] = []
@@ -119,13 +120,20 @@ class Directory:
                     continue
                 foreign += bool(parsed and parsed[1] != suite)
                 rest.append(f"{prefix}/{file.name}")
+        if foreign:
+            raise TierError(
+                f"The disk tier's directory {self.path} holds {foreign} chunks that were stored "
+                "with another encryption key, or without one.",
+                next_step="set LMKV_ENCRYPTION_KEY_FILE to the file they were stored with, or, if "
+                "they are not wanted any more, empty the directory.",
+            )
         littered = False
         for path in rest:
             try:
                 self.unlink(path)
             except OSError:
                 littered = True
-        return Scan(sorted(found, key=lambda file: file.used), foreign, littered)
+        return Scan(sorted(found, key=lambda file: file.used), littered)
 
     def probe(self, nbytes: int) -> None:
         """Write, read and remove a file of ``nbytes``; notes whether O_DIRECT works.
@@ -168,6 +176,33 @@ class Directory:
         """Remove a file, if it is there."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path, dir_fd=self.fd)
+
+    def cleared(self) -> int:
+        """The number that was noted; 0 if there is none that makes sense.
+
+        Raises:
+            OSError: what the medium says.
+        """
+        try:
+            fd = os.open(_CLEARED, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.fd)
+        except FileNotFoundError:
+            return 0
+        with os.fdopen(fd, "rb") as file:
+            text = file.read(32)
+        return int(text) if text.isdigit() else 0
+
+    def note_cleared(self, number: int) -> None:
+        """Note the number of a clear, of which no file is left.
+
+        Raises:
+            OSError: what the medium says.
+        """
+        self.check()
+        path = self.temporary()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        with os.fdopen(os.open(path, flags, 0o600, dir_fd=self.fd), "wb") as file:
+            file.write(str(number).encode())
+        os.rename(path, _CLEARED, src_dir_fd=self.fd, dst_dir_fd=self.fd)
 
     def free(self) -> int:
         """Bytes the file system has left for us."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.index import DiskIndex, Entry
 
-logger = logging.getLogger(__name__)
-
 DEFAULT_SHARE = 4
 """Without a capacity: this part of what the file system could give us."""
 
@@ -26,6 +23,8 @@ class Mount:
 
     files: ChunkFiles
     index: DiskIndex
+    cleared: int = 0
+    """The number of the last clear that was carried out in this directory."""
 
     def write(
         self, pairs: Sequence[tuple[Entry, TierChunk]], wanted: Callable[[], bool]
@@ -76,7 +75,7 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
             what was forgotten stays forgotten.
 
     Raises:
-        TierError: see ``Directory.open``.
+        TierError: see ``Directory.open`` and ``Directory.scan``.
         OSError: what the medium says.
     """
     directory = _directory(recipe, last)
@@ -84,11 +83,6 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
         files = recipe.make_files(directory, recipe.cipher)
         scan = directory.scan(files.suite, files.overhead)
         files.littered = scan.littered
-        if scan.foreign:
-            logger.warning(
-                "lmkv_ray: removed %d chunks of %s that were stored with another encryption key, "
-                "or without one", scan.foreign, recipe.path,
-            )  # fmt: skip
         capacity = recipe.capacity
         if capacity is None:
             capacity = (directory.free() + sum(file.blocks for file in scan.found)) // DEFAULT_SHARE
@@ -108,7 +102,7 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
         if last is None or directory is not last.files.directory:
             directory.close()
         raise
-    return Mount(files, index)
+    return Mount(files, index, directory.cleared())
 
 
 def _directory(recipe: Recipe, last: Mount | None) -> Directory:

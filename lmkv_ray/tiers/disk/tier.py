@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -20,17 +18,19 @@ from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.tiers.cipher import load_cipher
+from lmkv_ray.tiers.clears import CLEAR_SECONDS
+from lmkv_ray.tiers.disk.clearing import Clearing
 from lmkv_ray.tiers.disk.counters import DiskCounters
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
+from lmkv_ray.tiers.disk.mending import Mending
 from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
 from lmkv_ray.tiers.disk.workers import Workers
 from lmkv_ray.tiers.disk.writing import Writing
-from lmkv_ray.transports import Failure, Fetch, Outcome
+from lmkv_ray.transports import Fetch, Outcome
 
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 MAX_GONE = 1 << 16
@@ -58,16 +58,20 @@ class DiskTier:
         self._counters = DiskCounters()
         self._mount: Mount | None = None
         self._changing = False
-        # What was forgotten while there was no index to tell.
-        self._cleared: set[int | None] = set()
         self._gone: set[bytes] = set()
+        """What was removed while there was no index to tell."""
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
+        self._mending = Mending(
+            recipe.path, health, self._counters, self._try_again, self._settle, self._closing
+        )
+        self._failed = self._mending.failed
         self._writing = Writing(
             self._writers, self._counters, self._spawn, self._erase, self._failed, self._closing
         )
+        self._clearing = Clearing(self._writers, self._erase, self._failed)
         self._opening: asyncio.Task[Exception | None] | None = None
-        self._mender: asyncio.Task[None] | None = None
+        self._settling: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -95,7 +99,8 @@ class DiskTier:
             health: when it is tried again.
 
         Raises:
-            TierError: another shard uses the directory, or it holds something else.
+            TierError: another shard uses the directory, or it holds something else, or chunks
+                of another key.
             ConfigError: the key file cannot be used.
             UnsupportedError: encryption is wanted and the package for it is missing.
         """
@@ -126,7 +131,7 @@ class DiskTier:
         reading = Reading(fetch, self._readers, self._readable, self._read_failed)
         async with contextlib.aclosing(reading.outcomes()) as outcomes:
             async for outcome in outcomes:
-                self._count(outcome)
+                self._counters.fetched(outcome)
                 yield outcome
 
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
@@ -139,17 +144,23 @@ class DiskTier:
         if self._mount is None or self._changing:
             self._gone |= set(key_list(keys))
             if len(self._gone) > MAX_GONE:
-                self._cleared.add(None)
+                self._clearing.pending.add(None, 0)
                 self._gone.clear()
         else:
             await self._forget(self._mount, key_list(keys))
 
-    async def clear(self, space: int | None) -> None:
+    async def clear(self, space: int | None, number: int) -> None:
         """See ``Tier``."""
-        if self._mount is None or self._changing:
-            self._cleared.add(space)
-        else:
-            await self._forget(self._mount, self._mount.index.keys(space))
+        self._clearing.pending.add(space, number)
+        if self._mount is not None and not self._changing:
+            self._clearing.hide(self._mount)
+            within = CLEAR_SECONDS if self._health.writable else 0
+            await asyncio.wait([self._settle()], timeout=within)
+
+    @property
+    def settled(self) -> bool:
+        """See ``Tier``."""
+        return not self._clearing.pending
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         """See ``Tier``. Unknown chunks are ignored, and nothing is pinned after a restart."""
@@ -165,14 +176,14 @@ class DiskTier:
             chunks=len(index) if index is not None else 0,
             nbytes=index.used if index is not None else 0,
             capacity=index.capacity if index is not None else self._recipe.capacity or 0,
-            problem=self._health.problem,
+            problem=self._clearing.pending.beside(self._health.problem),
             counters=asdict(self._counters),
         )
 
     async def close(self) -> None:
         """See ``Tier``. A directory that a hanging write may still touch is not given to others."""
         self._closing.set()
-        background = [task for task in (self._opening, self._mender) if task is not None]
+        background = [task for task in (self._opening, self._mending.task) if task is not None]
         if background:
             await asyncio.wait(background, timeout=CLOSE_SECONDS)
         self._changing = True
@@ -203,10 +214,11 @@ class DiskTier:
         opened = await self._writers.run(partial(open_mount, self._recipe, self._mount))
         if isinstance(opened, Mount):
             self._mount = opened
-            keys = self._gone.union(*map(opened.index.keys, self._cleared))
-            self._gone, self._cleared = set(), set()
-            await self._forget(opened, list(keys))
+            self._clearing.hide(opened, new=True)
+            keys, self._gone = list(self._gone), set()
+            await self._forget(opened, keys)
         self._changing = self._mount is None or self._mount.files.directory.closed
+        self._settle()
         return await self._probe(opened) if isinstance(opened, Mount) else opened
 
     async def _probe(self, mount: Mount) -> Exception | None:
@@ -219,62 +231,38 @@ class DiskTier:
         going = [entry for key in keys if (entry := mount.index.forget(key))]
         await self._erase(mount, going)
 
-    async def _erase(self, mount: Mount, entries: Sequence[Entry]) -> None:
-        """Remove the files of forgotten entries."""
+    async def _erase(self, mount: Mount, entries: Sequence[Entry]) -> bool:
+        """Remove the files of forgotten entries; whether all are gone."""
         if not entries:
-            return
+            return True
         result = await self._writers.run(partial(mount.erase, entries))
         if not isinstance(result, tuple):  # closing
-            return
+            return False
         gone, error = result
         for entry in gone:
             mount.index.erased(entry)
         if error is not None:
             self._failed(error)
+        return error is None
+
+    def _settle(self) -> asyncio.Task[None]:
+        """Carry out the clears that are pending, as far as the disk allows; one task at a time."""
+        if self._settling is None or self._settling.done():
+            self._settling = self._spawn(self._carry_out())
+        return self._settling
+
+    async def _carry_out(self) -> None:
+        while self._clearing.pending and self._mount is not None and not self._changing:
+            writing = self._tasks - {self._settling}
+            if not await self._clearing.carry_out(self._mount, writing):
+                return  # trouble, which will be mended
 
     # Trouble
-
-    def _count(self, outcome: Outcome) -> None:
-        counters = self._counters
-        match outcome.failure:
-            case None:
-                counters.read += 1
-                counters.read_bytes += outcome.nbytes
-            case Failure.CORRUPT:
-                counters.read_corrupt += 1
-            case Failure.LATE:
-                counters.read_late += 1
-            case Failure.LOST:
-                counters.read_failed += 1
 
     def _read_failed(self, mount: Mount, entry: Entry, error: Exception) -> None:
         self._failed(error)
         if not isinstance(error, TimeoutError):
             self._spawn(self._forget(mount, [entry.label.key]))
-
-    def _failed(self, error: Exception) -> None:
-        """The disk is in trouble: out of use until the mender has succeeded."""
-        if self._closing.is_set() or not self._health.failed(error, time.monotonic()):
-            return
-        self._counters.troubles += 1
-        logger.warning("lmkv_ray: disk tier %s: %s", self._recipe.path, self._health.problem)
-        if self._mender is None or self._mender.done():
-            self._mender = asyncio.create_task(self._mend())
-
-    async def _mend(self) -> None:
-        """Try again, with growing pauses, until the disk works."""
-        health = self._health
-        while health.trouble is not None:
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), health.pause)
-            if self._closing.is_set():
-                return
-            error = await self._try_again(health.trouble)
-            if error is None:
-                health.mended(time.monotonic())
-                logger.info("lmkv_ray: disk tier %s is in use again", self._recipe.path)
-            else:
-                health.still(error)
 
     async def _try_again(self, trouble: Trouble) -> Exception | None:
         """What is still in the way."""

@@ -43,7 +43,7 @@ class Writing:
         workers: Workers,
         counters: DiskCounters,
         spawn: Callable[[Coroutine[Any, Any, list[bool]]], asyncio.Task[list[bool]]],
-        erase: Callable[[Mount, Sequence[Entry]], Coroutine[Any, Any, None]],
+        erase: Callable[[Mount, Sequence[Entry]], Coroutine[Any, Any, bool]],
         failed: Callable[[Exception], None],
         closing: asyncio.Event,
     ) -> None:
@@ -139,8 +139,7 @@ class Writing:
         """What became of a chunk."""
         index = mount.index
         if written is True and index.publish(entry):
-            self._counters.stored += 1
-            self._counters.stored_bytes += entry.label.nbytes
+            self._counters.wrote(entry.label.nbytes)
             return True
         if written is True:  # forgotten while it was written
             await self._erase(mount, [entry])

@@ -1,16 +1,20 @@
 """Clears of a store that many share, without listing what is in it.
 
-A clear of a space is an object ``clears/<space>``, of everything ``clears/all``. A chunk that was
-stored in the same second or before counts as gone: both times are the store's own, so no clock of
-ours matters. Nodes look for news of the clears of others now and then; a clear that goes through
-the directory reaches every node at once, as each makes its own.
+A clear is an object ``clears/<space>-<number>``, of everything ``clears/all-<number>``. A chunk
+that was stored in the same second or before counts as gone: both times are the store's own, so no
+clock of ours matters. Nodes look for news of the clears of others now and then.
+
+All nodes of a cluster are told of a clear, some of them much later. The first one carries it out,
+and leaves its number for the others; a newer clear of the same space takes the place of older ones.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from datetime import datetime
 
+from lmkv_ray.tiers.clears import PendingClear, PendingClears
 from lmkv_ray.tiers.remote.objects import Objects
 
 PREFIX = "clears/"
@@ -19,37 +23,66 @@ ALL = "all"
 
 
 class Clears:
-    """What was cleared when, as far as is known."""
+    """What was cleared when, as far as is known, and what is to be."""
 
     def __init__(self, objects: Objects) -> None:
+        self.pending = PendingClears()
+        """Hidden, and not known to the store yet."""
         self._objects = objects
         self._times: dict[str, datetime] = {}
+        """Of the store's objects, by what follows ``PREFIX``."""
         self._read_at: float | None = None
 
-    async def add(self, space: int | None, within: float) -> None:
-        """Clear a space, or everything. Raises what ``Objects`` does."""
-        name = PREFIX + _name(space)
-        await self._objects.put(name, [b"cleared\n"], within)
-        when = await self._objects.modified(name, within)
-        if when is not None:
-            self._times[_name(space)] = when
+    async def carry_out(
+        self, clears: Sequence[tuple[int | None, PendingClear]], within: float
+    ) -> None:
+        """Tell the store of some that are pending. Raises what ``Objects`` does."""
+        deadline = time.monotonic() + within
+        for space, clear in clears:
+            await self._list(deadline - time.monotonic())
+            numbers = {_parse(name)[1] for name in self._times}
+            if clear.number == 0 or clear.number not in numbers:
+                # A name is used once: whoever deletes older ones must not hit a newer one.
+                await self._put(_space(space), clear.number or time.time_ns(), deadline)
+            self.pending.done(space, clear)
 
     async def refresh(self, within: float) -> None:
         """Read what others cleared, if it is time. Raises what ``Objects`` does."""
-        if self._read_at is not None and time.monotonic() < self._read_at + REFRESH_SECONDS:
-            return
-        try:
-            listed = await self._objects.listed(PREFIX, within)
-        except StopAsyncIteration:
-            listed = {}
-        self._times |= {path.rpartition("/")[2]: when for path, when in listed.items()}
-        self._read_at = time.monotonic()
+        if self._read_at is None or time.monotonic() >= self._read_at + REFRESH_SECONDS:
+            await self._list(within)
 
     def covers(self, space: int, stored: datetime) -> bool:
         """Whether a chunk of this space, stored then, was cleared."""
-        second = stored.replace(microsecond=0)
-        return any(second <= self._times[n] for n in (_name(space), ALL) if n in self._times)
+        second, name = stored.replace(microsecond=0), _space(space)
+        return self.pending.covers(space) or any(
+            second <= when for n, when in self._times.items() if _parse(n)[0] in (name, ALL)
+        )
+
+    async def _put(self, space: str, number: int, deadline: float) -> None:
+        name = f"{space}-{number:016x}"
+        await self._objects.put(PREFIX + name, [b"cleared\n"], deadline - time.monotonic())
+        when = await self._objects.modified(PREFIX + name, deadline - time.monotonic())
+        if when is None:
+            raise OSError(f"{PREFIX}{name} is gone as soon as it is stored")
+        older = [n for n in self._times if space in (ALL, _parse(n)[0]) and n != name]
+        self._times[name] = when
+        for old in older:
+            await self._objects.delete(PREFIX + old, deadline - time.monotonic())
+            del self._times[old]
+
+    async def _list(self, within: float) -> None:
+        listed = await self._objects.listed(PREFIX, within)
+        self._times = {path.rpartition("/")[2]: when for path, when in listed.items()}
+        self._read_at = time.monotonic()
 
 
-def _name(space: int | None) -> str:
+def _space(space: int | None) -> str:
     return ALL if space is None else f"{space:016x}"
+
+
+def _parse(name: str) -> tuple[str, int]:
+    space, _, number = name.partition("-")
+    try:
+        return space, int(number, 16)
+    except ValueError:
+        return space, 0

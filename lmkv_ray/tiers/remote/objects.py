@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 CONNECT_SECONDS = 3
+_NO_BUCKET = "there is no such bucket or directory"
 
 
 class Objects:
@@ -35,7 +36,7 @@ class Objects:
             try:
                 await self._obstore.put_async(self._store, name, iter(parts), use_multipart=False)
             except FileNotFoundError as error:
-                raise OSError("there is no such bucket or directory") from error
+                raise OSError(_NO_BUCKET) from error
 
     async def get(self, name: str, within: float) -> tuple[Any, datetime]:
         """Bytes (a buffer) and time of change of an object.
@@ -58,10 +59,15 @@ class Objects:
         return when
 
     async def listed(self, prefix: str, within: float) -> dict[str, datetime]:
-        """Objects below a prefix and when they were changed; at most a thousand."""
+        """All objects below a prefix and when they were changed."""
+        found: dict[str, datetime] = {}
         async with asyncio.timeout(within):
-            page = await self._obstore.list(self._store, prefix, chunk_size=1000).__anext__()
-        return {str(meta["path"]): meta["last_modified"] for meta in page}
+            try:
+                async for page in self._obstore.list(self._store, prefix, chunk_size=1000):
+                    found |= {str(meta["path"]): meta["last_modified"] for meta in page}
+            except FileNotFoundError as error:
+                raise OSError(_NO_BUCKET) from error
+        return found
 
     async def delete(self, name: str, within: float) -> None:
         """Remove an object, if it is there."""

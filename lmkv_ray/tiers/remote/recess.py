@@ -21,6 +21,10 @@ class Recess:
         """Whether the medium may be tried."""
         return self.problem is None or now >= self._until
 
+    def left(self, now: float) -> float:
+        """Seconds until the medium may be tried."""
+        return 0.0 if self.over(now) else self._until - now
+
     def failed(self, problem: str, now: float) -> bool:
         """It failed; whether that is news."""
         if not self.over(now):

@@ -17,6 +17,8 @@ import numpy.typing as npt
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.tiers.cipher import Cipher, load_cipher
+from lmkv_ray.tiers.clears import CLEAR_SECONDS
+from lmkv_ray.tiers.counters import Counters
 from lmkv_ray.tiers.remote.clears import Clears
 from lmkv_ray.tiers.remote.objects import Objects, open_objects, problem_of
 from lmkv_ray.tiers.remote.packing import pack, unpack
@@ -37,25 +39,13 @@ PATIENCE_SECONDS = 1.0
 
 
 @dataclass(kw_only=True)
-class RemoteCounters:
-    """What happened since the tier was opened. Chunks, if it does not say otherwise."""
+class RemoteCounters(Counters):
+    """See ``Counters``."""
 
-    stored: int = 0
-    stored_bytes: int = 0
     store_known: int = 0
     """Not stored: somebody had done so already."""
-    store_changed: int = 0
-    """Not stored: evicted from memory while it was sent."""
-    store_failed: int = 0
-    read: int = 0
-    read_bytes: int = 0
-    read_corrupt: int = 0
-    read_late: int = 0
-    read_failed: int = 0
     asked: int = 0
     """Keys that the store was asked about."""
-    troubles: int = 0
-    """How often the store went out of use."""
 
 
 class RemoteTier:
@@ -73,6 +63,8 @@ class RemoteTier:
         self._counters = RemoteCounters()
         self._transfers = asyncio.Semaphore(IN_FLIGHT)
         self._questions = asyncio.Semaphore(IN_FLIGHT)
+        self._sending: set[asyncio.Task[bool]] = set()
+        self._settling: asyncio.Task[None] | None = None
 
     @classmethod
     async def open(
@@ -106,7 +98,7 @@ class RemoteTier:
         try:
             for task in asyncio.as_completed(tasks):
                 outcome = await task
-                self._count(outcome)
+                self._counters.fetched(outcome)
                 yield outcome
         finally:
             for task in tasks:
@@ -116,7 +108,11 @@ class RemoteTier:
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
         """See ``Tier``."""
         tasks = [asyncio.create_task(self._store(chunk)) for chunk in chunks]
-        await _finish(tasks)
+        self._sending |= set(tasks)
+        try:
+            await _finish(tasks)
+        finally:
+            self._sending -= set(tasks)
         return [task.result() for task in tasks]
 
     async def remove(self, keys: KeyArray) -> None:
@@ -125,10 +121,18 @@ class RemoteTier:
             self._recent.forget(key)
             await self._try(self._objects.delete(_name(key), QUESTION_SECONDS))
 
-    async def clear(self, space: int | None) -> None:
+    async def clear(self, space: int | None, number: int) -> None:
         """See ``Tier``. For everybody who shares the store; its objects stay until they expire."""
         self._recent.clear()
-        await self._try(self._clears.add(space, QUESTION_SECONDS))
+        self._clears.pending.add(space, number)
+        if self._settling is None or self._settling.done():
+            self._settling = asyncio.create_task(self._settle())
+        await asyncio.wait([self._settling], timeout=CLEAR_SECONDS if self._usable() else 0)
+
+    @property
+    def settled(self) -> bool:
+        """See ``Tier``."""
+        return not self._clears.pending
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         """See ``Tier``. Nothing to do: the store evicts by its own life-cycle rules."""
@@ -140,12 +144,15 @@ class RemoteTier:
             chunks=-1,
             nbytes=-1,
             capacity=-1,
-            problem=self._recess.problem,
+            problem=self._clears.pending.beside(self._recess.problem),
             counters=asdict(self._counters),
         )
 
     async def close(self) -> None:
-        """See ``Tier``. Requests under way end with their callers."""
+        """See ``Tier``. Other requests under way end with their callers."""
+        if self._settling is not None:
+            self._settling.cancel()
+            await all_ended([self._settling])
 
     async def _holds(self, key: bytes, deadline: float) -> bool | None:
         async with self._questions:
@@ -190,13 +197,25 @@ class RemoteTier:
                 return Outcome(position, failure=Failure.MISSING)
             return Outcome(position, nbytes, checksum)
 
+    async def _settle(self) -> None:
+        """Carry out the clears that are pending, when the store allows."""
+        while self._clears.pending:
+            await asyncio.sleep(self._recess.left(time.monotonic()))
+            clears = self._clears.pending.items()
+            # What is being sent began before: it must be there when the store is told.
+            if self._sending:
+                await asyncio.wait(set(self._sending))
+            await self._try(self._clears.carry_out(clears, QUESTION_SECONDS))
+
     async def _get(self, key: bytes, within: float) -> tuple[Any, Any]:
         await self._clears.refresh(within)
         return await self._objects.get(_name(key), within)
 
     async def _store(self, chunk: TierChunk) -> bool:
         async with self._transfers:
-            if not self._usable() or not chunk.intact():
+            if not self._usable() or self._clears.pending.covers(chunk.space):
+                return False
+            if not chunk.intact():
                 return False
             known = self._recent.get(chunk.key)
             if known is None:
@@ -214,8 +233,7 @@ class RemoteTier:
                 self._counters.store_failed += 1
                 return False
             self._recent.put(chunk.key, True)
-            self._counters.stored += 1
-            self._counters.stored_bytes += len(chunk.data)
+            self._counters.wrote(len(chunk.data))
             return True
 
     def _usable(self) -> bool:
@@ -244,19 +262,6 @@ class RemoteTier:
             return error
         self._recess.worked()
         return result
-
-    def _count(self, outcome: Outcome) -> None:
-        counters = self._counters
-        match outcome.failure:
-            case None:
-                counters.read += 1
-                counters.read_bytes += outcome.nbytes
-            case Failure.CORRUPT:
-                counters.read_corrupt += 1
-            case Failure.LATE:
-                counters.read_late += 1
-            case Failure.LOST:
-                counters.read_failed += 1
 
 
 async def _finish(tasks: Sequence[asyncio.Task[Any]]) -> None:

@@ -30,8 +30,9 @@ from lmkv_ray.transports.nixl.source import Located, version_of
 from lmkv_ray.transports.nixl.wire import ROW, Arrived, Read
 from lmkv_ray.transports.windows import failed, in_windows
 
-WINDOW_BYTES = 8 << 20
-"""Located and read together: long beside a round trip, short beside a deadline."""
+WINDOW_BYTES = 8 << 20, 32 << 20
+"""Located and read together, at first and at most: the first chunks are there soon, and what many
+cost is their bytes, not the asking."""
 IN_FLIGHT = 4
 RETRY_SECONDS = 60.0
 """How long a peer is not read from after a READ has failed or hung."""
@@ -74,14 +75,14 @@ class NixlTransport:
     Args:
         arena: ours; destinations of fetches are views that ``payload`` gave.
         helper: a process that reads into it.
-        window_bytes: payload of one window.
+        window_bytes: payload of the first window, and of the largest.
     """
 
     name = "nixl"
     capabilities = Capabilities(same_host=False, one_sided=False, verified=True)
 
     def __init__(
-        self, arena: ArenaWriter, helper: Helper, window_bytes: int = WINDOW_BYTES
+        self, arena: ArenaWriter, helper: Helper, window_bytes: tuple[int, int] = WINDOW_BYTES
     ) -> None:
         self._arena = arena
         self._helper = helper
@@ -107,7 +108,8 @@ class NixlTransport:
     async def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see ``Transport``."""
         deadline = time.monotonic() + fetch.within
-        windows = groups([len(d) for d in fetch.destinations], self._window_bytes)
+        first, largest = self._window_bytes
+        windows = groups([len(d) for d in fetch.destinations], largest, first)
         bring = partial(self._bring, peer, fetch, deadline)
         async with contextlib.aclosing(in_windows(windows, bring, IN_FLIGHT)) as outcomes:
             async for outcome in outcomes:

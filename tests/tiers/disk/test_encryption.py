@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from lmkv_ray.errors import ConfigError, UnsupportedError
+from lmkv_ray.errors import ConfigError, TierError, UnsupportedError
 from lmkv_ray.tiers.cipher import AesGcm, load_cipher
 from lmkv_ray.tiers.format import Header, Label
 from lmkv_ray.transports import Failure
@@ -70,24 +69,19 @@ async def test_nothing_readable_is_on_the_disk(disk: DiskHarness, key_file: Path
 
 
 @pytest.mark.parametrize("before", ["other key", "no key"])
-async def test_with_another_key_chunks_are_misses_and_one_line_says_why(
-    disk: DiskHarness, key_file: Path, caplog: pytest.LogCaptureFixture, before: str
+async def test_with_another_key_the_tier_is_refused_and_nothing_is_removed(
+    disk: DiskHarness, key_file: Path, before: str
 ) -> None:
     other = key_file.with_name("other")
     other.write_text("cd" * 32)
-    tier = await disk.open(key_file=other if before == "other key" else None)
+    options = {"key_file": other if before == "other key" else None}
+    tier = await disk.open(**options)
     assert all(await store(tier, KEYS))
     await tier.close()
-    with caplog.at_level(logging.WARNING):
-        tier = await disk.open(key_file=key_file)
-    assert [r.getMessage() for r in caplog.records if "encryption key" in r.getMessage()] == [
-        f"lmkv_ray: removed {COUNT} chunks of {disk.path} that were stored with another "
-        "encryption key, or without one"
-    ]
-    assert not (await tier.lookup(KEYS, 1.0)).any()
-    assert {o.failure for o in await fetch(tier, KEYS, slots(COUNT))} == {Failure.MISSING}
-    assert not disk.all_files()
-    assert all(await store(tier, KEYS))
+    with pytest.raises(TierError, match=rf"{COUNT} chunks.*LMKV_ENCRYPTION_KEY_FILE"):
+        await disk.open(key_file=key_file)
+    tier = await disk.open(**options)
+    assert all(outcome.ok for outcome in await fetch(tier, KEYS, slots(COUNT)))
     await tier.close()
 
 

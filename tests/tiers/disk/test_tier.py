@@ -214,14 +214,53 @@ async def test_a_read_only_file_system(tmpfs: tuple[DiskHarness, Remount]) -> No
     assert "read-only" in str(tier.status().problem)
     assert all(outcome.ok for outcome in await fetch(tier, KEYS, slots(COUNT)))
     await tier.remove(KEYS[:2])
-    await tier.clear(99)
+    assert await store(tier, MANY[:1]) == [False]
+    await tier.clear(99, 3)
     assert await present(tier, KEYS) == COUNT - 2
+    assert not tier.settled
+    assert tier._mount.files.directory.cleared() == 0  # type: ignore[union-attr]
     remount("rw")
-    await until(lambda: tier.status().problem is None)
+    await until(lambda: tier.status().problem is None and tier.settled)
+    assert tier._mount.files.directory.cleared() == 3  # type: ignore[union-attr]
     assert await store(tier, MANY[:1]) == [True]
     assert await present(tier, KEYS) == COUNT - 2, "what was removed does not come back"
     assert len(disk.all_files()) == COUNT - 2 + 1
     assert disk.nbytes() == tier.status().nbytes
+    await tier.close()
+
+
+async def test_a_clear_is_not_repeated_after_a_restart(disk: DiskHarness) -> None:
+    tier = await disk.open()
+    assert all(await store(tier, KEYS[:1]))
+    await tier.clear(None, 5)
+    await tier.clear(99, 7)
+    assert tier.settled
+    assert all(await store(tier, KEYS))
+    await tier.close()
+    tier = await disk.open()
+    await tier.clear(None, 7)
+    assert await present(tier, KEYS) == COUNT
+    await tier.clear(None, 8)
+    assert await present(tier, KEYS) == 0
+    await tier.close()
+
+
+async def test_a_clear_while_there_is_no_disk_is_done_when_it_comes(disk: DiskHarness) -> None:
+    tier = await disk.open()
+    assert all(await store(tier, KEYS[:2]))
+    assert await store(tier, KEYS[2:3], space=99) == [True]
+    await tier.close()
+    elsewhere = disk.path.with_name("elsewhere")
+    disk.path.rename(elsewhere)
+    disk.path.write_text("not a directory")
+    tier = await disk.open()
+    await tier.clear(99, 5)
+    assert not tier.settled
+    disk.path.unlink()
+    elsewhere.rename(disk.path)
+    await until(lambda: tier.settled)
+    assert (await tier.lookup(KEYS[:3], 1.0)).tolist() == [True, True, False]
+    assert len(disk.all_files()) == 2
     await tier.close()
 
 
@@ -278,7 +317,7 @@ async def test_a_disk_that_is_not_there_yet(disk: DiskHarness) -> None:
     tier = await disk.open()
     assert "LMKV_DISK_DIR" in str(tier.status().problem)
     assert await store(tier, KEYS) == [False] * COUNT
-    await tier.clear(None)
+    await tier.clear(None, 0)
     disk.path.unlink()
     await until(lambda: tier.status().problem is None)
     assert await store(tier, KEYS) == [True] * COUNT

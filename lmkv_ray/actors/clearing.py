@@ -1,0 +1,51 @@
+"""A node's part of clears."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.actors.peers import RayPeers
+from lmkv_ray.messages import Clear, Cleared
+from lmkv_ray.tiers import Tier
+
+
+class Clearing:
+    """Clears memory and tiers, each clear once.
+
+    Args:
+        shard: whose memory.
+        tiers: its tiers.
+        peers: nobody who has missed what we have carried out is of use to us.
+    """
+
+    def __init__(self, shard: Shard, tiers: Sequence[Tier], peers: RayPeers) -> None:
+        self._shard = shard
+        self._tiers = tiers
+        self._peers = peers
+        self._one_at_a_time = asyncio.Lock()
+        peers.cleared = shard.cleared
+
+    async def clear(self, space: bytes, number: int = 0) -> None:
+        """Serve nothing any more of a space (8 bytes, little endian; none: all)."""
+        which = int.from_bytes(space, "little") if space else None
+        self._shard.clear(which)
+        await asyncio.gather(*(tier.clear(which, number) for tier in self._tiers))
+
+    async def catch_up(self, clears: Sequence[Clear]) -> Cleared:
+        """Carry out those of the directory's clears that are new."""
+        before = self._shard.cleared
+        async with self._one_at_a_time:
+            for clear in clears:
+                if clear.number > self._shard.cleared:
+                    await self.clear(clear.space, clear.number)
+                    # Noted last: whoever is interrupted does it again.
+                    self._shard.cleared = self._peers.cleared = clear.number
+        pending = [tier.name for tier in self._tiers if not tier.settled]
+        return Cleared(before=before, pending=pending)
+
+    def settle(self) -> None:
+        """Let the arena remember what no tier has yet to do."""
+        if all(tier.settled for tier in self._tiers):
+            self._shard.settle()

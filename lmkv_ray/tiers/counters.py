@@ -1,0 +1,44 @@
+"""What every tier counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lmkv_ray.transports import Failure, Outcome
+
+
+@dataclass(kw_only=True)
+class Counters:
+    """What happened since the tier was opened. Chunks, if it does not say otherwise."""
+
+    stored: int = 0
+    stored_bytes: int = 0
+    store_changed: int = 0
+    """Not stored: evicted from memory while it was written."""
+    store_failed: int = 0
+    """Not stored: the medium refused."""
+    read: int = 0
+    read_bytes: int = 0
+    read_corrupt: int = 0
+    read_late: int = 0
+    read_failed: int = 0
+    troubles: int = 0
+    """How often the medium went out of use."""
+
+    def wrote(self, nbytes: int) -> None:
+        """A chunk was stored."""
+        self.stored += 1
+        self.stored_bytes += nbytes
+
+    def fetched(self, outcome: Outcome) -> None:
+        """A fetch has this outcome."""
+        match outcome.failure:
+            case None:
+                self.read += 1
+                self.read_bytes += outcome.nbytes
+            case Failure.CORRUPT:
+                self.read_corrupt += 1
+            case Failure.LATE:
+                self.read_late += 1
+            case Failure.LOST:
+                self.read_failed += 1

@@ -1,0 +1,158 @@
+"""What vLLM's own prefix cache holds: the tier above the arena, which only this engine can use.
+
+The engine's thread notes chunks as they are computed, loaded or hit. Everything else runs on the
+link's thread, between two messages: it looks a chunk's last block up in vLLM's block pool (vLLM
+frees tails first, so it goes first) and tells the shard what came and went. Looking is all it does
+there: one read of a dictionary, which Python does not tear. So a step costs next to nothing, and
+an engine that is idle when its cache is reset is noticed all the same.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.watched import Watched
+
+if TYPE_CHECKING:
+    from vllm.v1.core.block_pool import BlockPool
+
+    from lmkv_ray.vllm.requests import TrackedRequest
+
+MAX_WATCHED = 1 << 16
+"""Chunks that are known to be on the device."""
+MAX_NOTED = 1024
+"""Runs of chunks that wait to be looked at for the first time; the oldest are forgotten."""
+CHECK_SECONDS = 0.5
+CHECKED = 512
+"""Chunks that are looked at again at a time; less than a millisecond."""
+
+
+class _Run(NamedTuple):
+    """Chunks of one group that were on the device a moment ago."""
+
+    group: int
+    keys: bytes
+    last_blocks: Sequence[bytes]
+    """Hashes of their last blocks."""
+
+
+class DeviceWatch:
+    """Follows which chunks are on the device."""
+
+    def __init__(self) -> None:
+        self.pool: BlockPool | None = None
+        """vLLM's; nothing is known without it."""
+        self._noted: deque[_Run] = deque(maxlen=MAX_NOTED)
+        self._watched: Watched[tuple[bytes, int]] = Watched(MAX_WATCHED)
+        self._checked_at = 0.0
+        self._untold = False
+
+    # -- the engine's thread --------------------------------------------------------------------
+
+    def note(self, tracked: TrackedRequest, computed: int) -> None:
+        """A request's first ``computed`` tokens are on the device."""
+        hashes = tracked.request.block_hashes
+        for group in tracked.groups:
+            begin, keys = tracked.noted[group.number], tracked.keys(group)
+            end = min(computed // group.tokens, len(keys))
+            if end > begin:
+                first, last = group.hash_index(begin), group.hash_index(end - 1)
+                last_blocks = hashes[first : last + 1 : group.tokens // group.hash_tokens]
+                self._noted.append(_Run(group.number, keys[begin:end].tobytes(), last_blocks))
+                tracked.noted[group.number] = end
+        tracked.note_at = min((tracked.noted[g.number] + 1) * g.tokens for g in tracked.groups)
+
+    # -- the link's thread ----------------------------------------------------------------------
+
+    def start_over(self) -> None:
+        """Whoever is told has forgotten everything."""
+        self._untold = True
+
+    def news(self) -> tuple[bytes, bytes]:
+        """Keys of chunks that came to the device since the last call, and of those that went.
+
+        What is used again is told again: if it was forgotten meanwhile, it is known from then on.
+        """
+        if self.pool is None:
+            return b"", b""
+        added = [*self._watched] if self._untold else []
+        self._untold = False
+        while self._noted:
+            run = self._noted.popleft()
+            for key, block in zip(key_list(key_array(run.keys)), run.last_blocks, strict=True):
+                if is_on_device(self.pool, block, run.group):
+                    self._watched.add(key, (block, run.group))
+                    added.append(key)
+        removed = [*self._watched.excess(), *self._gone(self.pool)]
+        for key in removed:
+            self._watched.pop(key)
+        return b"".join(added), b"".join(removed)
+
+    def _gone(self, pool: BlockPool) -> list[bytes]:
+        """Some chunks that are not on the device any more."""
+        now = time.monotonic()
+        if now < self._checked_at + CHECK_SECONDS:
+            return []
+        self._checked_at = now
+        gone: list[bytes] = []
+        looked = 0
+        while looked < len(self._watched):
+            turn = self._watched.turn(CHECKED)
+            lost = [key for key, (block, group) in turn if not is_on_device(pool, block, group)]
+            gone += lost
+            looked += len(turn)
+            if len(lost) < len(turn):
+                break  # else it was reset, and all of it is gone
+        return gone
+
+
+def is_on_device(pool: BlockPool, block: bytes, group: int) -> bool:
+    """Whether vLLM's prefix cache has a block. Any thread may ask."""
+    try:
+        return pool.get_cached_block(block, [group]) is not None
+    except (RuntimeError, StopIteration):
+        return True  # there were several, and one of them went while we looked
+
+
+def device_prefix(
+    pool: BlockPool | None,
+    groups: Sequence[Group],
+    hashes: Sequence[bytes],
+    *,
+    limit: int,
+    align: int,
+) -> int:
+    """Tokens of a prompt that are on the device, about as vLLM will find them.
+
+    Args:
+        pool: vLLM's.
+        groups: of the engine.
+        hashes: the prompt's.
+        limit: no more than so many tokens; a multiple of ``align``.
+        align: whole blocks of every group.
+    """
+    if pool is None:
+        return 0
+
+    def reaches(end: int) -> bool:
+        return all(
+            is_on_device(pool, hashes[end // group.hash_tokens - 1], group.number)
+            for group in groups
+        )
+
+    # What is there is a prefix, or nearly so: look for its end by halves.
+    there, missing = 0, limit // align + 1
+    if limit and reaches(limit):
+        return limit
+    while missing - there > 1:
+        middle = (there + missing) // 2
+        if reaches(middle * align):
+            there = middle
+        else:
+            missing = middle
+    return there * align

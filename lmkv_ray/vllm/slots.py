@@ -1,0 +1,168 @@
+"""Granted slots, and the news of them: the engine's thread leaves it, the link's fetches it.
+
+Nothing here waits longer than for a lock that is held for microseconds. All is bounded: by the
+slots that a shard grants, and by ``MAX_TOUCHED``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from lmkv_ray.hints import NO_HINTS, Hints
+from lmkv_ray.messages import Commit, Grant
+
+MAX_TOUCHED = 65536
+"""Keys waiting to be reported as used; the rest are forgotten (recency is only a hint)."""
+
+
+class GrantedSlot(NamedTuple):
+    """A slot that may be filled."""
+
+    slot: int
+    arena_id: int
+    """The arena it is a slot of."""
+    deadline: float
+    """``time.monotonic()`` on the shard's node, after which nobody may begin to write."""
+
+
+@dataclass(slots=True)
+class News:
+    """What an exchange tells."""
+
+    commits: list[Commit] = field(default_factory=list)
+    released: list[int] = field(default_factory=list)
+    touched: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_TOUCHED))
+    want: int = 0
+
+
+class Slots:
+    """See the module.
+
+    Args:
+        want: free slots to keep at hand.
+        wake: called when there is something to tell.
+    """
+
+    def __init__(self, want: int, wake: Callable[[], None]) -> None:
+        self._want = want
+        self._wake = wake
+        self._lock = threading.Lock()
+        self._news = News()
+        self._arena_id: int | None = None
+        self._ahead = 0.0
+        self._free: dict[int, float] = {}  # granted slots not in use, with their deadlines
+        self._in_use: dict[int, float] = {}
+        self._committing: set[bytes] = set()
+
+    def __len__(self) -> int:
+        """How many are free."""
+        return len(self._free)
+
+    # -- the engine's thread --------------------------------------------------------------------
+
+    def take(self) -> GrantedSlot | None:
+        """A granted slot, or None: there is none now."""
+        now = time.monotonic() + self._ahead
+        with self._lock:
+            while self._free and self._arena_id is not None:
+                slot = next(iter(self._free))
+                deadline = self._free.pop(slot)
+                if deadline > now:
+                    self._in_use[slot] = deadline
+                    if self._wanted():
+                        self._wake()
+                    return GrantedSlot(slot, self._arena_id, deadline)
+                self._news.released.append(slot)
+            self._wake()
+        return None
+
+    def commit(self, slot: int, key: bytes, nbytes: int, hints: Hints = NO_HINTS) -> None:
+        """Make a filled slot visible under its key."""
+        with self._lock:
+            if self._in_use.pop(slot, None) is not None:
+                self._news.commits.append(Commit(slot=slot, key=key, nbytes=nbytes, hints=hints))
+                self._committing.add(key)
+                self._wake()
+
+    def committing(self, key: bytes) -> bool:
+        """Whether a commit of this key has not been answered yet."""
+        return key in self._committing
+
+    @property
+    def settled(self) -> bool:
+        """Whether every commit has been answered."""
+        return not self._committing
+
+    def release(self, slot: int) -> None:
+        """Give a slot back unused. Nobody may write to it any more."""
+        with self._lock:
+            if self._in_use.pop(slot, None) is not None:
+                self._news.released.append(slot)
+
+    def touch(self, keys: list[bytes]) -> None:
+        """Report chunks as used, deepest first."""
+        with self._lock:
+            self._news.touched.extend(keys)
+
+    # -- the link's thread ----------------------------------------------------------------------
+
+    def held(self) -> list[int]:
+        """Slots that the shard should know as ours."""
+        with self._lock:
+            return [*self._free, *self._in_use]
+
+    def welcomed(self, arena_id: int, grant: Grant, ahead: float) -> None:
+        """The shard took us in: only what it grants is ours.
+
+        Args:
+            arena_id: slots of another arena are gone, and so is what there was to say of them.
+            grant: new slots, and those of ``held`` that the shard recognises.
+            ahead: seconds that the clock of the shard's node is ahead of ours.
+        """
+        with self._lock:
+            same = self._arena_id == arena_id
+            granted = dict.fromkeys(grant.slots, grant.deadline)
+            self._in_use = {s: granted.pop(s) for s in self._in_use if same and s in granted}
+            self._free = granted
+            self._arena_id, self._ahead = arena_id, ahead
+            if not same:
+                self._news = News(touched=self._news.touched)
+                self._committing.clear()
+
+    @property
+    def has_news(self) -> bool:
+        """Whether an exchange is due; recency waits for the heartbeat, it is only a hint."""
+        return bool(self._news.commits or self._news.released or self._wanted())
+
+    def news(self) -> News:
+        """All there is to tell; to be followed by ``told``."""
+        with self._lock:
+            news, self._news = self._news, News()
+            news.want = self._wanted()
+        return news
+
+    def told(self, news: News) -> None:
+        """The shard has heard it, or never will."""
+        with self._lock:
+            self._committing.difference_update(commit.key for commit in news.commits)
+
+    def granted(self, grant: Grant) -> None:
+        """More slots."""
+        with self._lock:
+            self._free |= dict.fromkeys(grant.slots, grant.deadline)
+
+    def return_free(self) -> None:
+        """Give back all that is not in use: the grant was overtaken."""
+        with self._lock:
+            self._news.released.extend(self._free)
+            self._free.clear()
+
+    def _wanted(self) -> int:
+        """Free slots to ask for: none while half of them are there."""
+        wanted = self._want - len(self._free)
+        return wanted if wanted > self._want // 2 else 0

@@ -1,0 +1,100 @@
+"""From the workers' reports to the engine's places: their keys, their slices, their links."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
+
+from lmkv_ray.arena import this_process
+from lmkv_ray.config import Settings
+from lmkv_ray.messages import Hello
+from lmkv_ray.transports import host_id
+from lmkv_ray.vllm.device import DeviceWatch
+from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.link import ShardClient, ShardLink
+from lmkv_ray.vllm.metadata import LayoutReport, share_chunks
+from lmkv_ray.vllm.namespace import derive_namespace
+from lmkv_ray.vllm.places import Place
+from lmkv_ray.vllm.support import check_workers
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+
+logger = logging.getLogger(__name__)
+
+Connect = Callable[[str | None], ShardClient]
+"""Finds the shard of another host, or of this one (None)."""
+
+
+def open_places(
+    config: VllmConfig,
+    settings: Settings,
+    groups: Sequence[Group],
+    reports: Sequence[LayoutReport],
+    *,
+    replicas: int,
+    engine_id: str,
+    connect: Connect,
+    device: DeviceWatch,
+) -> list[Place]:
+    """The places of an engine, its own node first; their links have begun to attach.
+
+    Args:
+        config: of the engine.
+        settings: of the engine.
+        groups: of the engine.
+        reports: of all workers.
+        replicas: consecutive ranks whose slices are the same bytes.
+        engine_id: unique among engines.
+        connect: see ``Connect``.
+        device: what the shard of this node is told of the engine's own cache.
+
+    Raises:
+        UnsupportedError: see ``check_workers``.
+    """
+    reports = sorted(reports, key=lambda report: report.rank)
+    check_workers(config, reports)
+    # Two steps' worth of chunks, so that a burst of prefill finds room.
+    tokens = 2 * config.scheduler_config.max_num_batched_tokens
+    here = host_id()
+    hosts = sorted({report.host for report in reports}, key=lambda host: (host != here, host))
+    places = []
+    for number, host in enumerate(hosts):
+        mine = [report for report in reports if report.host == host]
+        ranks = [report.rank for report in mine] if len(hosts) > 1 else None
+        namespace = derive_namespace(config, settings, groups, reports, ranks).digest()
+        nbytes, shares = share_chunks(mine, replicas)
+        links: dict[int, ShardLink] = {}
+        for size in dict.fromkeys(filter(None, nbytes)):
+            hello = Hello(  # a shard grants a holder slots of one size
+                engine_id=f"{engine_id}-{size}" if links else engine_id,
+                # The shard watches a process that it can see.
+                owner=mine[0].owner if number else this_process(),
+                space=int.from_bytes(namespace[:8], "little"),
+                model=config.model_config.model,
+                slot_bytes=size,
+                held=[],
+            )
+            its = (group for group, nb in zip(groups, nbytes, strict=True) if nb == size)
+            burst = sum(tokens // group.tokens for group in its)
+            links[size] = ShardLink(
+                partial(connect, host if number else None),
+                hello,
+                want_slots=max(16, min(settings.grant_slots, burst)),
+                period=settings.exchange_seconds,
+                maps=not number,
+                device=None if number or links else device,
+            )
+        by_group = {group: links[size] for group, size in enumerate(nbytes) if size}
+        places.append(Place(number, namespace, by_group, nbytes, shares))
+        logger.info(
+            "lmkv_ray: chunks of %s tokens (%s MiB) over %d of %d workers, namespace %s",
+            "/".join(str(group.tokens) for group in groups),
+            "/".join(f"{size / 2**20:.2f}" for size in nbytes),
+            len(mine),
+            len(reports),
+            namespace.hex(),
+        )
+    return places

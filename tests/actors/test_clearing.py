@@ -1,0 +1,36 @@
+"""A node's part of clears, with tiers that cannot do theirs at once."""
+
+from __future__ import annotations
+
+import secrets
+
+from lmkv_ray.actors.clearing import Clearing
+from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.parts import Directory
+from lmkv_ray.actors.peers import RayPeers
+from lmkv_ray.config import load_settings
+from lmkv_ray.messages import Clear
+from tests.tiers.memory_tier import MemoryTier
+
+SETTINGS = load_settings({"capacity": 4 << 20})
+
+
+async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None:
+    name = f"clear.{secrets.token_hex(4)}"
+    shard = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n")
+    tiers = [MemoryTier("a"), MemoryTier("b")]
+    peers = RayPeers("none", "n", Directory("none", 1))
+    clearing = Clearing(shard, tiers, peers)
+    tiers[1].settled = False
+    done = await clearing.catch_up([Clear(number=3), Clear(number=5)])
+    assert done.before == 0
+    assert done.pending == ["b"]
+    assert shard.cleared == peers.cleared == 5, "nothing of it is served any more"
+    clearing.settle()
+    assert shard.writer.cleared == 0, "a successor has to be told again"
+    tiers[1].settled = True
+    clearing.settle()
+    assert shard.writer.cleared == 5
+    assert (await clearing.catch_up([Clear(number=5), Clear(number=6)])).before == 5
+    assert tiers[0].numbers == [3, 5, 6]
+    shard.close()

@@ -1,0 +1,31 @@
+"""Which clears a shard is told of."""
+
+from __future__ import annotations
+
+from lmkv_ray.directory import ClearLog
+
+A, B = b"a" * 8, b"b" * 8
+
+
+def owed(log: ClearLog, cleared: int) -> list[tuple[int, bytes]]:
+    return [(clear.number, clear.space) for clear in log.owed(cleared)]
+
+
+def test_the_newest_of_each_space_in_order() -> None:
+    log = ClearLog()
+    for number, space in [(1, A), (2, B), (3, A), (4, B), (5, A)]:
+        assert log.new(space, number).number == number
+    assert owed(log, 0) == [(4, B), (5, A)]
+    assert owed(log, 4) == [(5, A)]
+    assert owed(log, 5) == []
+    log.new(b"", 6)
+    log.new(B, 7)
+    assert owed(log, 2) == [(6, b""), (7, B)], "what was cleared with all others is over"
+
+
+def test_who_has_missed_what_nobody_remembers_clears_everything() -> None:
+    log = ClearLog()
+    log.heard(9)
+    log.new(A, 0)
+    assert owed(log, 9) == [(10, A)]
+    assert owed(log, 8) == [(10, b"")]

@@ -1,0 +1,27 @@
+"""How often a fetch goes to and fro before its first chunk can be used."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.faults.lab import Lab
+from tests.hosts import Path
+
+pytestmark = [pytest.mark.ray, pytest.mark.faults]
+
+ROUND_TRIP = 0.4
+"""Seconds: long beside what computing takes, also on a busy machine."""
+
+
+def test_the_first_chunk_is_here_after_three_round_trips(lab: Lab) -> None:
+    """One asks the directory, one the peer where its chunks are, one reads them."""
+    lab.wait_healthy(60)
+    lab.ask(1, lab.shared())  # the nodes know each other
+    documents = [lab.shared(1) for _ in range(3)]
+    lab.hosts.degrade(Path(delay=ROUND_TRIP / 2))
+    taken = []
+    for number in documents:
+        first, _, present = lab.engines[1].call("gather", [number], 1)
+        assert present == 1
+        taken.append(first / ROUND_TRIP)
+    assert min(taken) < 3.9, f"round trips: {taken}"
