@@ -94,7 +94,8 @@ def engine(shape: tuple[str, int], sliding_model: str, shards: Shards) -> Iterat
         patch.setattr(lmkv_ray.vllm.connector, "RayShardClient", shards.connect)
         if nodes == 2:
             patch.setattr(lmkv_ray.vllm.connector, "open_places", spread)
-        patch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
+        if kind == "pipeline":
+            patch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
         made = Engine(
             sliding_model,
             connector={},
