@@ -1,4 +1,4 @@
-# make demo | test | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
+# make demo | test | test-gpu | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
 # after that nothing is installed unless pyproject.toml changed, and no network is needed.
 
 SHELL := /bin/sh
@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: demo test test-faults soak bench bench-gpu lint
+.PHONY: demo test test-gpu test-faults soak bench bench-gpu lint
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -21,6 +21,11 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(RUN) pytest
+
+# What needs a GPU; skipped, and says why, where there is none.
+test-gpu: $(GPU_VENV)/installed
+	@$(GPU_VENV)/bin/python -m pip install -q hypothesis pytest pytest-asyncio pytest-timeout
+	@$(GPU_VENV)/bin/python -m pytest -m gpu -rs tests/kernels/test_pages.py tests/transfer/test_on_gpu.py
 
 # The whole fault matrix and `ray up`, on hosts made of namespaces (needs root); writes docs/faults.md.
 test-faults: $(INSTALLED)

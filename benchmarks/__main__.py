@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks import bench_arena, bench_directory, bench_disk, bench_engine, bench_transfer
+from benchmarks import (
+    bench_arena,
+    bench_directory,
+    bench_disk,
+    bench_engine,
+    bench_link,
+    bench_transfer,
+)
 from benchmarks.table import rows_of, show, write
 
 OUTPUT = Path("build/bench.json")
@@ -15,6 +22,7 @@ if __name__ == "__main__":
         *rows_of(bench_directory.run()),
         *rows_of(bench_disk.run()),
         *rows_of(bench_transfer.run()),
+        *bench_link.run(),
         *bench_engine.run(),
     ]
     show(rows)

@@ -80,6 +80,7 @@ def measure(name: str, engine: EngineProcess, cache: Cache) -> list[Row]:
             keys = engine.call("keys", prompt)
             chunks += len(keys)
             _wait_until_stored(cache, chunks)
+            engine.call("wait_peers")  # it asks for nothing before it knows of the tier
             for _ in range(REPEATS):
                 cache.evict(keys)
                 assert engine.call("reset")

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.bench_link import LINK
 from benchmarks.table import rows_of, show
 from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.transfer import DeviceEngine, Load, Save
@@ -56,8 +57,6 @@ LOOK_SECONDS = 0.005
 
 RING_SLOT = 8 << 20
 DIRECT_BYTES = 128 << 10
-LINK = 55e9
-"""Bytes per second of a PCIe 5 link with 16 lanes, as measured on an H100."""
 
 
 def run() -> list[Row]:

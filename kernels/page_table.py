@@ -71,6 +71,7 @@ class PageTable:
 
     def __init__(self, layout: ChunkLayout, *, cache_bytes: int) -> None:
         self._layout = layout
+        self._known: dict[range, _RunRange] = {}
         self.runs = np.array(
             [
                 (run.offset, run.stride, chunk_offset, run.nbytes)
@@ -116,32 +117,51 @@ class PageTable:
         runs = range(len(layout.runs)) if runs is None else runs
         if runs.step != 1 or runs.start < 0 or runs.stop > len(layout.runs):
             raise IndexError(f"runs {runs} of {len(layout.runs)}")
-        count, chosen = len(blocks), self.runs[runs.start : runs.stop]
+        count = len(blocks)
         if len(out) < count or not len(chunks) == len(indices) == count:
             raise IndexError(
                 f"{count} blocks, {len(chunks)} chunks, {len(indices)} indices, room for {len(out)}"
             )
-        if not count or not len(chosen):
+        if not count or not len(runs):
             return PageLaunch(0, runs.start, 0, 0, WIDEST)
         if blocks.min() < 0 or blocks.max() >= layout.num_blocks:
             raise IndexError(f"block ids {blocks.min()}..{blocks.max()} of {layout.num_blocks}")
         if indices.min() < 0 or indices.max() >= layout.blocks:
             raise IndexError(f"blocks {indices.min()}..{indices.max()} of {layout.blocks}")
-        for nbytes in np.unique(chosen["nbytes"]):  # few: layers are mostly alike
+        if (known := self._known.get(runs)) is None:
+            known = self._known[runs] = _RunRange.of(self.runs[runs.start : runs.stop])
+        for nbytes, first, last in known.areas:
             starts = chunks + indices * nbytes
-            areas = chosen["chunk_offset"][chosen["nbytes"] == nbytes]
-            low, high = starts.min() + areas.min(), starts.max() + areas.max() + nbytes
+            low, high = starts.min() + first, starts.max() + last + nbytes
             if low < 0 or high > buffer_bytes:
                 raise IndexError(f"pages at {low}..{high} of a buffer of {buffer_bytes} bytes")
         out["chunk"][:count] = chunks
         out["index"][:count] = indices
         out["block"][:count] = blocks
-        bits = int(np.bitwise_or.reduce(chunks))
+        bits = int(np.bitwise_or.reduce(chunks)) | known.bits
+        return PageLaunch(count, runs.start, len(runs), known.page_bytes, alignment(bits))
+
+
+@dataclass(frozen=True, slots=True)
+class _RunRange:
+    """What launches of some of the runs need to know of them; there are few such ranges."""
+
+    areas: list[tuple[int, int, int]]
+    """Size of pages, and the first and last chunk offset of runs with it: few, layers are alike."""
+    bits: int
+    """Every number ORed."""
+    page_bytes: int
+    """Of the largest page."""
+
+    @classmethod
+    def of(cls, runs: npt.NDArray[np.void]) -> _RunRange:
+        areas, bits = [], 0
+        for nbytes in np.unique(runs["nbytes"]).tolist():
+            offsets = runs["chunk_offset"][runs["nbytes"] == nbytes]
+            areas.append((nbytes, int(offsets.min()), int(offsets.max())))
         for field in RUN.names or ():
-            bits |= int(np.bitwise_or.reduce(chosen[field]))
-        return PageLaunch(
-            count, runs.start, len(chosen), int(chosen["nbytes"].max()), alignment(bits)
-        )
+            bits |= int(np.bitwise_or.reduce(runs[field]))
+        return cls(areas, bits, int(runs["nbytes"].max()))
 
 
 def alignment(bits: int) -> int:

@@ -30,11 +30,11 @@ logger = logging.getLogger(__name__)
 RING_SLOTS = 4
 """Of each lane: while one is filled and one emptied, two smooth out what is uneven."""
 
-POLL_SECONDS = 0.001
-"""Between looks at a busy device; ``AHEAD`` steps take it many times as long."""
-
 LOAD_PATIENCE = 0.010
 """Seconds an otherwise idle step waits for its loads: finer than the engine's own polling."""
+
+PATIENCE_STEP = 0.001
+"""Between looks at these."""
 
 CLOSE_SECONDS = 10.0
 """Within which what is under way must have ended, or is left to the end of the process."""
@@ -156,7 +156,7 @@ class DeviceEngine:
         deadline = time.monotonic() + LOAD_PATIENCE
         lane = self._lanes[Direction.TO_DEVICE]
         while idle and lane.busy and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
+            time.sleep(PATIENCE_STEP)
 
     def begin_saves(self, saves: Sequence[Save]) -> None:
         """See ``TransferEngine``."""
@@ -216,7 +216,7 @@ class DeviceEngine:
             if self._closing:
                 lane.abandon()
             if lane.pump():
-                wake.wait(POLL_SECONDS)
+                wake.wait(lane.pause())
             elif self._closing:
                 return
             else:

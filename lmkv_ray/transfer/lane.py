@@ -35,6 +35,12 @@ AHEAD = 64
 """Steps that may be queued and not yet over. With ring slots of 8 MiB some 10 ms of a PCIe 5 link;
 CUDA itself takes a thousand before it makes the host wait."""
 
+STEP_SECONDS = 0.15e-3
+"""About what a step of 8 MiB takes on such a link."""
+
+LOOK_SECONDS = (0.1e-3, 1e-3)
+"""Shortest and longest pause between looks at the device: each costs the interpreter's lock."""
+
 
 @dataclass(slots=True, eq=False)
 class Job:
@@ -106,6 +112,23 @@ class Lane:
         return bool(self._queue or self._open)
 
     # -- for the lane's thread ------------------------------------------------------------------
+
+    def pause(self) -> float:
+        """Seconds until it is worth to come back: about half of what is left of the work in flight.
+
+        So the end of a job is seen soon after it, and a job that waits for the model, or is long,
+        is looked at rarely.
+        """
+        shortest, longest = LOOK_SECONDS
+        if self._health.broken or not self._flight:
+            return longest
+        try:
+            begun = self._device.done(self._flight[0][1].after)
+        except Exception as error:
+            self._health.fail(error)
+            return longest
+        half = len(self._flight) * STEP_SECONDS / 2
+        return min(longest, max(shortest, half)) if begun else longest
 
     def pump(self) -> bool:
         """Do what can be done without waiting. Returns whether it is worth to come back soon."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
+
 from lmkv_ray.transfer.base import Ints
 
 
@@ -23,6 +25,12 @@ class Copies:
     def part(self, first: int, end: int) -> Copies:
         """Copies ``first`` to ``end``."""
         return Copies(self.arena[first:end], self.other[first:end], self.nbytes[first:end])
+
+    def replaced(self, first: int, end: int, others: Copies) -> Copies:
+        """With others in place of copies ``first`` to ``end``."""
+        three = self.part(0, first), others, self.part(end, len(self))
+        columns = ("arena", "other", "nbytes")
+        return Copies(*(np.concatenate([getattr(c, name) for c in three]) for name in columns))
 
 
 @dataclass(frozen=True, slots=True)

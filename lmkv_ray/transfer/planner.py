@@ -37,6 +37,11 @@ class _Tile:
     """First byte in the chunk."""
     nbytes: int
 
+    @property
+    def place(self) -> tuple[int, int, int, int]:
+        """Bounds of its blocks and runs."""
+        return self.first, self.end, self.runs.start, self.runs.stop
+
 
 class Planner:
     """Plans the jobs of one KV group.
@@ -60,7 +65,8 @@ class Planner:
         self._dense, self._sparse = table[:, dense], table[:, ~dense]
         page = int(self._nbytes.max(initial=0))
         self._direct_bytes = 0 if page > slot_bytes else direct_bytes
-        self._pitch = -(-layout.chunk_bytes // _ALIGN) * _ALIGN
+        self._block_bytes, self._chunk_bytes = layout.block_bytes, layout.chunk_bytes
+        self._pitch = -(-self._chunk_bytes // _ALIGN) * _ALIGN
         self._tiles = [] if page > slot_bytes else self._cut()
 
     @property
@@ -119,7 +125,7 @@ class Planner:
             return np.ones(len(wanted), np.bool_)
         pieces = self._dense.shape[1] * np.add.reduceat(~joined, first, dtype=np.int64)
         pieces += self._sparse.shape[1] * wanted
-        long: Bools = wanted * self._layout.block_bytes >= self._direct_bytes * pieces
+        long: Bools = wanted * self._block_bytes >= self._direct_bytes * pieces
         return long
 
     def _near(self, chunks: Ints, extent_bytes: int) -> Bools:
@@ -127,7 +133,7 @@ class Planner:
         near = np.zeros(len(chunks), np.bool_)
         if len(self._layout.runs) == 1:
             extents = chunks // extent_bytes
-            near[1:] = np.diff(chunks) == self._layout.chunk_bytes
+            near[1:] = np.diff(chunks) == self._chunk_bytes
             near[1:] &= extents[1:] == extents[:-1]
         return near
 
@@ -158,63 +164,73 @@ class Planner:
             none = np.empty(0, np.int64)
             empty = Copies(none, none, none)
             return Plan(plain, none, none, none, empty, np.empty((0, 7), np.int64))
-        first = np.concatenate([[0], np.cumsum(wanted)])
-        high = low + wanted
-        per_slot = max(1, self._slot_bytes // self._pitch)
-        if len(self._tiles) == 1:  # whole chunks, several in a slot
-            begin = np.arange(0, len(chunks), per_slot)
-            end = np.minimum(begin + per_slot, len(chunks))
-            at = np.arange(len(chunks)) % per_slot * self._pitch
+        count, tiles = len(chunks), self._tiles
+        if len(tiles) == 1:  # whole chunks, several in a slot
+            per_slot = max(1, self._slot_bytes // self._pitch)
+            begin = np.arange(0, count, per_slot)
+            end = np.minimum(begin + per_slot, count)
+            at = np.arange(count) % per_slot * self._pitch
         else:  # parts of a chunk, each in a slot of its own
-            begin = np.arange(len(chunks))
-            end, at = begin + 1, np.zeros(len(chunks), np.int64)
-        rows, copies, done = [], [], 0
-        for tile in self._tiles:
-            part, counts = self._tile_copies(tile, chunks, low, high, at)
-            ends = np.concatenate([[0], np.cumsum(counts)]) + done
-            done += len(part)
-            copies.append(part)
-            row = np.empty((len(begin), 7), np.int64)
-            row[:, 0] = first[begin] + np.clip(tile.first - low[begin], 0, wanted[begin])
-            row[:, 1] = first[end - 1] + np.clip(tile.end - low[end - 1], 0, wanted[end - 1])
-            row[:, 2], row[:, 3] = tile.runs.start, tile.runs.stop
-            row[:, 4], row[:, 5] = ends[begin], ends[end]
-            row[:, 6] = -tile.begin
-            rows.append(row)
+            begin = np.arange(count)
+            end, at = begin + 1, np.zeros(count, np.int64)
+        packed, ends = self._copies_of_slots(chunks, low, low + wanted, at)
+        first = np.concatenate([[0], np.cumsum(wanted)])
+        columns = np.array([(*tile.place, -tile.begin) for tile in tiles], np.int64)
+        tile_first, tile_end, *runs, back = columns.T
         # Chunk by chunk, so that a chunk that is lost while it is copied costs few others.
-        table = np.stack(rows, axis=1).reshape(-1, 7)
-        table = table[table[:, 0] < table[:, 1]]
-        packed = Copies(
-            *(
-                np.concatenate([getattr(part, field) for part in copies])
-                for field in ("arena", "other", "nbytes")
-            )
-        )
-        return Plan(plain, np.repeat(at, wanted), index, blocks, packed, table)
+        table = np.empty((len(begin), len(tiles), 7), np.int64)
+        for column, chunk, bound in ((0, begin, tile_first), (1, end - 1, tile_end)):
+            wanted_here, low_here = wanted[chunk, None], low[chunk, None]
+            table[:, :, column] = first[chunk, None] + np.clip(bound - low_here, 0, wanted_here)
+        table[:, :, 2], table[:, :, 3], table[:, :, 6] = *runs, back
+        table[:, :, 4], table[:, :, 5] = ends[begin, :-1], ends[end - 1, 1:]
+        rows = table.reshape(-1, 7)
+        rows = rows[rows[:, 0] < rows[:, 1]]
+        return Plan(plain, np.repeat(at, wanted), index, blocks, packed, rows)
 
-    def _tile_copies(
-        self, tile: _Tile, chunks: Ints, low: Ints, high: Ints, at: Ints
+    def _copies_of_slots(
+        self, chunks: Ints, low: Ints, high: Ints, at: Ints
     ) -> tuple[Copies, Ints]:
-        """Copies between arena and slot of a tile of all chunks, and how many each chunk has."""
-        whole = (low <= tile.first) & (high >= tile.end)
-        runs = np.arange(tile.runs.start, tile.runs.stop)
-        found, counts = [], np.ones(len(chunks), np.int64)
+        """Copies between arena and slots, chunk by chunk, of each its tiles.
+
+        Returns:
+            the copies, and where those of tile t of chunk c begin and end among them:
+            ``[c, t]`` and ``[c, t + 1]``; int64[chunks, tiles + 1].
+        """
+        tiles = self._tiles
+        shape = (len(chunks), len(tiles))
+        begin = np.array([tile.begin for tile in tiles])
+        parts = Copies(
+            (chunks[:, None] + begin).ravel(),
+            np.repeat(at, len(tiles)),
+            np.tile([tile.nbytes for tile in tiles], len(chunks)),
+        )
+        counts = np.ones(shape, np.int64)
         # Only the first and the last chunk of a job can be wanted in part.
-        bounds = np.flatnonzero(~whole).tolist()
-        done = 0
-        for chunk in [*bounds, len(chunks)]:
-            middle = slice(done, chunk)
-            size = np.full(chunk - done, tile.nbytes)
-            found.append((chunks[middle] + tile.begin, at[middle], size))
-            if chunk < len(chunks):
-                from_, to = max(low[chunk], tile.first), min(high[chunk], tile.end)
-                begin = self._start[runs] + from_ * self._nbytes[runs]
-                sizes = max(0, to - from_) * self._nbytes[runs]
-                begin, sizes = begin[sizes > 0], sizes[sizes > 0]
-                counts[chunk] = len(sizes)
-                found.append((chunks[chunk] + begin, at[chunk] + begin - tile.begin, sizes))
-            done = chunk + 1
-        return Copies(*(np.concatenate(parts) for parts in zip(*found, strict=True))), counts
+        for chunk in np.flatnonzero((low > 0) | (high < self._layout.blocks))[::-1].tolist():
+            those = [self._partly(t, int(low[chunk]), int(high[chunk])) for t in tiles]
+            counts[chunk] = [len(begins) for begins, _ in those]
+            begins, sizes = (np.concatenate(column) for column in zip(*those, strict=True))
+            tile_begin = np.repeat(begin, counts[chunk])
+            mine = Copies(chunks[chunk] + begins, at[chunk] + begins - tile_begin, sizes)
+            parts = parts.replaced(chunk * len(tiles), (chunk + 1) * len(tiles), mine)
+        ends = np.concatenate([[0], np.cumsum(counts)])
+        return parts, ends[np.arange(shape[0])[:, None] * shape[1] + np.arange(shape[1] + 1)]
+
+    def _partly(self, tile: _Tile, low: int, high: int) -> tuple[Ints, Ints]:
+        """What is wanted of a tile, if only blocks ``low`` to ``high`` of its chunk are.
+
+        Returns:
+            where in the chunk copies begin, and their sizes: one, or one a run, or none.
+        """
+        if low <= tile.first and high >= tile.end:
+            return np.array([tile.begin]), np.array([tile.nbytes])
+        runs = slice(tile.runs.start, tile.runs.stop)
+        from_, to = max(low, tile.first), min(high, tile.end)
+        if from_ >= to:
+            return np.empty(0, np.int64), np.empty(0, np.int64)
+        sizes = self._nbytes[runs]
+        return self._start[runs] + from_ * sizes, (to - from_) * sizes
 
     def _cut(self) -> list[_Tile]:
         """Cut a chunk into tiles: whole, or some runs, or some blocks of one run."""
@@ -248,5 +264,5 @@ class Planner:
             return
         if blocks.min() < 0 or blocks.max() >= layout.num_blocks:
             raise IndexError(f"block ids {blocks.min()}..{blocks.max()} of {layout.num_blocks}")
-        if chunks.min() < 0 or chunks.max() + layout.chunk_bytes > arena_bytes:
+        if chunks.min() < 0 or chunks.max() + self._chunk_bytes > arena_bytes:
             raise IndexError(f"chunk at {chunks.max()} of an arena of {arena_bytes} bytes")

@@ -108,10 +108,10 @@ class Transport(Protocol):
        slots. Nothing is visible to engines yet: the slots' generations are odd.
     2. (shared memory: our thread | else: a thread of the peer's actor) The keys are looked up in
        the peer's arena. Which are missing is known now.
-    3. (same place) The bytes are copied out (NIXL: checksums are computed where the peer has none
+    3. (same place) The bytes are copied out (else: checksums are computed where the peer has none
        yet), and *then* the generations are checked: a chunk that was evicted meanwhile is reported,
        and its bytes are never used.
-    4. (object store) The peer computes checksums, Ray carries the batch, and a thread of ours
+    4. (object store) Ray carries the batch, straight from the peer's arena, and a thread of ours
        copies each chunk into its slot and verifies the checksum of the bytes *in the slot*.
        (NIXL) A process of ours reads the bytes from the peer's arena into the slots and does the
        same. A chunk that was evicted and overwritten since step 3 fails there.

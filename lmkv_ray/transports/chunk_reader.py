@@ -23,9 +23,10 @@ class Batch:
     nbytes: npt.NDArray[np.int64]
     """For each key asked for: the size of its chunk, or ``MISSING`` or ``CHANGED``."""
     checksums: npt.NDArray[np.uint64]
-    """For each key asked for: ``arena.checksum`` of its chunk, or 0."""
-    payload: npt.NDArray[np.uint8]
-    """The chunks that are there, one after the other."""
+    """For each key asked for: what ``arena.checksum`` of its chunk must be, or 0."""
+    chunks: list[npt.NDArray[np.uint8]]
+    """Those that are there. Before they are sent they are views of the arena, so that sending is
+    the only copy: bytes that have not their checksum on arrival were replaced meanwhile."""
 
 
 class ChunkReader:
@@ -42,7 +43,7 @@ class ChunkReader:
         self._limit = limit
 
     def read(self, keys: KeyArray) -> Batch:
-        """Copy out what is there of ``keys``. Call it in a thread: it takes 0.2 ms a MiB."""
+        """What is there of ``keys``. Call it in a thread: it may compute checksums."""
         reader = self._reader
         hits = reader.lookup(keys)
         wanted = hits.nbytes * hits.found
@@ -51,28 +52,16 @@ class ChunkReader:
         nbytes = np.where(sent, hits.nbytes, MISSING)
         checksums = np.zeros(len(keys), np.uint64)
         positions = np.flatnonzero(sent)
-        if not len(positions):
-            return Batch(nbytes, checksums, np.empty(0, np.uint8))
-
-        payload = np.empty(int(wanted[sent].sum()), np.uint8)
-        checksums[positions] = reader.checksums(hits.slots[positions])
-        start = 0
-        for i in positions:
-            size, at = int(hits.nbytes[i]), int(hits.offsets[i])
-            payload[start : start + size] = reader.data[at : at + size]
-            start += size
-        same = reader.unchanged(hits.slots[positions], hits.generations[positions])
-
-        kept, start, end = [], 0, 0
-        for i, intact in zip(positions, same, strict=True):
-            start, end = end, end + int(hits.nbytes[i])
-            if not intact:
-                nbytes[i], checksums[i] = CHANGED, 0
-                continue
-            chunk = payload[start:end]
-            kept.append(chunk)
-            # A checksum the shard noted earlier covers more: also damage since then.
+        slots = hits.slots[positions]
+        # A checksum the shard noted earlier covers more: also damage since then.
+        checksums[positions] = reader.checksums(slots)
+        starts = hits.offsets[positions].tolist()
+        sizes = nbytes[positions].tolist()
+        chunks = [reader.data[at : at + size] for at, size in zip(starts, sizes, strict=True)]
+        for i, chunk in zip(positions.tolist(), chunks, strict=True):
             checksums[i] = checksums[i] or checksum(chunk)
-        if len(kept) < len(positions):
-            payload = np.concatenate([np.empty(0, np.uint8), *kept])
-        return Batch(nbytes, checksums, payload)
+        same = reader.unchanged(slots, hits.generations[positions])
+        gone = positions[~same]
+        nbytes[gone], checksums[gone] = CHANGED, 0
+        kept = [chunk for chunk, intact in zip(chunks, same.tolist(), strict=True) if intact]
+        return Batch(nbytes, checksums, kept)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
-
-import numpy as np
 
 from lmkv_ray.arena import checksum
 from lmkv_ray.transports.asking import NoAnswerError, answer_of
@@ -60,22 +58,34 @@ class ObjectStoreTransport:
 
 
 async def _bring(peer: PeerInfo, fetch: Fetch, deadline: float, window: range) -> list[Outcome]:
-    keys = fetch.keys[window.start : window.stop].tobytes()
+    outcomes = await _ask(peer, fetch, deadline, window)
+    # Chunks are sent straight from the arena: they may have been replaced meanwhile.
+    torn = [o.position for o in outcomes if o.failure is Failure.CORRUPT]
+    if torn:
+        again = {o.position: o for o in await _ask(peer, fetch, deadline, torn)}
+        outcomes = [again.get(o.position, o) for o in outcomes]
+    return outcomes
+
+
+async def _ask(
+    peer: PeerInfo, fetch: Fetch, deadline: float, wanted: Sequence[int]
+) -> list[Outcome]:
+    """One call of the peer for some positions, and its answer copied to where it belongs."""
+    keys = fetch.keys[list(wanted)].tobytes()
     try:
         batch = await answer_of(lambda: peer.read(keys), deadline)
     except NoAnswerError as error:
-        return failed(window, error.failure, error.detail)
-    return await to_the_end(partial(_land, batch, fetch, window))
+        return failed(wanted, error.failure, error.detail)
+    return await to_the_end(partial(_land, batch, fetch, wanted))
 
 
-def _land(batch: Batch, fetch: Fetch, group: range) -> list[Outcome]:
+def _land(batch: Batch, fetch: Fetch, group: Sequence[int]) -> list[Outcome]:
     """Copy the chunks of a batch into their destinations and verify them there."""
-    sizes = np.maximum(batch.nbytes, 0)
-    if len(sizes) != len(group) or len(batch.checksums) != len(group):
+    if len(batch.nbytes) != len(group) or len(batch.checksums) != len(group):
         return failed(group, Failure.LOST, "the batch is not for the keys that were asked for")
-    if sizes.sum() != len(batch.payload):
+    if batch.nbytes[batch.nbytes >= 0].tolist() != [len(chunk) for chunk in batch.chunks]:
         return failed(group, Failure.LOST, "the batch is shorter or longer than it says")
-    outcomes, start = [], 0
+    outcomes, chunks = [], iter(batch.chunks)
     for position, nbytes, expected in zip(
         group, batch.nbytes.tolist(), batch.checksums.tolist(), strict=True
     ):
@@ -83,8 +93,7 @@ def _land(batch: Batch, fetch: Fetch, group: range) -> list[Outcome]:
             failure = Failure.CHANGED if nbytes == CHANGED else Failure.MISSING
             outcomes.append(Outcome(position, failure=failure))
             continue
-        chunk = batch.payload[start : start + nbytes]
-        start += nbytes
+        chunk = next(chunks)
         destination = fetch.destinations[position]
         if nbytes > len(destination):
             outcomes.append(Outcome(position, failure=Failure.TOO_LARGE))

@@ -62,6 +62,6 @@ async def in_windows(
         await all_ended(tasks)
 
 
-def failed(window: range, failure: Failure, detail: str = "") -> list[Outcome]:
+def failed(window: Sequence[int], failure: Failure, detail: str = "") -> list[Outcome]:
     """The same failure for a whole window."""
     return [Outcome(position, failure=failure, detail=detail) for position in window]

@@ -1,5 +1,6 @@
 """What engines hold on their devices: found by those who send requests, by nobody who fetches."""
 
+import msgspec
 import numpy as np
 
 from lmkv_ray.directory import GPU, DirectoryState, Place
@@ -37,6 +38,16 @@ def test_a_chunk_on_a_device_is_no_place_to_fetch_from() -> None:
     (holding,) = directory.where(ALL, 0)
     assert holding.place == Place("a", GPU, "e")
     assert (holding.run, holding.positions) == (1, [0, 2])
+
+
+def test_a_resync_brings_back_what_is_still_held() -> None:
+    directory = DirectoryState(64)
+    directory.delta(delta(1, "e", KEYS[0] + KEYS[1]), 0)
+    assert directory.delta(delta(3, "e", KEYS[2]), 0).resync  # one was lost
+    again = msgspec.structs.replace(delta(1, "f", KEYS[1]), seq=4)
+    assert not directory.delta(again, 0).resync
+    (holding,) = directory.where(ALL, 0)
+    assert (holding.engine_id, holding.positions) == ("f", [1])
 
 
 def test_a_silent_node_has_no_devices() -> None:

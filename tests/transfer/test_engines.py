@@ -207,6 +207,27 @@ def test_the_next_arena_takes_over(engine: TransferEngine, arena: FakeArena) -> 
     assert not arena.data.any()
 
 
+def test_an_engine_says_what_it_takes_and_what_it_pinned(
+    cache: np.ndarray, arena: FakeArena, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    made = DeviceEngine(
+        [LAYOUT],
+        HostDevice(),
+        cache=cache.ctypes.data,
+        cache_bytes=len(cache),
+        ring_bytes=3 << 20,
+        direct_bytes=128 << 10,
+    )
+    made.prepare(arena, 60)
+    made.close()
+    assert (
+        "host: a ring of 3 MiB of its memory (2 x 4 slots of 0.4 MiB); runs of 128 KiB"
+        in caplog.text
+    )
+    assert "host pinned 0.0 of 0.0 GiB of the node's arena" in caplog.text
+
+
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.data())
 def test_the_pieces_of_a_load_are_the_load(
     chunks: int, per_chunk: int, pieces: int, data: st.DataObject

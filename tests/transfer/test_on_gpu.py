@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.transfer import DeviceEngine, Load, Save
 from lmkv_ray.transfer.cupy_device import CupyDevice
 from tests.kernels.backends import gpu_missing
@@ -67,3 +68,38 @@ def test_saves(case: Case) -> None:
     (cache, arena), expected = run(case, load=False)
     assert (cache == expected[0]).all()
     assert (arena == expected[1]).all()
+
+
+def test_graphs_can_be_captured_between_prepare_and_attach() -> None:
+    import cupy
+
+    if cupy.cuda.runtime.is_hip:
+        pytest.skip("CuPy captures no graphs on ROCm")
+    layout = ChunkLayout((Run(0, 4096, 4096),), 1, 16)
+    cache, arena = cupy.arange(65536 // 4, dtype=cupy.int32), FakeArena(4, layout.chunk_bytes)
+    engine = DeviceEngine(
+        [layout],
+        CupyDevice(0, lambda: int(cupy.cuda.get_current_stream().ptr)),
+        cache=cache.data.ptr,
+        cache_bytes=cache.nbytes,
+        ring_bytes=1 << 20,
+        direct_bytes=1 << 20,
+    )
+    engine.prepare(arena, 60)
+    assert engine._pinning.covers(arena, arena.offsets(np.arange(4))).all()
+    counted = cupy.zeros(1000, cupy.int32)
+    counted += 1  # compiled now: modules cannot be loaded while a graph is captured
+    cupy.cuda.get_current_stream().synchronize()
+    stream = cupy.cuda.Stream(non_blocking=True)
+    with stream:
+        stream.begin_capture(cupy.cuda.runtime.streamCaptureModeGlobal)  # as vLLM does
+        counted += 1
+        graph = stream.end_capture()
+        graph.launch(stream)
+        stream.synchronize()
+    assert (counted.get() == 2).all()
+    engine.attach(arena, [0])
+    engine.begin_saves([Save(1, np.arange(4), np.arange(4), time.monotonic() + 60)])
+    assert wait_ended(engine).ok
+    assert (arena.data == cache.get().view(np.uint8)[: len(arena.data)]).all()
+    engine.close()

@@ -76,7 +76,9 @@ class Store:
         return host_id(), self.writer.path, self.writer.arena_id
 
     def set_mood(self, mood: str) -> None:
-        """From now on: corrupt, die, fail, hang, nonsense, or hang_later (from the second call)."""
+        """From now on: corrupt, die, fail, hang, nonsense, hang_later (from the second call), or
+        replace (once: all chunks give way to others when it has answered, before it is sent).
+        """
         self.mood = mood
 
     def rewrite_after_next_lookup(self) -> None:
@@ -98,11 +100,12 @@ class Store:
         await self.behave()
         batch = await asyncio.to_thread(self.chunks.read, key_array(keys))
         if self.mood == "corrupt":
-            payload = batch.payload.copy()
-            payload[7] ^= 1
-            batch = replace(batch, payload=payload)
+            first = batch.chunks[0].copy()
+            first[7] ^= 1
+            batch = replace(batch, chunks=[first, *batch.chunks[1:]])
+        self.maybe_replace()
         if self.mood == "nonsense":
-            batch = replace(batch, payload=batch.payload[:-1])
+            batch = replace(batch, chunks=[chunk[:-1] for chunk in batch.chunks])
         return batch
 
     async def locate(self, keys: bytes, known: str) -> bytes:
@@ -111,9 +114,16 @@ class Store:
         located = decode(answer, Located)
         if self.mood == "corrupt":
             self.reader.data[int.from_bytes(located.offsets[:8], sys.byteorder) + 7] ^= 1
+        self.maybe_replace()
         if self.mood == "nonsense":
             answer = encode(msgspec.structs.replace(located, nbytes=located.nbytes[:-8]))
         return answer
+
+    def maybe_replace(self) -> None:
+        if self.mood == "replace":
+            self.mood = ""
+            self.writer.retire(self.slots, MissReason.EVICTED)
+            self.fill(some_keys(seed=1))
 
     async def behave(self) -> None:
         self.calls += 1

@@ -221,6 +221,13 @@ async def test_a_byte_flipped_on_the_wire_is_noticed(remote: Pair) -> None:
     assert all(remote.arrived(o.position, KEYS[o.position]) for o in outcomes if o.ok)
 
 
+async def test_a_chunk_replaced_while_it_is_sent_is_not_damage(remote: Pair) -> None:
+    remote.peer.do("set_mood", "replace")
+    outcomes = await remote.outcomes()
+    assert {o.failure for o in outcomes} <= {Failure.CHANGED, Failure.MISSING}
+    assert not any(o.ok for o in outcomes[:2])
+
+
 async def test_nonsense_is_a_lost_peer(remote: Pair) -> None:
     remote.peer.do("set_mood", "nonsense")
     assert {outcome.failure for outcome in await remote.outcomes()} == {Failure.LOST}

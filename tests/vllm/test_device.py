@@ -124,6 +124,20 @@ def test_the_prefix_on_the_device_is_found_by_halves(limit: int, there: list[int
     assert found == min(limit, min(there) * 16 // 32 * 32)
 
 
+def test_a_reset_is_told_at_once_and_anything_less_in_turn() -> None:
+    watch, pool, tracked = DeviceWatch(), Pool(), track(1, 80)
+    watch.pool = pool  # type: ignore[assignment]
+    pool.cached = {(block, 0) for block in tracked.request.block_hashes}
+    watch.note(tracked, 80 * 16)
+    assert len(watch.news()[0]) == 20 * 16
+    last = tracked.request.block_hashes[FULL.hash_index(19)]
+    pool.cached.discard((last, 0))
+    gone = [watch.news()[1] for _ in range(5)]
+    assert sorted(gone)[-2:] == [b"", tracked.keys(FULL)[19].tobytes()]
+    pool.cached.clear()
+    assert len(watch.news()[1]) == 19 * 16
+
+
 def test_without_a_pool_nothing_is_known() -> None:
     watch = DeviceWatch()
     watch.note(track(1, 16), 256)

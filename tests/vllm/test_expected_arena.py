@@ -13,7 +13,7 @@ from lmkv_ray.actors.names import arena_name
 from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.transfer import DeviceEngine
 from lmkv_ray.transfer.host_device import HostDevice
-from lmkv_ray.vllm.metadata import ArenaRef, StepMetadata
+from lmkv_ray.vllm.metadata import ArenaRef, Share, StepMetadata
 from lmkv_ray.vllm.worker import WorkerHalf
 from tests.vllm.conftest import wait_for
 from tests.vllm.test_worker import worker
@@ -69,7 +69,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> PinningDevice:
             layouts, device, ring_bytes=settings.gpu_ring_bytes, direct_bytes=0, **cache
         )
 
-    monkeypatch.setattr("lmkv_ray.vllm.worker.open_engine", open_engine)
+    monkeypatch.setattr("lmkv_ray.vllm.pages.open_engine", open_engine)
     return device
 
 
@@ -87,8 +87,8 @@ def start(namespace: str) -> Iterator[Callable[[], WorkerHalf]]:
 
 
 def step(half: WorkerHalf, arena: ArenaWriter) -> None:
-    ref = ArenaRef(arena.path, arena.arena_id, ((0,), (0,)))
-    half.begin_loads(StepMetadata(ref, [], [], idle=False))
+    ref = ArenaRef(arena.path, arena.arena_id, {0: Share((0,))})
+    half.begin_loads(StepMetadata((ref,), [], [], idle=False))
 
 
 def arena_of(half: WorkerHalf) -> int:

@@ -92,7 +92,8 @@ def engine(shape: tuple[str, int], sliding_model: str, shards: Shards) -> Iterat
     with pytest.MonkeyPatch.context() as patch:
         if nodes == 2:
             patch.setattr("lmkv_ray.vllm.connector.open_places", spread)
-        patch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
+        if kind == "pipeline":
+            patch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
         with engine_on(
             shards,
             sliding_model,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -35,8 +35,13 @@ pytestmark = pytest.mark.vllm
 
 SIZE, BLOCKS, WIDTH = 16, 40, 64
 GROUP = Group(0, block_tokens=SIZE, blocks=1, hash_tokens=SIZE)
-LAYERS = (["a"], ["b", "c"])
-"""Of the two workers: pipeline stages."""
+WINDOW = replace(GROUP, number=1, window=3 * SIZE + 1)
+
+Layers = Sequence[Sequence[Sequence[str]]]
+"""[worker][group]: of two pipeline stages."""
+PLAIN: Layers = [[["a"]], [["b", "c"]]]
+MIXED: Layers = [[[], ["a"]], [["b"], ["c"]]]
+"""The near stage has none of the layers that need everything."""
 FAR = "another host"
 
 
@@ -86,15 +91,25 @@ def config(rank: int) -> Any:
 class Engine:
     """Both halves of an engine with two workers, and what vLLM does around them."""
 
-    def __init__(self, near: LocalShard, far: LocalShard) -> None:
+    def __init__(self, near: LocalShard, far: LocalShard, layers: Layers = PLAIN) -> None:
         settings = load_settings({"copy_threads": 1, "stage_seconds": 0.2})
-        self.pages = [torch.zeros(len(names), BLOCKS, 1, SIZE, WIDTH) for names in LAYERS]
+        self.groups = [GROUP, WINDOW][: len(layers[0])]
+        self.pages: list[tuple[Group, str, torch.Tensor]] = []
         self.workers = []
-        for rank, names in enumerate(LAYERS):
-            groups = [SimpleNamespace(layer_names=names)]
+        for rank, by_group in enumerate(layers):
+            groups = [SimpleNamespace(layer_names=names) for names in by_group]
             cache: Any = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=groups)
-            worker = WorkerHalf(config(rank), cache, [GROUP], settings=settings)
-            worker.register(dict(zip(names, self.pages[rank], strict=True)))
+            worker = WorkerHalf(config(rank), cache, self.groups, settings=settings)
+            named = [
+                (group, name)
+                for group, names in zip(self.groups, by_group, strict=True)
+                for name in names
+            ]
+            pages = torch.zeros(len(named), BLOCKS, 1, SIZE, WIDTH)
+            worker.register({name: page for (_, name), page in zip(named, pages, strict=True)})
+            self.pages += [
+                (group, name, page) for (group, name), page in zip(named, pages, strict=True)
+            ]
             self.workers.append(worker)
         here, there = [worker.layout_report() for worker in self.workers]
 
@@ -105,14 +120,14 @@ class Engine:
         self.places = open_places(
             config(0),
             settings,
-            [GROUP],
+            self.groups,
             [here, replace(there, host=FAR)],
             replicas=1,
             engine_id="e",
             connect=connect,
             device=device,
         )
-        self.half = SchedulerHalf(settings, [GROUP], self.places, device)
+        self.half = SchedulerHalf(settings, self.groups, self.places, device)
         self.pool = Pool()
         self.half.bind(self.pool)  # type: ignore[arg-type]
         self.finished: Counter[str] = Counter()
@@ -123,10 +138,11 @@ class Engine:
 
     def step(self, request: Any = None, tokens: int = 0, table: list[int] | None = None) -> None:
         """One step of the engine, in which so many tokens of a request are computed."""
+        tables = [table] * len(self.groups)
         output: Any = SimpleNamespace(
             total_num_scheduled_tokens=tokens,
             num_scheduled_tokens={request.request_id: tokens} if request else {},
-            kv_connector_block_state=SimpleNamespace(get_block_ids=lambda _: [table]),
+            kv_connector_block_state=SimpleNamespace(get_block_ids=lambda _: tables),
         )
         sent = pickle.dumps(self.half.step(output))
         total = WorkerReport()
@@ -148,14 +164,13 @@ class Engine:
         """Compute a prompt from token ``computed`` on, and let its chunks be saved."""
         for block, block_hash in list(zip(table, request.block_hashes, strict=False)):
             if table.index(block) >= computed // SIZE:
-                for pages, names in zip(self.pages, LAYERS, strict=True):
-                    for page, name in zip(pages, names, strict=True):
-                        page[block] = content(name, block_hash)
+                for _, name, page in self.pages:
+                    page[block] = content(name, block_hash)
         request.num_computed_tokens = computed
         self.half.on_new_request(request)
         self.step(request, request.num_tokens - computed, table)
         wait_for(lambda: self.step() is None and not self.half.saving)
-        self.half.on_finished(request, [table])
+        self.half.on_finished(request, [table] * len(self.groups))
         for place in self.places:
             wait_for(lambda place=place: place.link.slots.settled)  # type: ignore[misc]
         assert all(block.uses == 0 for block in self.pool.blocks)
@@ -178,20 +193,17 @@ class Engine:
 
     def load(self, request: Any, tokens: int, table: list[int]) -> None:
         """Load what ``ask`` answered."""
-        for pages in self.pages:
-            pages.zero_()
-        self.half.admitted(request, [table], tokens)
+        for _, _, page in self.pages:
+            page.zero_()
+        self.half.admitted(request, [table] * len(self.groups), tokens)
         wait_for(lambda: self.step() is None and self.finished[request.request_id] == 2)
 
     def right(self, request: Any, tokens: int, table: list[int]) -> bool:
-        """Whether all pages of all workers have what was computed once."""
+        """Whether all pages of all workers have what was computed once, as far as it is needed."""
         return all(
-            torch.equal(page[block], content(name, block_hash))
-            for pages, names in zip(self.pages, LAYERS, strict=True)
-            for page, name in zip(pages, names, strict=True)
-            for block, block_hash in zip(
-                table[: tokens // SIZE], request.block_hashes, strict=False
-            )
+            torch.equal(page[table[i]], content(name, request.block_hashes[i]))
+            for group, name, page in self.pages
+            for i in range(group.first_block(0, tokens), tokens // SIZE)
         )
 
     def close(self) -> None:
@@ -257,6 +269,31 @@ def test_each_node_keeps_its_workers_slices_and_loads_them(
     engine.load(again, 8 * SIZE, LOADED)
     assert engine.right(again, 8 * SIZE, LOADED)
     assert not engine.invalid
+
+
+def test_a_place_without_layers_of_a_group_keeps_nothing_of_it(
+    near: LocalShard, far: LocalShard
+) -> None:
+    engine = Engine(near, far, MIXED)
+    try:
+        engine.compute(prompt("a", 1, 8), SAVED)
+        assert (len(near.state.chunks), len(far.state.chunks)) == (8, 16)
+        again = prompt("b", 1, 8)
+        assert engine.ask(again) == 8 * SIZE
+        engine.load(again, 8 * SIZE, LOADED)
+        assert engine.right(again, 8 * SIZE, LOADED)
+        # Of the window the last three blocks are needed: without the sixth on the near node, a hit
+        # ends before it; then on the far one the fourth of the others is lost.
+        hashes = again.block_hashes
+        near.evict([chunk_key(engine.places[0].namespace, hashes[5], 1)])
+        assert engine.ask(prompt("c", 1, 8)) == 5 * SIZE
+        far.evict([chunk_key(engine.places[1].namespace, hashes[3], 0)])
+        last = prompt("d", 1, 8)
+        assert engine.ask(last) == 3 * SIZE
+        engine.load(last, 3 * SIZE, LOADED)
+        assert engine.right(last, 3 * SIZE, LOADED)
+    finally:
+        engine.close()
 
 
 def test_another_engine_of_the_same_shape_shares_them(

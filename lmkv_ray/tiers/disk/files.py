@@ -39,9 +39,11 @@ class ChunkFiles:
     Args:
         directory: where.
         cipher: how, None for plain.
+        writes: how many files are written at a time. With one more thread than that, the medium
+            need not wait for checksums and ciphers.
     """
 
-    def __init__(self, directory: Directory, cipher: Cipher | None) -> None:
+    def __init__(self, directory: Directory, cipher: Cipher | None, writes: int) -> None:
         self.directory = directory
         self.suite = cipher.suite if cipher else PLAIN
         self.overhead = cipher.overhead if cipher else 0
@@ -49,6 +51,7 @@ class ChunkFiles:
         """A file could not be removed; only another scan tells what is there."""
         self._cipher = cipher
         self._scratch = threading.local()
+        self._medium = threading.BoundedSemaphore(writes)
 
     def blocks(self, nbytes: int) -> int:
         """Bytes on the medium that a chunk will take."""
@@ -74,12 +77,13 @@ class ChunkFiles:
         pages[PAGE:] = bytes(payload[whole:]).ljust(PAGE, b"\0")
         buffers = [pages[:PAGE], payload[:whole], pages[PAGE : PAGE + self._tail(payload)]]
         try:
-            fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, payload)
-            try:
-                _transfer(os.pwritev, fd, buffers)
-                self._uncache(fd)
-            finally:
-                os.close(fd)
+            with self._medium:
+                fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, payload)
+                try:
+                    _transfer(os.pwritev, fd, buffers)
+                    self._uncache(fd)
+                finally:
+                    os.close(fd)
             if intact():
                 os.rename(
                     temporary, label.path(self.suite),

@@ -60,8 +60,10 @@ class Recipe:
     path: Path
     capacity: int | None
     make_policy: Callable[[], Policy]
-    make_files: Callable[[Directory, Cipher | None], ChunkFiles]
+    make_files: Callable[[Directory, Cipher | None, int], ChunkFiles]
     cipher: Cipher | None
+    writes: int
+    """How many files are written at a time."""
     patience: float
     """Seconds to wait for a predecessor's lock."""
 
@@ -80,7 +82,7 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
     """
     directory = _directory(recipe, last)
     try:
-        files = recipe.make_files(directory, recipe.cipher)
+        files = recipe.make_files(directory, recipe.cipher, recipe.writes)
         scan = directory.scan(files.suite, files.overhead)
         files.littered = scan.littered
         capacity = recipe.capacity

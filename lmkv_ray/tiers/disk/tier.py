@@ -53,8 +53,7 @@ class DiskTier:
         self._recipe = recipe
         self._health = health
         self._readers = Workers("disk-read", threads)
-        # Fewer: nobody waits for a write, and reads share the device with them.
-        self._writers = Workers("disk-write", max(threads // 2, 1))
+        self._writers = Workers("disk-write", recipe.writes + 1)
         self._counters = DiskCounters()
         self._mount: Mount | None = None
         self._changing = False
@@ -93,7 +92,7 @@ class DiskTier:
             capacity: bytes it may take; None: a quarter of what the file system could give.
             make_policy: makes the eviction policy.
             key_file: encrypts with the key in this file.
-            threads: that read at a time; half as many write.
+            threads: that read at a time; half as many files are written at a time.
             patience: seconds to wait for a predecessor that is just ending.
             make_files: how files are read and written.
             health: when it is tried again.
@@ -105,7 +104,9 @@ class DiskTier:
             UnsupportedError: encryption is wanted and the package for it is missing.
         """
         cipher = load_cipher(key_file)
-        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, patience)
+        # Fewer: nobody waits for a write, and reads share the device with them.
+        writes = max(threads // 2, 1)
+        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, writes, patience)
         tier = cls(recipe, threads, health or Health())
         opening = tier._opening = asyncio.create_task(tier._remount())
         await asyncio.wait([opening], timeout=OPEN_SECONDS)

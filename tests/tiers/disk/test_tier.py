@@ -250,14 +250,13 @@ async def test_a_clear_while_there_is_no_disk_is_done_when_it_comes(disk: DiskHa
     assert all(await store(tier, KEYS[:2]))
     assert await store(tier, KEYS[2:3], space=99) == [True]
     await tier.close()
-    elsewhere = disk.path.with_name("elsewhere")
+    elsewhere, mounted = disk.path.with_name("elsewhere"), disk.path.with_name("mounted")
     disk.path.rename(elsewhere)
-    disk.path.write_text("not a directory")
+    disk.path.symlink_to(mounted)
     tier = await disk.open()
     await tier.clear(99, 5)
     assert not tier.settled
-    disk.path.unlink()
-    elsewhere.rename(disk.path)
+    elsewhere.rename(mounted)
     await until(lambda: tier.settled)
     assert (await tier.lookup(KEYS[:3], 1.0)).tolist() == [True, True, False]
     assert len(disk.all_files()) == 2
@@ -422,7 +421,7 @@ async def test_closing_abandons_what_waits(disk: DiskHarness) -> None:
     await asyncio.sleep(0)
     release()
     await closing
-    assert sum(await storing) <= 1
+    assert sum(await storing) <= 2, "one of each thread"
     assert await store(tier, KEYS) == [False] * COUNT
     assert not any(o.ok for o in await fetch(tier, KEYS, slots(COUNT)))
     again = await disk.open()
