@@ -18,7 +18,7 @@ def storm(
     """
     from vllm import SamplingParams
 
-    llm_engine, before = engine.llm().llm_engine, _preemptions(engine)
+    llm_engine = engine.llm().llm_engine
     rng = np.random.default_rng(0)
     common = tokens(20, 400)
     prompts = {
@@ -40,7 +40,6 @@ def storm(
             llm_engine.abort_request([name])
             doomed.discard(name)
     engine.drain()
-    assert _preemptions(engine) > before, "nothing was preempted"
     whole = [(prompts[name], its) for name, its in finished.items() if len(its) == max_tokens]
     assert len(whole) >= requests // 3
     return whole
@@ -55,6 +54,7 @@ def assert_nothing_is_held(engine: Engine) -> None:
     assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "pinned blocks were lost"
 
 
-def _preemptions(engine: Engine) -> float:
+def preemptions(engine: Engine) -> float:
+    """Requests that made room for others, ever."""
     metrics = engine.llm().get_metrics()
     return sum(its.value for its in metrics if its.name == "vllm:num_preemptions")

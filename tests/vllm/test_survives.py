@@ -18,7 +18,7 @@ from lmkv_ray.transfer.host_copier import HostCopier
 from tests.vllm.conftest import engine_on, save_prompt, save_prompts, tokens, wait_for
 from tests.vllm.engine import Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard
-from tests.vllm.storm import assert_nothing_is_held, storm
+from tests.vllm.storm import assert_nothing_is_held, preemptions, storm
 
 pytestmark = pytest.mark.vllm
 
@@ -228,7 +228,10 @@ def test_a_request_finishes_while_it_is_saved(
 def test_aborts_preemptions_and_concurrency_leave_nothing_behind(
     engine: Engine, alone: EngineProcess
 ) -> None:
-    for prompt, answer in storm(engine, 24, 40):
+    before = preemptions(engine)
+    whole = storm(engine, 24, 40)
+    assert preemptions(engine) > before
+    for prompt, answer in whole:
         assert answer == alone.call("generate", [prompt], max_tokens=40)[0].tokens
     assert_nothing_is_held(engine)
     assert threading.active_count() < 40
@@ -237,7 +240,7 @@ def test_aborts_preemptions_and_concurrency_leave_nothing_behind(
 def test_a_full_arena_keeps_serving(engine: Engine, shard: LocalShard) -> None:
     """Three times what the arena holds passes through it; the latest is always a hit."""
     before = shard.state.counters.evicted
-    capacity = shard.writer.geometry.capacity // engine.connector()._scheduler._shape.nbytes[0]
+    capacity = shard.writer.geometry.capacity // engine.connector()._scheduler._places[0].nbytes[0]
     for seed in range(3 * capacity // 28 + 1):
         prompt = tokens(1000 + seed, 900)
         save_prompt(engine, prompt)
