@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from lmkv_ray.actors import connect
 from lmkv_ray.config import load_settings
-from lmkv_ray.directory import Place
+from lmkv_ray.directory import Location
 from lmkv_ray.errors import ConnectError
 from lmkv_ray.tiers import TierStatus
 from tests.actors.conftest import SETTINGS, Nodes, eventually
@@ -75,7 +75,7 @@ def test_disk_outlives_memory(nodes: Nodes) -> None:
     assert len(refused) == 1
     assert "in use by another shard" in str(statuses[refused[0]].problem)
     save_twice_used(nodes, node_id)
-    in_memory, on_disk = Place(node_id), Place(node_id, "disk")
+    in_memory, on_disk = Location(node_id), Location(node_id, "disk")
     assert nodes.cache.where([*KEYS, *make_keys(1, 9)]) == [[in_memory, on_disk]] * 12 + [[]]
     lose_memory(nodes, node_id)
     eventually(lambda: nodes.cache.where(KEYS) == [[on_disk]] * 12)
