@@ -26,10 +26,10 @@ class Recess:
         return 0.0 if self.over(now) else self._until - now
 
     def failed(self, problem: str, now: float) -> bool:
-        """It failed; whether that is news."""
+        """It failed; whether that is news: details differ from one attempt to the next."""
         if not self.over(now):
             return False  # what was under way at the first failure
-        news = problem != self.problem
+        news = self.problem is None
         self._pause = FIRST_PAUSE if self.problem is None else min(2 * self._pause, LONGEST_PAUSE)
         self._until = now + self._pause
         self.problem = problem
