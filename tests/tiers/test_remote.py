@@ -267,12 +267,12 @@ async def test_a_clear_is_not_repeated_by_those_who_hear_of_it_later(where: Any)
     await here.clear(8, 6)
     await here.clear(SPACE, 7)
     await asyncio.sleep(1.1)  # what is stored in the same second counts as cleared
-    assert await there.store([chunk(KEYS[1])]) == [True]
+    assert await there.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]
     for tier in (there, later):
         await tier.clear(SPACE, 7)
         await tier.clear(None, 7)  # whoever does not know what it was clears everything
         assert tier.settled
-        assert (await fetched(tier, KEYS[1:2]))[0].ok
+        assert all(outcome.ok for outcome in (await fetched(tier, KEYS[:2])).values())
     assert len(await here._clears._objects.listed("clears/", 5)) == 2, "one for each space"
     await later.clear(None, 8)
     assert (await fetched(later, KEYS[1:2]))[0].failure is Failure.MISSING
