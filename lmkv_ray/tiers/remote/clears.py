@@ -32,6 +32,8 @@ class Clears:
         self._objects = objects
         self._times: dict[str, datetime] = {}
         """Of the store's objects, by what follows ``PREFIX``."""
+        self._newest: dict[str, datetime] = {}
+        """By space."""
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
 
@@ -59,10 +61,9 @@ class Clears:
 
     def covers(self, space: int | None, stored: datetime) -> bool:
         """Whether a chunk of this space (None: of any), stored then, was cleared."""
-        second, names = stored.replace(microsecond=0), (_space(space), ALL)
-        return self.pending.covers(space) or any(
-            second <= when for name, when in self._times.items() if _parse(name)[0] in names
-        )
+        second = stored.replace(microsecond=0)
+        times = (self._newest.get(name) for name in (_space(space), ALL))
+        return self.pending.covers(space) or any(when and second <= when for when in times)
 
     async def _put(self, space: str, number: int, deadline: float) -> None:
         name = f"{space}-{number:016x}"
@@ -71,15 +72,20 @@ class Clears:
         if when is None:
             raise OSError(f"{PREFIX}{name} is gone as soon as it is stored")
         older = [n for n in self._times if space in (ALL, _parse(n)[0]) and n != name]
-        self._times[name] = when
+        self._remember(self._times | {name: when})
         for old in older:
             await self._objects.delete(PREFIX + old, deadline - time.monotonic())
             del self._times[old]
 
     async def _list(self, within: float) -> None:
         listed = await self._objects.listed(PREFIX, within)
-        self._times = {path.rpartition("/")[2]: when for path, when in listed.items()}
+        self._remember({path.rpartition("/")[2]: when for path, when in listed.items()})
         self._read_at = time.monotonic()
+
+    def _remember(self, times: dict[str, datetime]) -> None:
+        self._times = times
+        in_order = sorted(times.items(), key=lambda item: item[1])
+        self._newest = {_parse(name)[0]: when for name, when in in_order}
 
 
 def _space(space: int | None) -> str:

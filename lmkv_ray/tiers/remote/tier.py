@@ -84,11 +84,15 @@ class RemoteTier:
         """See ``Tier``. What the store does not answer in time counts as not there; what was
         cleared without the others may be said to be there.
         """
-        deadline = time.monotonic() + min(within, QUESTION_SECONDS)
-        asked = [asyncio.create_task(self._known(key, deadline)) for key in key_list(keys)]
-        await _finish(asked)
+        known = {key: self._recent.get(key) for key in key_list(keys)}
+        if self._try.usable:
+            deadline = time.monotonic() + min(within, QUESTION_SECONDS)
+            unknown = [key for key, answer in known.items() if answer is None]
+            asked = [asyncio.create_task(self._known(key, deadline)) for key in unknown]
+            await _finish(asked)
+            known |= {key: task.result() for key, task in zip(unknown, asked, strict=True)}
         usable = self._try.usable
-        held = (usable and self._is_there(task.result(), None) for task in asked)
+        held = (usable and self._is_there(known[key], None) for key in key_list(keys))
         return np.fromiter(held, np.bool_, len(keys))
 
     async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
