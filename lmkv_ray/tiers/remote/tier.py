@@ -135,6 +135,11 @@ class RemoteTier:
             await asyncio.wait([self._mending], timeout=CLEAR_SECONDS if self._try.usable else 0)
 
     @property
+    def cleared(self) -> int:
+        """See ``Tier``."""
+        return 0
+
+    @property
     def settled(self) -> bool:
         """See ``Tier``."""
         return not self._clears.pending

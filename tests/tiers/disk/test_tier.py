@@ -263,6 +263,34 @@ async def test_a_clear_while_there_is_no_disk_is_done_when_it_comes(disk: DiskHa
     await tier.close()
 
 
+async def test_a_disk_that_was_elsewhere_meanwhile_has_missed_a_clear(disk: DiskHarness) -> None:
+    """It comes back to the same shard, or to the next one, which remembers in memory."""
+    mounted, old, copy = (disk.path.with_name(name) for name in ("mounted", "old", "copy"))
+    tier = await disk.open()
+    assert all(await store(tier, KEYS))
+    await tier.close()
+    disk.path.rename(old)
+    shutil.copytree(old, copy)
+    disk.path.symlink_to(mounted)
+    mounted.mkdir()
+    tier = await disk.open()
+    await tier.clear(99, 5)
+    assert tier.cleared == 5
+    shutil.rmtree(mounted)
+    assert await store(tier, KEYS[:1]) == [False]
+    copy.rename(mounted)
+    await until(lambda: tier.status().problem is None and tier.settled)
+    assert await present(tier, KEYS) == 0
+    await tier.close()
+    shutil.rmtree(mounted)
+    old.rename(mounted)
+    tier = await disk.open()
+    assert await present(tier, KEYS) == COUNT
+    await tier.clear(None, 5)
+    assert await present(tier, KEYS) == 0
+    await tier.close()
+
+
 async def test_a_clear_is_over_when_no_file_of_it_is_left(
     disk: DiskHarness, monkeypatch: Any
 ) -> None:
