@@ -146,10 +146,19 @@ class TrackedRequest:
             return hints
         return structs.replace(hints, after=self.keys(group, place)[chunk - 1].tobytes())
 
-    def load_failed(self, token: int) -> None:
-        """What was loaded from ``token`` on is no good: do not claim it again, but save it."""
-        self.never_past = min(token, self.never_past if self.never_past is not None else token)
+    def load_failed(self, token: int) -> int:
+        """What was loaded from ``token`` on is no good: do not claim it again, but save it.
+
+        Returns:
+            how many of the claimed tokens that costs.
+        """
+        before = self.never_past
+        self.never_past = token if before is None else min(token, before)
         self.saved = [
             [min(n, token // group.tokens) for n, group in zip(saved, self.groups, strict=True)]
             for saved in self.saved
         ]
+        if self.claim is None:
+            return 0
+        end = self.claim.end if before is None else min(self.claim.end, before)
+        return max(0, end - max(token, self.claim.computed))

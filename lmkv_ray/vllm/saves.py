@@ -216,6 +216,7 @@ class Saver:
         if saving.good:
             hints = saving.tracked.hints(saving.group, saving.chunk, place.number)
             slots.commit(saving.slot, saving.key, place.nbytes[number], hints)
+            self._dropped.pop(saving.key, None)
             self._stats.add("saved_chunks", 1)
             if self._events is not None:
                 self._events.stored(saving.tracked, saving.group, [saving.chunk])

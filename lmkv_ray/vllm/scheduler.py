@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
+from lmkv_ray.messages import MissReason
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import Group
@@ -112,7 +113,8 @@ class SchedulerHalf:
         """Take in what the workers did."""
         for request_id, token in report.failed_loads.items():
             if tracked := self._tracked.get(request_id):
-                tracked.load_failed(token)
+                lost = tracked.load_failed(token)
+                self._stats.add_missed(MissReason.LOAD_FAILED, lost)
             self._stats.add("failed_loads", 1)
         for saver in self._savers:
             saver.settle(report)

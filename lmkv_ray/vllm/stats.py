@@ -20,7 +20,7 @@ MISSED = "missed_tokens:"
 """Prefix of the counters of missed tokens, one per ``MissReason``."""
 
 COUNTERS = {
-    "hit_tokens": "Prompt tokens whose KV was loaded from the cache.",
+    "hit_tokens": "Prompt tokens found in the cache (load_failed ones among them).",
     "load_bytes": "Bytes copied from the arena into the engine's pages.",
     "load_seconds": "Seconds spent copying from the arena.",
     "save_bytes": "Bytes copied from the engine's pages into the arena.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import signal
 import socket
 import subprocess
@@ -12,10 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
+from tests import calls
+
 END_SECONDS = 20.0
 
 
-class Remote:
+class Remote(calls.Caller):
     """Calls the methods of an object elsewhere. Made by ``Host.remote``.
 
     Args:
@@ -43,39 +44,8 @@ class Remote:
             stdin=subprocess.DEVNULL,
         )
         theirs.close()
-        self._pipe = Connection(ours.detach())
+        super().__init__(Connection(ours.detach()))
         self._pipe.send((kind, args, kwargs))
-        self.pid = 0
-        """Its process, as its host counts; 0 until the object is made (``wait_made``)."""
-
-    def wait_made(self, timeout: float = 180) -> Remote:
-        """Until the object is there; its constructor's error is raised here."""
-        self.pid = self.result(timeout)
-        return self
-
-    def start(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Begin a call."""
-        if not self.pid:
-            self.wait_made()
-        self._pipe.send((method, args, kwargs))
-
-    def result(self, timeout: float = 120) -> Any:
-        """The answer of the call that was begun.
-
-        Raises:
-            TimeoutError, EOFError, ConnectionError: none came; the process died.
-        """
-        if not self._pipe.poll(timeout):
-            raise TimeoutError
-        value = self._pipe.recv()
-        if isinstance(value, BaseException):
-            raise value
-        return value
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A whole call."""
-        self.start(method, *args, **kwargs)
-        return self.result()
 
     def wait_ended(self) -> None:
         """Until the process has ended."""
@@ -93,23 +63,8 @@ class Remote:
 
 
 def serve(fd: int) -> None:
-    """Make the object and do what we are told, until the other end closes."""
+    """In the process: make the object that the other end asks for, and serve it."""
     pipe = Connection(fd)
     kind, args, kwargs = pipe.recv()
     module, _, name = kind.partition(":")
-    try:
-        made = getattr(importlib.import_module(module), name)(*args, **kwargs)
-        pipe.send(os.getpid())
-    except Exception as error:
-        pipe.send(error)
-        return
-    while True:
-        try:
-            method, args, kwargs = pipe.recv()
-        except (EOFError, ConnectionError):
-            break
-        try:
-            pipe.send(getattr(made, method)(*args, **kwargs))
-        except Exception as error:
-            pipe.send(error)
-    made.close()
+    calls.serve(pipe, lambda: getattr(importlib.import_module(module), name)(*args, **kwargs))

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from tests.vllm.engine import SLIDING, VOCABULARY, Answer, Engine, EngineProcess, make_model
+from lmkv_ray.config import Settings
+from tests.vllm.engine import Answer, Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard
+from tests.vllm.models import SLIDING, VOCABULARY, make_model
 
 
 @pytest.fixture(scope="session")
@@ -54,9 +57,24 @@ def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
         time.sleep(0.005)
 
 
-def wait_attached(engine: Engine) -> None:
-    wait_for(lambda: engine.connector()._link.attachment is not None)
-    wait_for(lambda: len(engine.connector()._link.slots) > 0)
+class Connects(Protocol):
+    """One shard, or those of several nodes."""
+
+    def connect(self, settings: Settings, *, start: bool, host: str | None = None) -> LocalShard:
+        """In place of ``RayShardClient``."""
+
+
+@contextmanager
+def engine_on(shard: Connects, model: str, **options: Any) -> Iterator[Engine]:
+    """An engine in this process, attached to one or more shards in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lmkv_ray.vllm.connector.RayShardClient", shard.connect)
+        engine = Engine(model, **({"connector": {}} | options))
+        try:
+            engine.wait_attached()
+            yield engine
+        finally:
+            engine.close()
 
 
 EXPENSIVE = settings(
@@ -74,12 +92,22 @@ def tokens(seed: int, n: int) -> list[int]:
 
 def save_prompt(engine: Engine, prompt: list[int]) -> None:
     """Let the engine read a prompt, wait until it is saved, and empty the device's cache."""
+    save_prompts(engine, [prompt])
+
+
+def save_prompts(engine: Engine, prompts: list[list[int]]) -> None:
+    """The same with several at once."""
     connector = engine.connector()
-    wanted = sum(len(prompt) // group.tokens for group in connector._groups)
+    wanted = {
+        (group.number, *prompt[:end])
+        for prompt in prompts
+        for group in connector._groups
+        for end in range(group.tokens, len(prompt) + 1, group.tokens)
+    }
     for place in connector._scheduler._places:
         links = set(place.links.values())
-        wait_for(lambda links=links: sum(len(link.slots) for link in links) >= wanted)  # type: ignore[misc]
-    engine.generate([prompt], max_tokens=1)
+        wait_for(lambda links=links: sum(len(link.slots) for link in links) >= len(wanted))  # type: ignore[misc]
+    engine.generate(prompts, max_tokens=1)
     engine.wait_saved()
     assert engine.reset(), "blocks are still pinned"
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-VOCABULARY = 1024
+from tests import calls
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,36 +27,6 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
-
-
-SLIDING = {
-    "sliding_window": 100,
-    "layer_types": ["sliding_attention", "full_attention"] * 2,
-}
-"""Of a model with two KV groups, of which one forgets."""
-
-
-def make_model(directory: Path, dtype: str, **config_fields: Any) -> str:
-    """Save a small Llama with wide random weights: corrupted KV changes its tokens."""
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=8192,
-        initializer_range=0.25,
-        **config_fields,
-    )
-    path = directory / f"llama-{dtype}"
-    LlamaForCausalLM(config).to(getattr(torch, dtype)).save_pretrained(path)
-    return str(path)
 
 
 @dataclass(frozen=True)
@@ -144,7 +114,7 @@ class Engine:
             for o in outputs
         ]
 
-    def ask(self, prompt: Sequence[int], params: dict[str, Any]) -> Any:
+    def ask(self, prompt: Sequence[int], params: dict[str, Any], *, drain: bool = True) -> Any:
         """One request with ``kv_transfer_params``; vLLM's output."""
         from vllm import SamplingParams
 
@@ -155,7 +125,8 @@ class Engine:
             ),
             use_tqdm=False,
         )
-        self.drain()
+        if drain:
+            self.drain()
         return output
 
     def seconds(self, prompts: Sequence[Sequence[int]], max_tokens: int) -> float:
@@ -212,6 +183,14 @@ class Engine:
 
         setattr(HostCopier, copy, halves)
 
+    def counted(self) -> dict[str, float]:
+        """Our counters on vLLM's Prometheus endpoint; missed tokens by reason."""
+        return {
+            metric.labels.get("reason") or metric.name.removeprefix("vllm:lmkv_"): metric.value
+            for metric in self._llm.get_metrics()
+            if metric.name.startswith("vllm:lmkv_")
+        }
+
     def copy_seconds(self, nbytes: int) -> float:
         """Median seconds in which one thread copies ``nbytes`` between ordinary buffers."""
         source, target = np.ones(nbytes, np.uint8), np.ones(nbytes, np.uint8)
@@ -259,7 +238,7 @@ class Engine:
         cleanup_dist_env_and_memory()
 
 
-class EngineProcess:
+class EngineProcess(calls.Caller):
     """An engine in a process of its own; calls the same methods through a pipe.
 
     Args:
@@ -276,7 +255,8 @@ class EngineProcess:
         **options: Any,
     ) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, theirs = context.Pipe()
+        ours, theirs = context.Pipe()
+        super().__init__(ours)
         self.process = context.Process(
             target=_serve,
             args=(theirs, kind, model, ENVIRONMENT | (environment or {}), options),
@@ -284,10 +264,6 @@ class EngineProcess:
         )
         self.process.start()
         theirs.close()
-
-    def start(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """Begin a call."""
-        self._pipe.send((method, args, kwargs))
 
     def wait_stopped(self) -> None:
         """Until the process has stopped (see ``Engine.stop_in``)."""
@@ -298,24 +274,6 @@ class EngineProcess:
         """Let a stopped process go on."""
         assert self.process.pid is not None
         os.kill(self.process.pid, signal.SIGCONT)
-
-    def result(self, timeout: float = 120) -> Any:
-        """The answer of the call that was begun.
-
-        Raises:
-            TimeoutError, EOFError: none came; the process died.
-        """
-        if not self._pipe.poll(timeout):
-            raise TimeoutError
-        value = self._pipe.recv()
-        if isinstance(value, BaseException):
-            raise value
-        return value
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """A whole call."""
-        self.start(method, *args, **kwargs)
-        return self.result()
 
     def close(self) -> None:
         """End the process."""
@@ -355,19 +313,4 @@ def _serve(
     options: dict[str, Any],
 ) -> None:
     os.environ.update(environment)
-    try:
-        engine = kind(model, **options)
-    except Exception as error:
-        pipe.recv()
-        pipe.send(error)
-        return
-    while True:
-        try:
-            method, args, kwargs = pipe.recv()
-        except (EOFError, ConnectionResetError):
-            break
-        try:
-            pipe.send(getattr(engine, method)(*args, **kwargs))
-        except Exception as error:
-            pipe.send(error)
-    engine.close()
+    calls.serve(pipe, lambda: kind(model, **options))

@@ -9,10 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import lmkv_ray.vllm.connector
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Stage, decode
-from tests.vllm.conftest import tokens, wait_attached, wait_for
+from tests.vllm.conftest import engine_on, tokens, wait_for
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
 
@@ -23,17 +22,14 @@ BLOCKS = 40
 
 @pytest.fixture(scope="module")
 def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmkv_ray.vllm.connector, "RayShardClient", lambda settings, start: shard)
-        made = Engine(
-            float32_model,
-            connector={"stage_min_tokens": 32, "load_when": "always", "stage_seconds": 1.0},
-            num_gpu_blocks_override=BLOCKS,
-            max_model_len=1024,
-        )
-        wait_attached(made)
+    with engine_on(
+        shard,
+        float32_model,
+        connector={"stage_min_tokens": 32, "load_when": "always", "stage_seconds": 1.0},
+        num_gpu_blocks_override=BLOCKS,
+        max_model_len=1024,
+    ) as made:
         yield made
-        made.close()
 
 
 @pytest.fixture(autouse=True)

@@ -17,17 +17,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lmkv_ray.vllm.connector
 from lmkv_ray.vllm.metadata import LayoutReport, WorkerReport
 from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.scheduler import SchedulerHalf
 from lmkv_ray.vllm.startup import open_places
 from tests.vllm.conftest import (
     EXPENSIVE,
+    engine_on,
     own_hit_and_ours,
     save_prompt,
     tokens,
-    wait_attached,
     wait_for,
 )
 from tests.vllm.engine import Engine
@@ -91,21 +90,18 @@ def engine(shape: tuple[str, int], sliding_model: str, shards: Shards) -> Iterat
     kind, nodes = shape
     options: dict[str, Any] = {f"{kind}_parallel_size": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmkv_ray.vllm.connector, "RayShardClient", shards.connect)
         if nodes == 2:
-            patch.setattr(lmkv_ray.vllm.connector, "open_places", spread)
+            patch.setattr("lmkv_ray.vllm.connector.open_places", spread)
         if kind == "pipeline":
             patch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
-        made = Engine(
+        with engine_on(
+            shards,
             sliding_model,
-            connector={},
             num_gpu_blocks_override=300,
             max_num_batched_tokens=1024,
             **options,
-        )
-        wait_attached(made)
-        yield made
-        made.close()
+        ) as made:
+            yield made
 
 
 def test_a_chunk_is_the_slices_of_the_ranks_of_a_node(

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import lmkv_ray.vllm.connector
 from lmkv_ray.transfer import Ended, HostEngine, Load
 from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.link import GrantedSlot
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
-from tests.vllm.conftest import EXPENSIVE, own_hit_and_ours, save_prompt, tokens, wait_attached
+from lmkv_ray.vllm.slots import GrantedSlot
+from tests.vllm.conftest import EXPENSIVE, engine_on, own_hit_and_ours, save_prompt, tokens
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
+from tests.vllm.storm import assert_nothing_is_held, storm
 
 pytestmark = pytest.mark.vllm
 
@@ -32,17 +31,14 @@ SLIDING, FULL = 0, 1
 
 @pytest.fixture(scope="module")
 def engine(sliding_model: str, shard: LocalShard) -> Iterator[Engine]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmkv_ray.vllm.connector, "RayShardClient", lambda *_, **__: shard)
-        made = Engine(
-            sliding_model,
-            connector={"chunk_tokens": CHUNK},
-            num_gpu_blocks_override=150,
-            max_num_batched_tokens=1024,
-        )
-        wait_attached(made)
+    with engine_on(
+        shard,
+        sliding_model,
+        connector={"chunk_tokens": CHUNK},
+        num_gpu_blocks_override=150,
+        max_num_batched_tokens=1024,
+    ) as made:
         yield made
-        made.close()
 
 
 @pytest.fixture
@@ -184,42 +180,12 @@ def test_an_order_to_load_that_is_lost_is_a_failed_load(
 def test_aborts_preemptions_and_concurrency_leave_nothing_behind(
     engine: Engine, shard: LocalShard
 ) -> None:
-    """More requests than the device's cache holds, many of them aborted, in every state."""
-    from vllm import SamplingParams
-
-    llm_engine, core = engine.llm().llm_engine, engine.core()
-    rng = np.random.default_rng(0)
-    common = tokens(20, 400)
-    prompts = {
-        f"r{i}": common[: int(rng.integers(0, 400))] + tokens(30 + i, int(rng.integers(1, 900)))
-        for i in range(16)
-    }
-    engine.reset()
-    shard.evict_all()
-    cold = {name: engine.generate([prompt], 30)[0].tokens for name, prompt in prompts.items()}
-    assert engine.reset()
-    finished: dict[str, tuple[int, ...]] = {}
-    doomed = {name for name in prompts if rng.random() < 0.4}
-    waiting = list(prompts)
-    params = SamplingParams(max_tokens=30, temperature=0, detokenize=False, ignore_eos=True)
-    while waiting or llm_engine.has_unfinished_requests():
-        if waiting and rng.random() < 0.5:
-            name = waiting.pop()
-            llm_engine.add_request(name, {"prompt_token_ids": prompts[name]}, params)
-        for output in llm_engine.step():
-            if output.finished:
-                finished[output.request_id] = tuple(output.outputs[0].token_ids)
-        for name in [n for n in doomed if n not in waiting and rng.random() < 0.2]:
-            llm_engine.abort_request([name])
-            doomed.discard(name)
-    engine.drain()
-    whole = {name: answer for name, answer in finished.items() if len(answer) == 30}
-    assert len(whole) >= 5
-    assert all(answer == cold[name] for name, answer in whole.items())
-    assert engine.connector()._scheduler._tracked == {}
-    assert not engine.connector()._scheduler.saving
-    pool = core.scheduler.kv_cache_manager.block_pool
-    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "pinned blocks were lost"
+    whole = storm(engine, 16, 30)
+    assert_nothing_is_held(engine)
+    for prompt, answer in whole:
+        engine.reset()
+        shard.evict_all()
+        assert answer == engine.generate([prompt], 30)[0].tokens
 
 
 def start_anew(engine: Engine, shard: LocalShard, prompt: list[int]) -> tuple[int, ...]:

@@ -10,10 +10,9 @@ from typing import Any
 
 import pytest
 
-import lmkv_ray.vllm.connector
 from lmkv_ray.messages import Stage, decode
 from lmkv_ray.vllm import events as arena_events
-from tests.vllm.conftest import save_prompt, tokens, wait_attached, wait_for
+from tests.vllm.conftest import engine_on, save_prompt, tokens, wait_for
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
 
@@ -24,16 +23,13 @@ pytestmark = pytest.mark.vllm
 def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
     from vllm.config import KVEventsConfig
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lmkv_ray.vllm.connector, "RayShardClient", lambda *_, **__: shard)
-        made = Engine(
-            float32_model,
-            connector={"stage_min_tokens": 64},
-            kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
-        )
-        wait_attached(made)
+    with engine_on(
+        shard,
+        float32_model,
+        connector={"stage_min_tokens": 64},
+        kv_events_config=KVEventsConfig(enable_kv_cache_events=True, publisher="null"),
+    ) as made:
         yield made
-        made.close()
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 import ray
 from ray.cluster_utils import Cluster
@@ -21,19 +20,14 @@ from lmkv_ray.actors.names import DIRECTORY
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import GPU, Holding, Location
 from tests.faults.recovery import Recovery, fault
-from tests.vllm.conftest import wait_for
-from tests.vllm.engine import VOCABULARY, Answer, EngineProcess
+from tests.vllm.conftest import tokens, wait_for
+from tests.vllm.engine import Answer, EngineProcess
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.timeout(600)]
 
 NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
 CAPACITY = 32 << 20
 STAGE_SECONDS = 4.0
-
-
-def tokens(seed: int, n: int) -> list[int]:
-    made: list[int] = np.random.default_rng(seed).integers(0, VOCABULARY, n).tolist()
-    return made
 
 
 class World:
@@ -99,8 +93,8 @@ class World:
         wait_for(known)
 
     def shard_pid(self, node: int = 0) -> int:
-        node_id = self.node_ids[node]
         """0 while it does not answer."""
+        node_id = self.node_ids[node]
         return next((n.pid for n in self.cache.status().nodes if n.node_id == node_id), 0)
 
     def chunks(self, node: int = 0) -> int:
