@@ -31,8 +31,8 @@ from lmkv_ray.arena import ArenaWriter, this_process
 from lmkv_ray.keys import key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import TierChunk
+from lmkv_ray.tiers.cipher import PLAIN
 from lmkv_ray.tiers.disk import DiskTier
-from lmkv_ray.tiers.disk.files import PLAIN
 from lmkv_ray.tiers.format import PAGE, Label, file_bytes
 from lmkv_ray.transports import Fetch
 

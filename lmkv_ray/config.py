@@ -110,7 +110,8 @@ class Settings(BaseSettings):
         None,
         description="An object store for chunks, shared by all nodes and clusters: "
         "s3://BUCKET/PREFIX, gs://..., az://... or file:///DIRECTORY. Credentials come from the "
-        "cloud's own environment variables. Default: no remote tier.",
+        "cloud's own environment variables. Nothing is evicted: let the bucket expire what is "
+        "below chunks/. Default: no remote tier.",
     )
     remote_options: dict[str, str] = Field(
         {},

@@ -16,7 +16,7 @@ from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.tiers import TIERS
 from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move, PeerAddress
 from lmkv_ray.config import Settings
-from lmkv_ray.directory import GPU, MEMORY, Holding, Place
+from lmkv_ray.directory import GPU, MEMORY, Holding, Location
 from lmkv_ray.errors import ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Cleared, decode, encode
@@ -81,23 +81,23 @@ class Cache:
             return decode(wait_for(answer, within + CALL_SECONDS), Drained)
         raise ConnectError("The node's shard has just ended.", next_step="look at 'lmkv status'.")
 
-    def where(self, keys: Sequence[bytes]) -> list[list[Place]]:
+    def where(self, keys: Sequence[bytes]) -> list[list[Location]]:
         """Where each chunk is: engines' own prefix caches, nodes' memory, nodes' disks.
 
         A hint of a moment ago, for who decides where a request goes. Devices and memory are asked
         of the directory, disks of each node; what a store that all nodes share holds is not asked.
 
         Returns:
-            for each key its places, the quickest kind first. Raises as ``pin`` does.
+            for each key its locations, the quickest kind first. Raises as ``pin`` does.
         """
         joined = b"".join(keys)
         known = wait_for(self.directory.where.remote(joined), CALL_SECONDS)
-        places: list[list[Place]] = [[] for _ in keys]
+        locations: list[list[Location]] = [[] for _ in keys]
         for answer in (known, *self._ask_shards("where", joined)):
             for holding in msgspec.msgpack.decode(answer, type=list[Holding]):
                 for position in holding.positions:
-                    places[position].append(holding.place)
-        return [sorted(its, key=_by_speed) for its in places]
+                    locations[position].append(holding.location)
+        return [sorted(its, key=_by_speed) for its in locations]
 
     def pin(self, keys: Sequence[bytes]) -> int:
         """Keep chunks from being evicted to make room, wherever they are; at most half of a node.
@@ -239,6 +239,6 @@ def wait_for(answer: object, within: float) -> bytes:
     return result
 
 
-def _by_speed(place: Place) -> tuple[int, Place]:
+def _by_speed(location: Location) -> tuple[int, Location]:
     kinds = (GPU, MEMORY)
-    return kinds.index(place.tier) if place.tier in kinds else len(kinds), place
+    return kinds.index(location.tier) if location.tier in kinds else len(kinds), location

@@ -25,7 +25,20 @@ class Clearing:
         self._tiers = tiers
         self._peers = peers
         self._one_at_a_time = asyncio.Lock()
-        peers.cleared = shard.cleared
+
+    async def start(self) -> None:
+        """Agree with the tiers of this node, before anything is read from them.
+
+        A disk may have been elsewhere, or refused, while memory was cleared: what it missed then
+        nobody tells it again. An empty memory has missed nothing that its disk has not.
+        """
+        own = [tier for tier in self._tiers if not tier.capabilities.shared]
+        if not len(self._shard.state.chunks):
+            self._shard.cleared = max([self._shard.cleared, *(tier.cleared for tier in own)])
+        self._peers.cleared = self._shard.cleared
+        for tier in own:
+            if self._shard.cleared:
+                await tier.clear(None, self._shard.cleared)
 
     async def clear(self, space: bytes, number: int = 0) -> None:
         """Serve nothing any more of a space (8 bytes, little endian; none: all)."""

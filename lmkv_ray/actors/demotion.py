@@ -13,6 +13,8 @@ from lmkv_ray.tiers import Tier, TierChunk
 
 PASS_BYTES = 64 << 20
 """Written in one pass: a bound on what is in flight."""
+PASS_SECONDS = 2.0
+"""A tier that takes longer for a pass is passed over until it has done it: the others go on."""
 
 
 class Demotion:
@@ -30,14 +32,18 @@ class Demotion:
         self._shard = shard
         self._tiers = tiers
         self._writing = asyncio.Lock()
+        self._late: dict[str, asyncio.Task[list[bool]]] = {}
 
     async def step(self) -> None:
-        """Write until nothing waits."""
-        while self._tiers and len(self._shard.state.chunks.admission):
+        """Write until nothing waits, or no tier takes more."""
+        admission = self._shard.state.chunks.admission
+        while len(admission) and (tiers := [t for t in self._tiers if t.name not in self._late]):
             async with self._writing:
-                chunks = self._chunks(self._shard.state.chunks.admission.take)
-                if chunks:
-                    await asyncio.gather(*(tier.store(chunks) for tier in self._tiers))
+                if chunks := self._chunks(admission.take):
+                    tasks = {t.name: asyncio.create_task(t.store(chunks)) for t in tiers}
+                    await asyncio.wait(tasks.values(), timeout=PASS_SECONDS)
+                    self._late |= {name: task for name, task in tasks.items() if not task.done()}
+        self._late = {name: task for name, task in self._late.items() if not task.done()}
 
     async def write(self, keys: Sequence[bytes], tier: Tier) -> list[bytes]:
         """Write these chunks to one tier; those that can be found there now."""

@@ -12,7 +12,7 @@ from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.actors.wire import Move, Take
-from lmkv_ray.directory import Holding, Place
+from lmkv_ray.directory import Holding, Location
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.tiers import Tier
 
@@ -47,12 +47,12 @@ class Operations:
 
     async def where(self, keys: bytes) -> list[Holding]:
         """Which of these chunks the tiers of this node alone hold."""
-        found: dict[Place, list[int]] = {}
+        found: dict[Location, list[int]] = {}
         for name, tier in self._tiers.items():
             if tier.capabilities.instant and not tier.capabilities.shared:
                 held = np.flatnonzero(await tier.lookup(key_array(keys), TIER_SECONDS)).tolist()
                 if held:
-                    found[Place(self._node_id, name)] = held
+                    found[Location(self._node_id, name)] = held
         return Holding.ranked(found)
 
     async def pin(self, keys: bytes, pinned: bool) -> list[bytes]:

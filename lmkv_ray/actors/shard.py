@@ -110,6 +110,7 @@ class ShardActor:
             self._failure = error
             return
         self._clearing = Clearing(self._shard, self._tiers, self._peers)
+        await self._clearing.start()
         self._telling = Telling(self._shard, self._directory, self._clearing.catch_up)
         self._handover = Handover(self._shard, node_id, self._peers, self._directory)
         self._replication = Replication(self._shard, self._handover, settings.replicas)

@@ -2,7 +2,7 @@
 
 from lmkv_ray.directory.clears import ClearLog
 from lmkv_ray.directory.handoff import Held, Order, plan_handoff
-from lmkv_ray.directory.holdings import GPU, MEMORY, Holding, Place, merge
+from lmkv_ray.directory.holdings import GPU, MEMORY, Holding, Location, merge
 from lmkv_ray.directory.state import DirectoryState, NodeStatus
 from lmkv_ray.directory.table import ChunkTable
 
@@ -14,9 +14,9 @@ __all__ = [
     "DirectoryState",
     "Held",
     "Holding",
+    "Location",
     "NodeStatus",
     "Order",
-    "Place",
     "merge",
     "plan_handoff",
 ]

@@ -13,7 +13,7 @@ MEMORY = "memory"
 """The tier of the arena."""
 
 
-class Place(NamedTuple):
+class Location(NamedTuple):
     """Where chunks can be."""
 
     node_id: str
@@ -24,7 +24,7 @@ class Place(NamedTuple):
 
 
 class Holding(Message, frozen=True):
-    """Directory to shard: what one place holds of a run of chunks."""
+    """Directory to shard: what one location holds of a run of chunks."""
 
     node_id: str
     run: int
@@ -35,29 +35,29 @@ class Holding(Message, frozen=True):
     engine_id: str = ""
 
     @property
-    def place(self) -> Place:
+    def location(self) -> Location:
         """Whose holding it is."""
-        return Place(self.node_id, self.tier, self.engine_id)
+        return Location(self.node_id, self.tier, self.engine_id)
 
     @staticmethod
-    def ranked(found: Mapping[Place, Iterable[int]]) -> list[Holding]:
-        """Holdings from positions by place, longest leading run first."""
+    def ranked(found: Mapping[Location, Iterable[int]]) -> list[Holding]:
+        """Holdings from positions by location, longest leading run first."""
         holdings = []
-        for place, held in found.items():
+        for location, held in found.items():
             positions = sorted(held)
             run = len(positions)
             if positions[-1] >= run:
                 run = next(i for i, at in enumerate(positions) if i != at)
             holdings.append(
                 Holding(
-                    node_id=place.node_id,
+                    node_id=location.node_id,
                     run=run,
                     positions=positions,
-                    tier=place.tier,
-                    engine_id=place.engine_id,
+                    tier=location.tier,
+                    engine_id=location.engine_id,
                 )
             )
-        holdings.sort(key=lambda its: (-its.run, -len(its.positions), its.place))
+        holdings.sort(key=lambda its: (-its.run, -len(its.positions), its.location))
         return holdings
 
 
@@ -67,8 +67,8 @@ def merge(answers: Iterable[tuple[Sequence[int], Sequence[Holding]]]) -> list[Ho
     Args:
         answers: (positions in the whole request of the keys a part was asked for, its answer).
     """
-    found: dict[Place, list[int]] = {}
+    found: dict[Location, list[int]] = {}
     for asked, holdings in answers:
         for holding in holdings:
-            found.setdefault(holding.place, []).extend(asked[i] for i in holding.positions)
+            found.setdefault(holding.location, []).extend(asked[i] for i in holding.positions)
     return Holding.ranked(found)

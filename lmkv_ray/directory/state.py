@@ -10,7 +10,7 @@ import numpy as np
 
 from lmkv_ray.directory.clears import ClearLog
 from lmkv_ray.directory.devices import Devices
-from lmkv_ray.directory.holdings import GPU, Holding, Place
+from lmkv_ray.directory.holdings import GPU, Holding, Location
 from lmkv_ray.directory.named import NamedTable
 from lmkv_ray.directory.table import NOBODY
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
@@ -144,10 +144,10 @@ class DirectoryState:
             now: monotonic seconds.
         """
         self.clears.heard(cleared)
-        found: dict[Place, list[int]] = {}
+        found: dict[Location, list[int]] = {}
         for name, positions in self._holders.lookup(keys):
             if name != asking and self._is_usable(self._nodes[name], now):
-                found.setdefault(Place(name), []).extend(positions)
+                found.setdefault(Location(name), []).extend(positions)
         return Holding.ranked(found)
 
     def where(self, keys: KeyArray, now: float) -> list[Holding]:
@@ -156,7 +156,7 @@ class DirectoryState:
         For who sends requests; from a device nobody can fetch.
         """
         on_devices = {
-            Place(engine.node_id, GPU, engine.engine_id): positions
+            Location(engine.node_id, GPU, engine.engine_id): positions
             for engine, positions in self.devices.lookup(keys)
             if self._is_usable(self._nodes[engine.node_id], now)
         }

@@ -176,9 +176,10 @@ class ChunkTable:
         rows = [self._freed[self._n_freed : self._n_freed + freed].astype(np.int64)]
         while (n := n - len(rows[-1])) > 0:
             chunk = np.arange(self._hand, min(self._hand + n, self.capacity), dtype=np.int64)
-            if self._wrapped:
-                self._overwrite(chunk)
             self._hand += len(chunk)
+            if self._wrapped:
+                chunk = chunk[~np.isin(chunk, rows[0])]  # those were free, and are taken just now
+                self._overwrite(chunk)
             if self._hand == self.capacity:
                 self._hand, self._wrapped = 0, True
             rows.append(chunk)

@@ -9,7 +9,7 @@ from lmkv_ray.keys import key_array, parts_of
 from lmkv_ray.messages import Delta, DeviceDelta
 
 ARENA = ""
-"""The place of chunks that others can have; other places are the devices of engines."""
+"""Where chunks are that others can have. Elsewhere: on the device of the engine with that id."""
 PIECE = 8192
 """Chunks of the whole content that one delta carries: a few milliseconds for the directory."""
 
@@ -56,13 +56,13 @@ class DeltaLog:
         """Whether this part has been told some pieces of a snapshot, and others are left."""
         return self._parts[part].pieces is not None
 
-    def added(self, keys: Collection[bytes], place: str = ARENA) -> None:
+    def added(self, keys: Collection[bytes], where: str = ARENA) -> None:
         """Chunks came to the arena, or to the device of an engine."""
-        self._note(place, keys, True)
+        self._note(where, keys, True)
 
-    def removed(self, keys: Collection[bytes], place: str = ARENA) -> None:
+    def removed(self, keys: Collection[bytes], where: str = ARENA) -> None:
         """Chunks went."""
-        self._note(place, keys, False)
+        self._note(where, keys, False)
 
     def resync(self, part: int | None = None) -> None:
         """A part of the directory (None: all) must be told the whole content."""
@@ -86,16 +86,16 @@ class DeltaLog:
         its.seq += 1
         begin, changes = its.resync, its.changes
         its.resync, its.changes = False, {}
-        places = {ARENA: content, **(devices or {})}
+        contents = {ARENA: content, **(devices or {})}
         if begin:
-            its.pieces = [*self._pieces(places)][::-1]
-        told = {place: _Told.of(changed) for place, changed in changes.items()}
+            its.pieces = [*self._pieces(contents)][::-1]
+        told = {where: _Told.of(changed) for where, changed in changes.items()}
         ended = False
         if its.pieces is not None:
             # Keys that went meanwhile are not named, those that came are among the changes.
-            place, keys = its.pieces.pop()
-            piece = [key for key in keys if key in places.get(place, ())]
-            told.setdefault(place, _Told()).added += self._of_part(piece, part)
+            where, keys = its.pieces.pop()
+            piece = [key for key in keys if key in contents.get(where, ())]
+            told.setdefault(where, _Told()).added += self._of_part(piece, part)
             ended = not its.pieces
             if ended:
                 its.pieces = None
@@ -110,21 +110,23 @@ class DeltaLog:
             end=ended,
             devices=[
                 DeviceDelta(
-                    engine_id=place, added=b"".join(its.added), removed=b"".join(its.removed)
+                    engine_id=where, added=b"".join(its.added), removed=b"".join(its.removed)
                 )
-                for place, its in told.items()
+                for where, its in told.items()
             ],
         )
 
-    def _pieces(self, places: Mapping[str, Collection[bytes]]) -> Iterator[tuple[str, list[bytes]]]:
-        for place, content in places.items():
+    def _pieces(
+        self, contents: Mapping[str, Collection[bytes]]
+    ) -> Iterator[tuple[str, list[bytes]]]:
+        for where, content in contents.items():
             whole = list(content)
             for i in range(0, len(whole) or 1, self._piece):
-                yield place, whole[i : i + self._piece]
+                yield where, whole[i : i + self._piece]
 
-    def _note(self, place: str, keys: Collection[bytes], added: bool) -> None:
+    def _note(self, where: str, keys: Collection[bytes], added: bool) -> None:
         for part, its in enumerate(self._parts):
-            its.note(place, self._of_part(keys, part), added)
+            its.note(where, self._of_part(keys, part), added)
 
     def _of_part(self, keys: Collection[bytes], part: int) -> Collection[bytes]:
         if len(self._parts) == 1 or not keys:
@@ -135,7 +137,7 @@ class DeltaLog:
 
 @dataclass(slots=True)
 class _Told:
-    """What one delta says of one place."""
+    """What one delta says of the arena, or of one device."""
 
     added: list[bytes] = field(default_factory=list)
     removed: list[bytes] = field(default_factory=list)
@@ -153,16 +155,16 @@ class _Part:
 
     def __init__(self, limit: int) -> None:
         self.seq = 0
-        self.changes: dict[str, dict[bytes, bool]] = {}  # place -> key -> added (True) or removed
+        self.changes: dict[str, dict[bytes, bool]] = {}  # where -> key -> added (True) or removed
         self.resync = True  # a new life starts with its whole content
-        # Of a snapshot under way: place and keys, the last piece first.
+        # Of a snapshot under way: where, and keys; the last piece first.
         self.pieces: list[tuple[str, list[bytes]]] | None = None
         self._limit = limit
 
-    def note(self, place: str, keys: Collection[bytes], added: bool) -> None:
+    def note(self, where: str, keys: Collection[bytes], added: bool) -> None:
         if self.resync or not keys:
             return
-        self.changes.setdefault(place, {}).update(dict.fromkeys(keys, added))
+        self.changes.setdefault(where, {}).update(dict.fromkeys(keys, added))
         if sum(map(len, self.changes.values())) > self._limit:
             self.start_over()
 

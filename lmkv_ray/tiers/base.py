@@ -117,6 +117,13 @@ class Tier(Protocol):
         ...
 
     @property
+    def cleared(self) -> int:
+        """The number of the last clear that was carried out here, also by a predecessor; 0: not
+        known, or a matter of all who share it.
+        """
+        ...
+
+    @property
     def settled(self) -> bool:
         """No clear is left to be carried out."""
         ...

@@ -22,6 +22,8 @@ from lmkv_ray.errors import ConfigError, UnsupportedError
 from lmkv_ray.tiers.format import Label
 
 MIN_KEY_BYTES = 32
+PLAIN = "plain1"
+"""The suite without encryption."""
 NONCE_BYTES = 12
 MAX_NBYTES = (1 << 31) - 1 - 16
 """What one call of the library can seal."""
@@ -31,7 +33,7 @@ class Cipher(Protocol):
     """Turns chunks into what is stored, and back."""
 
     suite: str
-    """Part of file names: files of another suite (another master key) are not ours to read."""
+    """Part of names: what has another suite (another master key) is not ours to read."""
     overhead: int
     """Bytes by which what is stored is longer."""
 
@@ -118,6 +120,11 @@ def load_cipher(key_file: Path | None) -> Cipher | None:
             next_step=_MAKE_KEY,
         )
     return AesGcm(master)
+
+
+def suite_of(cipher: Cipher | None) -> str:
+    """What chunks are called that were stored with it."""
+    return cipher.suite if cipher else PLAIN
 
 
 def new_nonce() -> bytes:

@@ -50,6 +50,6 @@ class PendingClears:
         waits = " What was cleared is not served; it is removed when this is over."
         return problem + waits if problem and self._pending else problem
 
-    def covers(self, space: int) -> bool:
-        """Whether chunks of a space must not be served."""
+    def covers(self, space: int | None) -> bool:
+        """Whether chunks of a space (None: of any) must not be served."""
         return space in self._pending or None in self._pending

@@ -13,6 +13,8 @@ class Counters:
 
     stored: int = 0
     stored_bytes: int = 0
+    store_busy: int = 0
+    """Not stored: too much was being written already."""
     store_changed: int = 0
     """Not stored: evicted from memory while it was written."""
     store_failed: int = 0

@@ -89,7 +89,7 @@ def open_pages(
             engine.close()
             raise UnsupportedError(
                 f"Blocks of {model} did not survive a copy to a chunk and back: its KV cache "
-                "layout is not what its strides say.",
+                f"layout ({getattr(cache, 'kv_cache_layout', None)}) is not what its strides say.",
                 next_step="Set VLLM_KV_CACHE_LAYOUT=LBHNC, or report the attention backend.",
             )
     return Pages(layouts, {number: i for i, number in enumerate(here)}, engine)

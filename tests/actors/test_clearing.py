@@ -9,10 +9,30 @@ from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.config import load_settings
-from lmkv_ray.messages import Clear
+from lmkv_ray.messages import Clear, Commit
+from tests.actors.fakes import CHUNK_BYTES
 from tests.tiers.memory_tier import MemoryTier
 
 SETTINGS = load_settings({"capacity": 4 << 20})
+
+
+async def test_memory_and_disk_agree_when_a_shard_starts() -> None:
+    name = f"clear.{secrets.token_hex(4)}"
+    writer = open_arena(SETTINGS, name, restarted=False)
+    peers = RayPeers("none", "n", Directory("none", 1))
+    shard, tier = Shard(writer, SETTINGS, "n"), MemoryTier()
+    tier.cleared = 7
+    await Clearing(shard, [tier], peers).start()
+    assert shard.cleared == peers.cleared == 7, "nothing in memory has missed a clear"
+    shard = Shard(writer, SETTINGS, "n")
+    size = writer.geometry.slot_size(CHUNK_BYTES)
+    [slot] = shard.reserve(7, size, 1)
+    shard.commit(7, size, [Commit(slot=slot, key=b"k" * 16, nbytes=10)], [0])
+    shard.cleared = 5
+    await Clearing(shard, [tier], peers).start()
+    assert shard.cleared == peers.cleared == 5, "but this may have"
+    assert tier.numbers == [7, 5], "and the disk is told what memory knows"
+    shard.close()
 
 
 async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None:

@@ -18,6 +18,7 @@ from lmkv_ray.messages import MissReason, Stage, StageReply, decode
 from lmkv_ray.shard import Admission
 from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys, payload_of
 from tests.actors.test_core import LocalShard
+from tests.tiers.harness import until
 from tests.tiers.memory_tier import MemoryTier
 
 SETTINGS = load_settings({"capacity": 8 << 20})
@@ -85,6 +86,27 @@ async def test_a_chunk_that_was_replaced_while_it_was_written_is_not_published(
     tier.gate.set()
     await writing
     assert not tier.chunks
+
+
+async def test_a_tier_that_hangs_does_not_hold_up_the_others(
+    shard: LocalShard, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmkv_ray.actors.demotion.PASS_SECONDS", 0.05)
+    tiers = [MemoryTier("a"), MemoryTier("b")]
+    tiers[0].gate.clear()
+    demotion = Demotion(shard, tiers)
+    engine.save(KEYS)
+    for part in (KEYS[:5], KEYS[5:10]):
+        use_again(shard, part)
+        await demotion.step()
+    assert list(tiers[1].chunks) == KEYS[:10]
+    assert not tiers[0].chunks
+    tiers[0].gate.set()
+    await until(lambda: len(tiers[0].chunks) == 5)
+    await demotion.step()
+    use_again(shard, KEYS[10:])
+    await demotion.step()
+    assert list(tiers[0].chunks) == KEYS[:5] + KEYS[10:]
 
 
 async def test_a_tier_that_may_hold_what_was_cleared_is_not_read(

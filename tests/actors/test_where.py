@@ -13,7 +13,7 @@ import pytest
 
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.arena.owners import is_alive
-from lmkv_ray.directory import GPU, Place
+from lmkv_ray.directory import GPU, Location
 from lmkv_ray.messages import MissReason, Owner
 from tests.actors.conftest import Nodes, directory_pid, eventually
 from tests.actors.fakes import make_keys
@@ -23,12 +23,12 @@ pytestmark = pytest.mark.ray
 KEYS = make_keys(30)
 
 
-def places(nodes: Nodes) -> list[list[Place]]:
+def places(nodes: Nodes) -> list[list[Location]]:
     return nodes.cache.where(KEYS)
 
 
-def become(nodes: Nodes, expected: list[list[Place]], within: float = 10) -> None:
-    seen: list[list[list[Place]]] = [[]]
+def become(nodes: Nodes, expected: list[list[Location]], within: float = 10) -> None:
+    seen: list[list[list[Location]]] = [[]]
 
     def come() -> bool:
         seen[0] = places(nodes)
@@ -48,9 +48,9 @@ def test_devices_and_memory_of_all_nodes(nodes: Nodes) -> None:
     here.save(KEYS[:20])
     here.tell(KEYS[:10])
     there.tell(KEYS[5:25])
-    memory = Place(nodes.cache.node_id)
-    ours = Place(nodes.cache.node_id, GPU, here.engine_id)
-    theirs = Place(nodes.other, GPU, there.engine_id)
+    memory = Location(nodes.cache.node_id)
+    ours = Location(nodes.cache.node_id, GPU, here.engine_id)
+    theirs = Location(nodes.other, GPU, there.engine_id)
     expected = [
         [
             *sorted(([ours] if i < 10 else []) + ([theirs] if 5 <= i < 25 else [])),
@@ -70,7 +70,7 @@ def test_devices_and_memory_of_all_nodes(nodes: Nodes) -> None:
 
     for part in range(len(nodes.cache.status().directory)):
         os.kill(directory_pid(nodes.namespace, directory_name(part)), signal.SIGKILL)
-    copy = Place(nodes.other)
+    copy = Location(nodes.other)
     both = [its + ([copy] if i < 20 else []) for i, its in enumerate(expected)]
     become(nodes, [sorted(its, key=lambda p: (p.tier != GPU, p)) for its in both], 30)
 
@@ -86,7 +86,7 @@ def test_a_dead_engine_holds_nothing(nodes: Nodes) -> None:
         assert is_alive(owner)
         mortal = nodes.engine(nodes.other, owner)
         mortal.tell(KEYS)
-        become(nodes, [[Place(nodes.other, GPU, mortal.engine_id)]] * 30)
+        become(nodes, [[Location(nodes.other, GPU, mortal.engine_id)]] * 30)
         process.kill()
     began = time.monotonic()
     become(nodes, [[]] * 30)
@@ -96,7 +96,7 @@ def test_a_dead_engine_holds_nothing(nodes: Nodes) -> None:
 def test_a_restarted_shard_is_told_again(nodes: Nodes) -> None:
     engine = nodes.engine(nodes.cache.node_id)
     engine.tell(KEYS)
-    held = [[Place(nodes.cache.node_id, GPU, engine.engine_id)]] * 30
+    held = [[Location(nodes.cache.node_id, GPU, engine.engine_id)]] * 30
     become(nodes, held)
     os.kill(nodes.pid(nodes.cache.node_id), signal.SIGKILL)
     eventually(lambda: engine.tell().known is False)

@@ -3,7 +3,7 @@
 import msgspec
 import numpy as np
 
-from lmkv_ray.directory import GPU, DirectoryState, Place
+from lmkv_ray.directory import GPU, DirectoryState, Location
 from lmkv_ray.directory.state import DEVICES_SHARE, SILENT_SECONDS
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Delta, DeviceDelta
@@ -36,7 +36,7 @@ def test_a_chunk_on_a_device_is_no_place_to_fetch_from() -> None:
     assert directory.peers("b") == 0
     assert len(directory.table) == 0
     (holding,) = directory.where(ALL, 0)
-    assert holding.place == Place("a", GPU, "e")
+    assert holding.location == Location("a", GPU, "e")
     assert (holding.run, holding.positions) == (1, [0, 2])
 
 

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from lmkv_ray.directory import GPU, DirectoryState, Holding, Place, merge
+from lmkv_ray.directory import GPU, DirectoryState, Holding, Location, merge
 from lmkv_ray.directory.state import SILENT_SECONDS
 from lmkv_ray.keys import key_array, parts_of
 from lmkv_ray.messages import Clear, Delta, DeltaReply
@@ -208,10 +208,10 @@ class DirectoryMachine(RuleBasedStateMachine):
         for part, its in enumerate(self.parts):
             asked = np.flatnonzero(parts_of(ALL, PARTS) == part)
             answers.append((asked.tolist(), its.where(ALL[asked], now=0)))
-        truth = {Place(name): set(shard.content) for name, shard in self.shards.items()}
+        truth = {Location(name): set(shard.content) for name, shard in self.shards.items()}
         for name, shard in self.shards.items():
-            truth |= {Place(name, GPU, engine): held for engine, held in shard.devices.items()}
-        told = {h.place: {KEYS[i] for i in h.positions} for h in merge(answers)}
+            truth |= {Location(name, GPU, engine): held for engine, held in shard.devices.items()}
+        told = {h.location: {KEYS[i] for i in h.positions} for h in merge(answers)}
         assert told == {place: held for place, held in truth.items() if held}
 
     @invariant()

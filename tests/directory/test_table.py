@@ -133,3 +133,15 @@ def test_never_claims_what_is_not_so_and_knows_all_while_there_is_room(
         assert capacity < 80 or known == truth
         assert len(table) == sum(map(bool, known)) <= capacity
         assert [table.count(n) for n in range(4)] == [sum(n in k for k in known) for n in range(4)]
+
+
+def test_a_full_table_gives_no_row_to_two_keys_of_a_batch() -> None:
+    """Free rows are taken first; then the hand may come to the same ones."""
+    keys = np.random.default_rng(0).integers(1, 1 << 63, (1050, 2), dtype=np.uint64)
+    table = ChunkTable(1000)
+    table.add(keys[:1000], 0)
+    table.add(keys[1000:1010], 0)  # the hand is at row 10
+    table.remove(keys[20:30], 0)
+    table.add(keys[1010:], 1)
+    assert (table.lookup(keys[1010:]) == 1).any(axis=1).all()
+    assert (len(table), len(table._index)) == (1000, 1000)

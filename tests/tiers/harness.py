@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import mmap
+import os
 import shutil
 import threading
 from collections.abc import Callable, Sequence
@@ -15,9 +16,12 @@ import numpy as np
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import Tier, TierChunk
+from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.health import Health
+from lmkv_ray.tiers.remote import RemoteTier
+from lmkv_ray.tiers.remote.objects import Objects, open_objects
 from lmkv_ray.transports import Fetch, Outcome
 
 SLOT = 64 << 10
@@ -215,7 +219,83 @@ class EncryptedDiskHarness(DiskHarness):
         return await super().open(**{"key_file": key_file} | options)
 
 
+class TestObjects(Objects):
+    """A store that can be slow."""
+
+    __test__ = False
+    seconds = 0.0
+    """That getting an object takes."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(open_objects(f"file://{directory}", {})._store)
+        self.writable = asyncio.Event()
+        self.writable.set()
+
+    async def get(self, name: str, within: float) -> tuple[Any, Any]:
+        async with asyncio.timeout(within):
+            await asyncio.sleep(self.seconds)
+            return await super().get(name, within)
+
+    async def put(self, name: str, parts: list[Any], within: float) -> None:
+        await self.writable.wait()
+        await super().put(name, parts, within)
+
+
+class RemoteHarness:
+    """A directory that is shared by many."""
+
+    key_file: Path | None = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "store"
+        self.objects = TestObjects(self.path)
+
+    async def open(self) -> RemoteTier:
+        return RemoteTier(self.objects, load_cipher(self.key_file))
+
+    def file(self, key: bytes) -> Path:
+        (path,) = self.path.glob(f"chunks/??/{key.hex()}.*")
+        return path
+
+    def damage(self, key: bytes) -> None:
+        content = bytearray(self.file(key).read_bytes())
+        content[20_000] ^= 16
+        self.file(key).write_bytes(content)
+
+    def cut(self, key: bytes) -> None:
+        os.truncate(self.file(key), 9000)
+
+    def lose(self, key: bytes) -> None:
+        self.file(key).unlink()
+
+    def take_away(self) -> None:
+        shutil.rmtree(self.path)
+        self.path.write_text("not a directory")
+
+    def bring_back(self) -> None:
+        self.path.unlink()
+        self.path.mkdir()
+
+    def slow_down(self, seconds: float) -> None:
+        self.objects.seconds = seconds
+
+    def hold_writes(self) -> Callable[[], None]:
+        self.objects.writable.clear()
+        return self.objects.writable.set
+
+
+class EncryptedRemoteHarness(RemoteHarness):
+    """The same with encryption."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.key_file = path / "key"
+        self.key_file.write_text("00" * 32)
+
+
 HARNESSES: dict[str, Callable[[Path], Harness]] = {
     "disk": DiskHarness,
     "encrypted_disk": EncryptedDiskHarness,
+    "remote": RemoteHarness,
+    "encrypted_remote": EncryptedRemoteHarness,
 }

@@ -26,6 +26,7 @@ class MemoryTier:
         """A write has begun."""
         self.written = 0
         self.settled = True
+        self.cleared = 0
         self.numbers: list[int] = []
         """Of the clears."""
         self.delay = 0.0

@@ -16,6 +16,7 @@ from lmkv_ray.arena import checksum
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers import Tier
 from lmkv_ray.tiers.disk import writing
+from lmkv_ray.tiers.remote import tier as remote
 from lmkv_ray.transports import Failure, Fetch
 from tests.tiers.harness import (
     COUNT,
@@ -44,7 +45,8 @@ def harness(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Harness:
     """Media with room for a few chunks in flight."""
-    monkeypatch.setattr(writing, "PENDING_BYTES", COUNT * SLOT)
+    for module in (writing, remote):
+        monkeypatch.setattr(module, "PENDING_BYTES", COUNT * SLOT)
     return HARNESSES[request.param](tmp_path)
 
 
@@ -187,6 +189,8 @@ async def test_removed_chunks_are_gone(harness: Harness, full: Tier) -> None:
 async def test_a_space_is_cleared_without_the_others(harness: Harness, full: Tier) -> None:
     assert await store(full, STRANGERS, space=99) == [True] * 3
     await full.clear(99, 0)
+    outcomes = await fetch(full, STRANGERS, slots(3))
+    assert {outcome.failure for outcome in outcomes} == {Failure.MISSING}
     assert await found(full, STRANGERS) == [False] * 3
     assert await found(full) == [True] * COUNT
     await full.clear(None, 0)

@@ -204,7 +204,7 @@ async def test_a_lying_store_is_never_believed(faulty: FaultyObjects, lie: Any) 
 async def test_another_chunks_bytes_are_not_believed(faulty: FaultyObjects) -> None:
     tier = RemoteTier(faulty, None)
     await tier.store([chunk(KEYS[0]), chunk(KEYS[1])])
-    other, _ = await faulty.get(f"chunks/{KEYS[1].hex()[:2]}/{KEYS[1].hex()}", 5)
+    other, _ = await faulty.get(f"chunks/{KEYS[1].hex()[:2]}/{KEYS[1].hex()}.plain1", 5)
     faulty.lie = lambda _: bytes(other)
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.CORRUPT
 
@@ -230,7 +230,7 @@ async def test_a_failing_store_recovers(faulty: FaultyObjects) -> None:
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.LOST
     assert tier.status().problem is not None
     faulty.error = None
-    tier._recess._until = 0
+    tier._try._recess._until = 0
     assert (await fetched(tier, KEYS[:1]))[0].ok
     assert tier.status().problem is None
 
@@ -245,7 +245,7 @@ async def test_a_clear_while_the_store_is_down_is_not_lost(
     assert not tier.settled
     assert "What was cleared is not served" in str(tier.status().problem)
     # It may be that only writing fails: nothing of the space is served, whatever can be read.
-    tier._recess._until = 0
+    tier._try._recess._until = 0
     faulty.listed = super(FaultyObjects, faulty).listed  # type: ignore[method-assign]
     outcomes = await fetched(tier, KEYS[:2])
     assert outcomes[0].failure is Failure.MISSING
@@ -267,12 +267,12 @@ async def test_a_clear_is_not_repeated_by_those_who_hear_of_it_later(where: Any)
     await here.clear(8, 6)
     await here.clear(SPACE, 7)
     await asyncio.sleep(1.1)  # what is stored in the same second counts as cleared
-    assert await there.store([chunk(KEYS[1])]) == [True]
+    assert await there.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]
     for tier in (there, later):
         await tier.clear(SPACE, 7)
         await tier.clear(None, 7)  # whoever does not know what it was clears everything
         assert tier.settled
-        assert (await fetched(tier, KEYS[1:2]))[0].ok
+        assert all(outcome.ok for outcome in (await fetched(tier, KEYS[:2])).values())
     assert len(await here._clears._objects.listed("clears/", 5)) == 2, "one for each space"
     await later.clear(None, 8)
     assert (await fetched(later, KEYS[1:2]))[0].failure is Failure.MISSING

@@ -203,8 +203,9 @@ class Engine:
 
     def drain(self) -> None:
         """Step until saves are reported, as vLLM's own loop does outside of in-process mode."""
-        scheduler = self.core().scheduler
-        while scheduler.connector is not None and scheduler.connector.has_pending_push_work():
+        core = self.core()
+        connector = core.scheduler.connector
+        while core.batch_queue or (connector is not None and connector.has_pending_push_work()):
             self._llm.llm_engine.step()
 
     def reset(self, *, connector: bool = False) -> bool:

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, connect
 from lmkv_ray.actors.names import DIRECTORY
 from lmkv_ray.config import load_settings
-from lmkv_ray.directory import GPU, Holding, Place
+from lmkv_ray.directory import GPU, Holding, Location
 from tests.faults.recovery import Recovery, fault
 from tests.vllm.conftest import tokens, wait_for
 from tests.vllm.engine import Answer, EngineProcess
@@ -189,7 +189,7 @@ def test_where_names_the_tiers_of_each_chunk(world: World) -> None:
     prompt = tokens(20, 300)
     world.saved(prompt)
     keys = world.engines[0].call("keys", prompt)
-    memory = Place(world.node_ids[0])
+    memory = Location(world.node_ids[0])
 
     def tiers() -> list[set[str]]:
         places = world.cache.where(keys)

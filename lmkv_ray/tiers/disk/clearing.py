@@ -38,6 +38,7 @@ class Clearing:
         self._erase = erase
         self._failed = failed
         self._going: list[Entry] = []
+        self._cleared = 0
 
     def hide(self, mount: Mount, *, new: bool = False) -> None:
         """Let nobody find what is to be cleared.
@@ -48,6 +49,9 @@ class Clearing:
         """
         if new:
             self._going = []
+            if mount.cleared < self._cleared:  # of another time: who knows what it missed
+                self.pending.add(None, self._cleared)
+        self._cleared = max(self._cleared, mount.cleared)
         for space, clear in self.pending.items():
             if 0 < clear.number <= mount.cleared:  # by our predecessor
                 self.pending.done(space, clear)
@@ -73,7 +77,7 @@ class Clearing:
             if problem is not None:
                 self._failed(problem)
                 return False
-            mount.cleared = number
+            mount.cleared = self._cleared = number
         for space, clear in clears:
             self.pending.done(space, clear)
         return True

@@ -11,8 +11,6 @@ from lmkv_ray.tiers.counters import Counters
 class DiskCounters(Counters):
     """See ``Counters``."""
 
-    store_busy: int = 0
-    """Not stored: too much was being written already."""
     store_no_room: int = 0
     """Not stored: all that could make room is pinned or being read."""
     evicted: int = 0

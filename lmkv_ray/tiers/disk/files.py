@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import checksum
-from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce
+from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce, suite_of
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes
 from lmkv_ray.transports import Failure
@@ -27,7 +27,6 @@ STEP = 16 << 20
 """Bytes of one system call at most: how often a read looks whether it is still wanted."""
 RECENCY_SECONDS = 600.0
 """A file's time is renewed when it is read and older than this; recency survives restarts."""
-PLAIN = "plain1"
 
 Bytes = npt.NDArray[np.uint8]
 Call = Callable[[int, list[memoryview], int], int]
@@ -45,7 +44,7 @@ class ChunkFiles:
 
     def __init__(self, directory: Directory, cipher: Cipher | None, writes: int) -> None:
         self.directory = directory
-        self.suite = cipher.suite if cipher else PLAIN
+        self.suite = suite_of(cipher)
         self.overhead = cipher.overhead if cipher else 0
         self.littered = False
         """A file could not be removed; only another scan tells what is there."""

@@ -159,6 +159,11 @@ class DiskTier:
             await asyncio.wait([self._settle()], timeout=within)
 
     @property
+    def cleared(self) -> int:
+        """See ``Tier``."""
+        return self._mount.cleared if self._mount is not None else 0
+
+    @property
     def settled(self) -> bool:
         """See ``Tier``."""
         return not self._clearing.pending

@@ -24,6 +24,7 @@ class Objects:
 
     def __init__(self, store: ObjectStore) -> None:
         import obstore
+        import obstore.exceptions
 
         self._store = store
         self._obstore = obstore
@@ -67,6 +68,11 @@ class Objects:
                     found |= {str(meta["path"]): meta["last_modified"] for meta in page}
             except FileNotFoundError as error:
                 raise OSError(_NO_BUCKET) from error
+            except self._obstore.exceptions.GenericError as error:
+                # Of listings obstore does not say more.
+                if any(f" {status} " in str(error) for status in (401, 403)):
+                    raise PermissionError(_brief(error)) from error
+                raise
         return found
 
     async def delete(self, name: str, within: float) -> None:

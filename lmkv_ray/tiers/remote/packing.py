@@ -37,10 +37,8 @@ def unpack(
     """
     header = Header.unpack(bytes(data[:PAGE]))
     overhead = cipher.overhead if cipher else 0
-    if header is None or header.label.key != key:
+    if header is None or header.label.key != key or header.overhead != overhead:
         return Failure.CORRUPT
-    if header.overhead != overhead:
-        return Failure.MISSING  # somebody else's: stored with encryption, or without
     nbytes, stored = header.label.nbytes, data[PAGE:]
     if len(stored) != nbytes + overhead:
         return Failure.CORRUPT
@@ -48,9 +46,8 @@ def unpack(
         return Failure.TOO_LARGE
     chunk = destination[:nbytes]
     if cipher is not None:
-        # Sealed with another master key it is somebody else's, not damaged: leave it alone.
         if not cipher.open(header.label, header.nonce, stored, chunk.data):
-            return Failure.MISSING
+            return Failure.CORRUPT
         return header.label.space, nbytes, checksum(chunk)
     chunk[:] = np.frombuffer(stored, np.uint8)
     value = checksum(chunk)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from dataclasses import dataclass
+from datetime import datetime
 
 MAX_KEYS = 1 << 16
 HELD_SECONDS = 600.0
@@ -12,31 +14,39 @@ MISSING_SECONDS = 10.0
 """Another node may store it any time."""
 
 
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An answer of the store."""
+
+    stored: datetime | None
+    """When it was stored; None: it was not there."""
+
+
 class Recent:
-    """Key -> whether it was there, for a while."""
+    """Key -> the last answer, for a while."""
 
     def __init__(self) -> None:
-        self._known: OrderedDict[bytes, tuple[bool, float]] = OrderedDict()
+        self._known: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
 
-    def get(self, key: bytes) -> bool | None:
+    def get(self, key: bytes) -> Known | None:
         """None: not known (any more)."""
         known = self._known.get(key)
-        if known is None or time.monotonic() >= known[1]:
-            return None
-        return known[0]
+        return known[0] if known is not None and time.monotonic() < known[1] else None
 
-    def put(self, key: bytes, held: bool) -> None:
-        """It is, or is not, there now."""
-        until = time.monotonic() + (HELD_SECONDS if held else MISSING_SECONDS)
-        self._known[key] = held, until
+    def put(self, key: bytes, stored: datetime | None) -> Known:
+        """Since when it is there; None: it is not."""
+        known = Known(stored)
+        until = time.monotonic() + (MISSING_SECONDS if stored is None else HELD_SECONDS)
+        self._known[key] = known, until
         self._known.move_to_end(key)
         if len(self._known) > MAX_KEYS:
             self._known.popitem(last=False)
-
-    def forget(self, key: bytes) -> None:
-        """It may have changed."""
-        self._known.pop(key, None)
+        return known
 
     def clear(self) -> None:
         """Everything may have changed."""
         self._known.clear()
+
+    def forget(self, key: bytes) -> None:
+        """It may have changed."""
+        self._known.pop(key, None)

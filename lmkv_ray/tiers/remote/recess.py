@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 FIRST_PAUSE = 1.0
@@ -10,11 +11,15 @@ LONGEST_PAUSE = 60.0
 
 @dataclass
 class Recess:
-    """After a failure nothing is tried for a pause, which grows with every further failure."""
+    """After a failure nothing is tried for a pause.
+
+    Pauses grow from one failure to the next, also where something worked in between: what comes
+    and goes, or only half works, is tried less and less.
+    """
 
     problem: str | None = None
     """What is wrong, and what to do."""
-    _until: float = 0.0
+    _until: float = -math.inf
     _pause: float = FIRST_PAUSE
 
     def over(self, now: float) -> bool:
@@ -26,11 +31,12 @@ class Recess:
         return 0.0 if self.over(now) else self._until - now
 
     def failed(self, problem: str, now: float) -> bool:
-        """It failed; whether that is news."""
+        """It failed; whether that is news: details differ from one attempt to the next."""
         if not self.over(now):
             return False  # what was under way at the first failure
-        news = problem != self.problem
-        self._pause = FIRST_PAUSE if self.problem is None else min(2 * self._pause, LONGEST_PAUSE)
+        news = self.problem is None
+        recent = now < self._until + LONGEST_PAUSE
+        self._pause = min(2 * self._pause, LONGEST_PAUSE) if recent else FIRST_PAUSE
         self._until = now + self._pause
         self.problem = problem
         return news

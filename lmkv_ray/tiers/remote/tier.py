@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
-from collections.abc import AsyncGenerator, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
-from lmkv_ray.tiers.cipher import Cipher, load_cipher
+from lmkv_ray.tiers.cipher import Cipher, load_cipher, suite_of
 from lmkv_ray.tiers.clears import CLEAR_SECONDS
 from lmkv_ray.tiers.counters import Counters
+from lmkv_ray.tiers.remote.attempts import Attempts
 from lmkv_ray.tiers.remote.clears import Clears
 from lmkv_ray.tiers.remote.objects import Objects, open_objects, problem_of
 from lmkv_ray.tiers.remote.packing import pack, unpack
-from lmkv_ray.tiers.remote.recent import Recent
-from lmkv_ray.tiers.remote.recess import Recess
+from lmkv_ray.tiers.remote.recent import Known, Recent
 from lmkv_ray.transports import Failure, Fetch, Outcome
 from lmkv_ray.transports.base import all_ended, to_the_end
-
-logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 IN_FLIGHT = 16
 """Requests at a time for chunks, and as many for questions."""
 STORE_SECONDS = 30.0
 QUESTION_SECONDS = 5.0
-PATIENCE_SECONDS = 1.0
-"""A store that takes longer is out of use for a while."""
+PENDING_BYTES = 128 << 20
+"""Chunks that wait or are being sent, all together; past it they are not stored."""
+JUST_NOW = datetime.max.replace(tzinfo=UTC)
+"""When a chunk of ours was stored; what the store's clock said we do not know."""
 
 
 @dataclass(kw_only=True)
@@ -57,14 +56,17 @@ class RemoteTier:
     def __init__(self, objects: Objects, cipher: Cipher | None) -> None:
         self._objects = objects
         self._cipher = cipher
+        self._suite = suite_of(cipher)
         self._clears = Clears(objects)
-        self._recess = Recess()
         self._recent = Recent()
         self._counters = RemoteCounters()
+        self._try = Attempts(self._counters, self._mend)
         self._transfers = asyncio.Semaphore(IN_FLIGHT)
         self._questions = asyncio.Semaphore(IN_FLIGHT)
+        self._pending = 0
         self._sending: set[asyncio.Task[bool]] = set()
-        self._settling: asyncio.Task[None] | None = None
+        self._mending: asyncio.Task[None] | None = None
+        self._closed = False
 
     @classmethod
     async def open(
@@ -79,16 +81,19 @@ class RemoteTier:
         return cls(open_objects(url, options), load_cipher(key_file))
 
     async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
-        """See ``Tier``. What the store does not answer in time counts as not there."""
-        held = [self._recent.get(key) for key in key_list(keys)]
-        unknown = [i for i, known in enumerate(held) if known is None]
-        if unknown and self._usable():
+        """See ``Tier``. What the store does not answer in time counts as not there; what was
+        cleared without the others may be said to be there.
+        """
+        known = {key: self._recent.get(key) for key in key_list(keys)}
+        if self._try.usable:
             deadline = time.monotonic() + min(within, QUESTION_SECONDS)
-            asked = [asyncio.create_task(self._holds(key_list(keys)[i], deadline)) for i in unknown]
+            unknown = [key for key, answer in known.items() if answer is None]
+            asked = [asyncio.create_task(self._known(key, deadline)) for key in unknown]
             await _finish(asked)
-            for i, task in zip(unknown, asked, strict=True):
-                held[i] = task.result()
-        return np.array([bool(known) for known in held], np.bool_)
+            known |= {key: task.result() for key, task in zip(unknown, asked, strict=True)}
+        usable = self._try.usable
+        held = (usable and self._is_there(known[key], None) for key in key_list(keys))
+        return np.fromiter(held, np.bool_, len(keys))
 
     async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """See ``Tier``."""
@@ -106,8 +111,8 @@ class RemoteTier:
             await all_ended(tasks)
 
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
-        """See ``Tier``."""
-        tasks = [asyncio.create_task(self._store(chunk)) for chunk in chunks]
+        """See ``Tier``. What is not sent at once when there is much to send is dropped."""
+        tasks = [asyncio.create_task(self._store_bounded(chunk)) for chunk in chunks]
         self._sending |= set(tasks)
         try:
             await _finish(tasks)
@@ -119,15 +124,20 @@ class RemoteTier:
         """See ``Tier``."""
         for key in key_list(keys):
             self._recent.forget(key)
-            await self._try(self._objects.delete(_name(key), QUESTION_SECONDS))
+            await self._try(self._objects.delete(self._name(key), QUESTION_SECONDS))
 
     async def clear(self, space: int | None, number: int) -> None:
         """See ``Tier``. For everybody who shares the store; its objects stay until they expire."""
         self._recent.clear()
         self._clears.pending.add(space, number)
-        if self._settling is None or self._settling.done():
-            self._settling = asyncio.create_task(self._settle())
-        await asyncio.wait([self._settling], timeout=CLEAR_SECONDS if self._usable() else 0)
+        self._mend()
+        if self._mending is not None:
+            await asyncio.wait([self._mending], timeout=CLEAR_SECONDS if self._try.usable else 0)
+
+    @property
+    def cleared(self) -> int:
+        """See ``Tier``."""
+        return 0
 
     @property
     def settled(self) -> bool:
@@ -144,27 +154,38 @@ class RemoteTier:
             chunks=-1,
             nbytes=-1,
             capacity=-1,
-            problem=self._clears.pending.beside(self._recess.problem),
+            problem=self._clears.pending.beside(self._try.problem),
             counters=asdict(self._counters),
         )
 
     async def close(self) -> None:
         """See ``Tier``. Other requests under way end with their callers."""
-        if self._settling is not None:
-            self._settling.cancel()
-            await all_ended([self._settling])
+        self._closed = True
+        if self._mending is not None:
+            self._mending.cancel()
+            await all_ended([self._mending])
 
-    async def _holds(self, key: bytes, deadline: float) -> bool | None:
+    async def _known(self, key: bytes, deadline: float) -> Known | None:
+        """What is known of a chunk, or what the store says; None: it does not."""
+        known = self._recent.get(key)
+        if known is not None:
+            return known
         async with self._questions:
             left = deadline - time.monotonic()
-            if left <= 0 or not self._usable():
+            if left <= 0 or not self._try.usable:
                 return None
             self._counters.asked += 1
-            answer = await self._try(self._objects.modified(_name(key), left), left)
-        if isinstance(answer, Exception):
-            return None
-        self._recent.put(key, answer is not None)
-        return answer is not None
+            answer = await self._try(self._modified(key, left), left)
+        return None if isinstance(answer, Exception) else self._recent.put(key, answer)
+
+    def _is_there(self, known: Known | None, space: int | None) -> bool:
+        """Whether a chunk of this space (None: of any) can be fetched."""
+        stored = known.stored if known is not None else None
+        return stored is not None and not self._clears.covers(space, stored)
+
+    async def _modified(self, key: bytes, within: float) -> datetime | None:
+        await self._clears.refresh(within)
+        return await self._objects.modified(self._name(key), within)
 
     async def _read(self, fetch: Fetch, position: int, deadline: float) -> Outcome:
         key = fetch.keys[position].tobytes()
@@ -172,8 +193,8 @@ class RemoteTier:
             left = deadline - time.monotonic()
             if left <= 0:
                 return Outcome(position, failure=Failure.LATE)
-            if not self._usable():
-                return Outcome(position, failure=Failure.LOST, detail=self._recess.problem or "")
+            if not self._try.usable:
+                return Outcome(position, failure=Failure.LOST, detail=self._try.problem or "")
             answer = await self._try(self._get(key, left), left)
             if isinstance(answer, Exception):
                 self._recent.forget(key)
@@ -187,81 +208,74 @@ class RemoteTier:
                 unpack, memoryview(data), key, self._cipher, fetch.destinations[position]
             )
             landed = await to_the_end(land)
-            if isinstance(landed, Failure):
-                if landed is Failure.CORRUPT:
-                    await self._try(self._objects.delete(_name(key), QUESTION_SECONDS))
-                return Outcome(position, failure=landed)
-            space, nbytes, checksum = landed
-            if self._clears.covers(space, stored):
-                self._recent.put(key, False)
-                return Outcome(position, failure=Failure.MISSING)
-            return Outcome(position, nbytes, checksum)
+            if not isinstance(landed, Failure):
+                space, nbytes, checksum = landed
+                if not self._clears.covers(space, stored):
+                    return Outcome(position, nbytes, checksum)
+                landed = Failure.MISSING
+            if landed is not Failure.TOO_LARGE:  # nobody has any use for it
+                self._recent.forget(key)
+                await self._try(self._objects.delete(self._name(key), QUESTION_SECONDS))
+            return Outcome(position, failure=landed)
 
-    async def _settle(self) -> None:
-        """Carry out the clears that are pending, when the store allows."""
-        while self._clears.pending:
-            await asyncio.sleep(self._recess.left(time.monotonic()))
+    def _mend(self) -> None:
+        """Something is to be done, by one task."""
+        if not self._closed and (self._mending is None or self._mending.done()):
+            self._mending = asyncio.create_task(self._until_well())
+
+    async def _until_well(self) -> None:
+        """Try until the store works and no clear is pending."""
+        while self._clears.pending or self._try.problem is not None:
+            await asyncio.sleep(self._try.pause)
             clears = self._clears.pending.items()
             # What is being sent began before: it must be there when the store is told.
-            if self._sending:
+            if clears and self._sending:
                 await asyncio.wait(set(self._sending))
             await self._try(self._clears.carry_out(clears, QUESTION_SECONDS))
+            self._recent.clear()  # it may have lost something
 
     async def _get(self, key: bytes, within: float) -> tuple[Any, Any]:
         await self._clears.refresh(within)
-        return await self._objects.get(_name(key), within)
+        return await self._objects.get(self._name(key), within)
+
+    async def _store_bounded(self, chunk: TierChunk) -> bool:
+        nbytes = len(chunk.data)
+        if self._pending and self._pending + nbytes > PENDING_BYTES:
+            self._counters.store_busy += 1
+            return False
+        self._pending += nbytes
+        try:
+            return await self._store(chunk)
+        finally:
+            self._pending -= nbytes
 
     async def _store(self, chunk: TierChunk) -> bool:
         async with self._transfers:
-            if not self._usable() or self._clears.pending.covers(chunk.space):
+            if not self._try.usable or self._clears.pending.covers(chunk.space):
                 return False
             if not chunk.intact():
                 return False
-            known = self._recent.get(chunk.key)
-            if known is None:
-                known = await self._holds(chunk.key, time.monotonic() + QUESTION_SECONDS)
-            if known:
+            known = await self._known(chunk.key, time.monotonic() + QUESTION_SECONDS)
+            if self._is_there(known, chunk.space):
                 self._counters.store_known += 1
                 return True
             # Sent from a copy that is known to be whole: what is sent is published at once.
             parts = await to_the_end(partial(pack, chunk, self._cipher))
-            if not chunk.intact():
+            if not chunk.intact() or self._clears.pending.covers(chunk.space):
                 self._counters.store_changed += 1
                 return False
-            answer = await self._try(self._objects.put(_name(chunk.key), parts, STORE_SECONDS))
+            answer = await self._try(self._objects.put(self._name(chunk.key), parts, STORE_SECONDS))
             if isinstance(answer, Exception):
                 self._counters.store_failed += 1
                 return False
-            self._recent.put(chunk.key, True)
+            self._recent.put(chunk.key, JUST_NOW)
             self._counters.wrote(len(chunk.data))
             return True
 
-    def _usable(self) -> bool:
-        return self._recess.over(time.monotonic())
-
-    async def _try(
-        self, call: Coroutine[Any, Any, T], within: float = PATIENCE_SECONDS
-    ) -> T | Exception:
-        """Do something with the store; its errors put it out of use for a while.
-
-        Args:
-            call: what to do.
-            within: seconds it was given: too few, and lateness says nothing about the store.
-        """
-        try:
-            result = await call
-        except FileNotFoundError as error:
-            self._recess.worked()
-            return error
-        except Exception as error:
-            hurried = isinstance(error, TimeoutError) and within < PATIENCE_SECONDS
-            problem = problem_of(error)
-            if not hurried and self._recess.failed(problem, time.monotonic()):
-                self._counters.troubles += 1
-                logger.warning("lmkv_ray: %s", problem)
-            return error
-        self._recess.worked()
-        return result
+    def _name(self, key: bytes) -> str:
+        """Spread over prefixes, as stores partition by name."""
+        text = key.hex()
+        return f"chunks/{text[:2]}/{text}.{self._suite}"
 
 
 async def _finish(tasks: Sequence[asyncio.Task[Any]]) -> None:
@@ -273,9 +287,3 @@ async def _finish(tasks: Sequence[asyncio.Task[Any]]) -> None:
         for task in tasks:
             task.cancel()
         await all_ended(tasks)
-
-
-def _name(key: bytes) -> str:
-    """Spread over prefixes, as stores partition by name."""
-    text = key.hex()
-    return f"chunks/{text[:2]}/{text}"

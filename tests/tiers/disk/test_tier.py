@@ -263,6 +263,67 @@ async def test_a_clear_while_there_is_no_disk_is_done_when_it_comes(disk: DiskHa
     await tier.close()
 
 
+async def test_a_disk_that_was_elsewhere_meanwhile_has_missed_a_clear(disk: DiskHarness) -> None:
+    """It comes back to the same shard, or to the next one, which remembers in memory."""
+    mounted, old, copy = (disk.path.with_name(name) for name in ("mounted", "old", "copy"))
+    tier = await disk.open()
+    assert all(await store(tier, KEYS))
+    await tier.close()
+    disk.path.rename(old)
+    shutil.copytree(old, copy)
+    disk.path.symlink_to(mounted)
+    mounted.mkdir()
+    tier = await disk.open()
+    await tier.clear(99, 5)
+    assert tier.cleared == 5
+    shutil.rmtree(mounted)
+    assert await store(tier, KEYS[:1]) == [False]
+    copy.rename(mounted)
+    await until(lambda: tier.status().problem is None and tier.settled)
+    assert await present(tier, KEYS) == 0
+    await tier.close()
+    shutil.rmtree(mounted)
+    old.rename(mounted)
+    tier = await disk.open()
+    assert await present(tier, KEYS) == COUNT
+    await tier.clear(None, 5)
+    assert await present(tier, KEYS) == 0
+    await tier.close()
+
+
+async def test_a_clear_is_over_when_no_file_of_it_is_left(
+    disk: DiskHarness, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("lmkv_ray.tiers.disk.tier.CLEAR_SECONDS", 0.05)
+    tier = await disk.open()
+    release = disk.hold_writes()
+    storing = asyncio.create_task(store(tier, KEYS[:2]))
+    await until(lambda: tier.status().nbytes > 0)
+    await tier.clear(None, 5)
+    assert not tier.settled, "what is being written may still appear"
+    release()
+    await storing
+    await until(lambda: tier.settled)
+    assert not disk.all_files()
+    assert all(await store(tier, KEYS))
+
+    def refuse(self: Directory, path: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Directory, "unlink", refuse)
+        await tier.clear(None, 6)
+        await tier.clear(99, 7)
+        assert not tier.settled
+        assert await present(tier, KEYS) == 0
+    await until(lambda: tier.settled)
+    assert tier.status().nbytes == 0
+    await tier.close()
+    again = await disk.open()
+    assert await present(again, KEYS) == 0
+    await again.close()
+
+
 async def test_a_disk_that_is_read_only_or_full_at_the_start_is_read(
     tmpfs: tuple[DiskHarness, Remount],
 ) -> None:

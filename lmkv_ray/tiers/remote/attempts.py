@@ -1,0 +1,73 @@
+"""Asking the store for something, and leaving it alone for a while when it fails."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+from lmkv_ray.tiers.counters import Counters
+from lmkv_ray.tiers.remote.objects import problem_of
+from lmkv_ray.tiers.remote.recess import Recess
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PATIENCE_SECONDS = 1.0
+"""A store that takes longer is out of use for a while."""
+
+
+class Attempts:
+    """All that is asked of one store.
+
+    Args:
+        counters: of the tier.
+        failed: called after a failure that puts the store out of use.
+    """
+
+    def __init__(self, counters: Counters, failed: Callable[[], None]) -> None:
+        self._counters = counters
+        self._failed = failed
+        self._recess = Recess()
+
+    @property
+    def problem(self) -> str | None:
+        """Why the last attempt failed, and what to do."""
+        return self._recess.problem
+
+    @property
+    def usable(self) -> bool:
+        """Whether the store may be asked now."""
+        return self._recess.over(time.monotonic())
+
+    @property
+    def pause(self) -> float:
+        """Seconds until it may be asked."""
+        return self._recess.left(time.monotonic())
+
+    async def __call__(
+        self, call: Coroutine[Any, Any, T], within: float = PATIENCE_SECONDS
+    ) -> T | Exception:
+        """The result of a call, or what it raised.
+
+        Args:
+            call: what to do.
+            within: seconds it was given: too few, and lateness says nothing about the store.
+        """
+        try:
+            result = await call
+        except FileNotFoundError as error:
+            self._recess.worked()
+            return error
+        except Exception as error:
+            hurried = isinstance(error, TimeoutError) and within < PATIENCE_SECONDS
+            problem = problem_of(error)
+            if not hurried:
+                if self._recess.failed(problem, time.monotonic()):
+                    self._counters.troubles += 1
+                    logger.warning("lmkv_ray: %s", problem)
+                self._failed()
+            return error
+        self._recess.worked()
+        return result
