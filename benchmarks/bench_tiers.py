@@ -7,14 +7,16 @@ and one with a remote tier (a directory, through the same code as S3):
     disk   its chunks were evicted from memory and from the engine, and are on disk. Goal: at least
            5 times quicker than cold at 4k tokens.
 
-Run as ``python -m benchmarks.bench_tiers``.
+Run as ``python -m benchmarks.bench_tiers [TIER...]``.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -27,20 +29,21 @@ from lmkv_ray.config import load_settings
 from serve_apps.model import smollm2
 from tests.vllm.engine import EngineProcess
 
+TIERS = ("disk", "remote")
 LENGTHS = [1_024, 2_048, 4_096, 7_168]
 DOCUMENTS = 3
 REPEATS = 3
 OUTPUT = Path("build/tiers.json")
 
 
-def run() -> list[Row]:
-    """Rows of both tiers."""
+def run(names: Sequence[str] = TIERS) -> list[Row]:
+    """Rows of these tiers; written to ``OUTPUT`` after each."""
     model = str(smollm2())
     ray.init(address="local", num_cpus=2, configure_logging=False, include_dashboard=False)
     address = ray.get_runtime_context().gcs_address
     rows: list[Row] = []
     try:
-        for name in ("disk", "remote"):
+        for name in names:
             directory = Path(tempfile.mkdtemp(prefix="lmkv-bench-", dir="/tmp"))
             place = {
                 "disk": {"disk_dir": str(directory / "chunks")},
@@ -59,6 +62,7 @@ def run() -> list[Row]:
             try:
                 engine.call("wait_attached")
                 rows += measure(name, engine, cache)
+                write(rows, OUTPUT)
             finally:
                 engine.close()
                 cache.stop()
@@ -109,6 +113,4 @@ def _wait_until_stored(cache: Cache, chunks: int) -> None:
 
 
 if __name__ == "__main__":
-    rows = run()
-    show(rows)
-    write(rows, OUTPUT)
+    show(run(sys.argv[1:] or TIERS))
