@@ -76,7 +76,8 @@ def test_disk_outlives_memory(nodes: Nodes) -> None:
     assert "in use by another shard" in str(statuses[refused[0]].problem)
     save_twice_used(nodes, node_id)
     in_memory, on_disk = Location(node_id), Location(node_id, "disk")
-    assert nodes.cache.where([*KEYS, *make_keys(1, 9)]) == [[in_memory, on_disk]] * 12 + [[]]
+    asked = [*KEYS, *make_keys(1, 9)]
+    eventually(lambda: nodes.cache.where(asked) == [[in_memory, on_disk]] * 12 + [[]])
     lose_memory(nodes, node_id)
     eventually(lambda: nodes.cache.where(KEYS) == [[on_disk]] * 12)
     engine = nodes.engine(node_id)

@@ -13,9 +13,11 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Hello
+from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.link import MAX_STAGES, ShardLink
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
+from tests.vllm.test_device import Pool, track
 
 SLOT_BYTES = 64 << 10
 
@@ -36,9 +38,9 @@ def make_link() -> Iterator[Callable[..., ShardLink]]:
     links: list[ShardLink] = []
     shards: list[LocalShard] = []
 
-    def make(shard: LocalShard, want: int = 8) -> ShardLink:
+    def make(shard: LocalShard, want: int = 8, device: DeviceWatch | None = None) -> ShardLink:
         shards.append(shard)
-        link = ShardLink(lambda: shard, hello(), want_slots=want, period=0.01)
+        link = ShardLink(lambda: shard, hello(), want_slots=want, period=0.01, device=device)
         links.append(link)
         wait_for(lambda: len(link.slots) > 0)
         return link
@@ -215,3 +217,19 @@ def test_a_reason_for_having_no_shard_is_logged_once(caplog: pytest.LogCaptureFi
     assert link.slots.take() is None
     assert [r.levelname for r in caplog.records] == ["ERROR"]
     assert "Make it larger." in caplog.text
+
+
+def test_a_shard_is_told_of_the_device_and_told_again_after_its_restart(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    shard, watch, pool, tracked = LocalShard(16 << 20), DeviceWatch(), Pool(), track(1, 16)
+    watch.pool = pool  # type: ignore[assignment]
+    pool.cached = {(block, 0) for block in tracked.request.block_hashes}
+    make_link(shard, device=watch)
+    watch.note(tracked, 256)
+    wait_for(lambda: shard.state.devices.count("e") == 4)
+    shard.restart()
+    assert shard.state.devices.count("e") == 0
+    wait_for(lambda: shard.state.devices.count("e") == 4)
+    pool.cached.clear()
+    wait_for(lambda: shard.state.devices.count("e") == 0)
