@@ -118,10 +118,10 @@ class ShardMachine(RuleBasedStateMachine):
         grant, out = self.state.hello(message, self.now)
         self.arena.apply(out)
         assert set(grant.slots) <= {*engine.held, *engine.limbo}
+        engine.attached = not lost  # who got no answer does not know its new deadlines
         if not lost:
             engine.held = dict.fromkeys(grant.slots, grant.deadline)
             engine.limbo = []
-            engine.attached = True
 
     @rule(i=which, seed=seeds, want=st.sampled_from([0, 1, 4, 9, 12]), lost=seldom)
     def talk(self, i: int, seed: int, want: int, lost: bool) -> None:
