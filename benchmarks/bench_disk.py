@@ -4,7 +4,8 @@
     read      verified, into arena slots, against plain O_DIRECT reads of the same files
     recover   open a directory of 100,000 chunks; seconds, at most 10
 
-The plain reader and writer are as many threads with as large blocks, and do nothing else. Both take
+The plain reader and writer have as many requests under way, with as large blocks, one file a chunk
+as well, and do nothing else (our writer has one thread more, for checksums). Both take
 turns, a batch each, so that a noisy disk disturbs both alike. On the file system of the temporary
 directory (TMPDIR); needs 1.5 GiB there. Run as ``python -m benchmarks.bench_disk``.
 """
