@@ -8,7 +8,7 @@ import pytest
 
 from tests.faults.lab import Lab
 from tests.faults.recovery import Recovery, fault
-from tests.faults.soak import GROWTH, Sample, Soak, grown
+from tests.faults.soak import Sample, Soak, leaking
 
 
 @pytest.mark.ray
@@ -29,9 +29,10 @@ def test_a_leak_is_seen_and_noise_is_not() -> None:
 
     def samples(rss: float, files: float) -> list[Sample]:
         return [
-            Sample(at, 1e9 * noise.gauss(1, 0.05) + rss * at, 900 + files * at, 60, 3e8)
+            Sample(at, 1e9 * noise.gauss(1, 0.05) + rss * at, 900 + files * at, 60, 3e8, 1e9, at)
             for at in range(0, 1800, 5)
         ]
 
-    assert all(row.ratio < GROWTH for row in grown(samples(0, 0)))
-    assert [row.ratio > GROWTH for row in grown(samples(1.5e5, 0.2))] == [True, True, False, False]
+    assert not leaking(samples(0, 0))
+    leaks = [row.name for row in leaking(samples(1.5e5, 0.2))]
+    assert leaks == ["soak: rss, late", "soak: files, late"]
