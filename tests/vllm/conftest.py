@@ -91,18 +91,19 @@ def tokens(seed: int, n: int) -> list[int]:
 
 
 def wait_for_slots(engine: Engine, prompts: list[list[int]]) -> None:
-    """Until each link of each place has slots for all chunks that are kept there."""
-    connector = engine.connector()
-    for place in connector._scheduler._places:
-        for link in set(place.links.values()):
-            wanted = {
+    """Until each link of each place has slots for all chunks that are kept through it."""
+    for place in engine.connector()._scheduler._places:
+        wanted = {
+            link: {
                 (group.number, *prompt[:end])
-                for prompt in prompts
-                for group in connector._groups
+                for group in engine.connector()._groups
                 if place.links.get(group.number) is link
+                for prompt in prompts
                 for end in range(group.tokens, len(prompt) + 1, group.tokens)
             }
-            wait_for(lambda link=link, n=len(wanted): len(link.slots) >= n)  # type: ignore[misc]
+            for link in place.links.values()
+        }
+        wait_for(lambda wanted=wanted: all(len(its.slots) >= len(wanted[its]) for its in wanted))  # type: ignore[misc]
 
 
 def save_prompt(engine: Engine, prompt: list[int]) -> None:
