@@ -90,6 +90,22 @@ def tokens(seed: int, n: int) -> list[int]:
     return made
 
 
+def wait_for_slots(engine: Engine, prompts: list[list[int]]) -> None:
+    """Until each link of each place has slots for all chunks that are kept through it."""
+    for place in engine.connector()._scheduler._places:
+        wanted = {
+            link: {
+                (group.number, *prompt[:end])
+                for group in engine.connector()._groups
+                if place.links.get(group.number) is link
+                for prompt in prompts
+                for end in range(group.tokens, len(prompt) + 1, group.tokens)
+            }
+            for link in place.links.values()
+        }
+        wait_for(lambda wanted=wanted: all(len(its.slots) >= len(wanted[its]) for its in wanted))  # type: ignore[misc]
+
+
 def save_prompt(engine: Engine, prompt: list[int]) -> None:
     """Let the engine read a prompt, wait until it is saved, and empty the device's cache."""
     save_prompts(engine, [prompt])
@@ -97,16 +113,7 @@ def save_prompt(engine: Engine, prompt: list[int]) -> None:
 
 def save_prompts(engine: Engine, prompts: list[list[int]]) -> None:
     """The same with several at once."""
-    connector = engine.connector()
-    wanted = {
-        (group.number, *prompt[:end])
-        for prompt in prompts
-        for group in connector._groups
-        for end in range(group.tokens, len(prompt) + 1, group.tokens)
-    }
-    for place in connector._scheduler._places:
-        links = set(place.links.values())
-        wait_for(lambda links=links: sum(len(link.slots) for link in links) >= len(wanted))  # type: ignore[misc]
+    wait_for_slots(engine, prompts)
     engine.generate(prompts, max_tokens=1)
     engine.wait_saved()
     assert engine.reset(), "blocks are still pinned"

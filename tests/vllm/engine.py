@@ -89,6 +89,8 @@ class Engine:
             seed=0,
             **(defaults | options),
         )
+        if options.get("pipeline_parallel_size", 1) > 1:
+            self._llm.collective_rpc(_take_in)
 
     def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int = 4) -> list[Answer]:
         """Greedy answers."""
@@ -282,6 +284,21 @@ class EngineProcess(calls.Caller):
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+def _take_in(worker: Any) -> None:
+    """Give a later pipeline stage the buffers for what the stage before it sends.
+
+    vLLM makes them in its warm-up, which it skips on the CPU in eager mode (0.32): without a
+    connector, too, it fails its first step then.
+    """
+    from vllm.distributed import get_pp_group
+
+    if not get_pp_group().is_first_rank:
+        runner = worker.model_runner
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens, dtype=runner.dtype, device=runner.device
+        )
 
 
 def _join(node_id: str) -> None:

@@ -27,7 +27,7 @@ from tests.vllm.conftest import (
     own_hit_and_ours,
     save_prompt,
     tokens,
-    wait_for,
+    wait_for_slots,
 )
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
@@ -128,11 +128,10 @@ def test_several_batches_in_flight_are_saved_and_loaded(
 ) -> None:
     engine.reset()
     shards.evict_all()
-    links = engine.connector()._links
-    wait_for(lambda: all(len(link.slots) >= 2 * 6 * 9 // len(links) for link in links))
     if shape[0] == "pipeline":
         assert engine.core().batch_queue_size == 2
     prompts = [tokens(seed, 9 * BLOCK + seed) for seed in range(1, 7)]
+    wait_for_slots(engine, prompts)
     computed = engine.generate(prompts, max_tokens=3 * BLOCK)
     engine.wait_saved()
     assert engine.reset(), "blocks are still pinned"
@@ -175,10 +174,12 @@ def test_a_chunk_that_one_rank_did_not_save_is_not_kept(
         on_report(half, report)
 
     monkeypatch.setattr(SchedulerHalf, "on_report", spoil_every_second)
+    wait_for_slots(engine, [prompt])
     engine.generate([prompt], max_tokens=1)
     engine.wait_saved()
     assert seen
-    assert shards.chunks == len(shards.all) * 2 * 8 - len(seen)
+    kept = sum(len(place.links) for place in engine.connector()._scheduler._places)
+    assert shards.chunks == kept * 8 - len(seen)
     assert not engine.connector()._scheduler.saving
     assert engine.reset(), "blocks of spoilt saves are still pinned"
 
