@@ -54,6 +54,11 @@ class DeviceWatch:
 
     # -- the engine's thread --------------------------------------------------------------------
 
+    def begin(self, tracked: TrackedRequest) -> None:
+        """A request begins, maybe again: what was noted of one that was preempted may have gone."""
+        tracked.noted = [0] * len(tracked.groups)
+        tracked.note_at = 0
+
     def note(self, tracked: TrackedRequest, computed: int) -> None:
         """A request's first ``computed`` tokens are on the device."""
         hashes = tracked.request.block_hashes

@@ -82,7 +82,9 @@ class SchedulerHalf:
     @never_raises(NOTHING_TO_LOAD)
     def match(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """See ``Loader.match``."""
-        return self._loader.match(self._track(request), computed)
+        tracked = self._track(request)
+        self._device.begin(tracked)
+        return self._loader.match(tracked, computed)
 
     def admitted(self, request: Request, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """See ``Loader.admitted``."""

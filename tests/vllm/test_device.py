@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
+from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.vllm import device
 from lmkv_ray.vllm.device import DeviceWatch, device_prefix
 from lmkv_ray.vllm.groups import Group
@@ -179,3 +180,18 @@ def test_a_step_costs_the_engine_microseconds() -> None:
         watch.note(tracked, 8192)
         took.append(time.thread_time() - began)
     assert statistics.median(took) < 20e-6
+
+
+def test_a_request_that_was_preempted_is_noted_anew() -> None:
+    """Its chunks went, were told to have gone, and are computed again."""
+    watch, pool, tracked = DeviceWatch(), Pool(), track(1, 16)
+    watch.pool = pool  # type: ignore[assignment]
+    cached = {(block, 0) for block in tracked.request.block_hashes}
+    keys = tracked.keys(FULL).tobytes()
+    for _ in range(2):
+        pool.cached = set(cached)
+        watch.begin(tracked)
+        watch.note(tracked, 256)
+        assert watch.news()[0] == keys
+        pool.cached = set()
+        assert sorted(key_list(key_array(watch.news()[1]))) == sorted(key_list(key_array(keys)))
