@@ -31,6 +31,7 @@ from tests.vllm.conftest import (
 )
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
+from tests.vllm.storm import assert_nothing_is_held, storm
 
 pytestmark = pytest.mark.vllm
 
@@ -208,3 +209,17 @@ def test_a_load_that_is_torn_for_one_rank_is_recomputed(
     assert answer.tokens == cold.tokens
     assert answer.cached == 0
     assert engine.connector()._scheduler._tracked == {}
+
+
+def test_aborts_with_several_batches_in_flight_leave_nothing_behind(
+    engine: Engine, shards: Shards
+) -> None:
+    engine.reset()
+    shards.evict_all()
+    whole = storm(engine, 12, 20)
+    assert_nothing_is_held(engine)
+    for prompt, answer in whole:
+        engine.reset()
+        shards.evict_all()
+        [cold] = engine.generate([prompt], max_tokens=20)
+        assert (cold.cached, answer) == (0, cold.tokens)
