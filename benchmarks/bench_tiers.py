@@ -50,7 +50,7 @@ def run(names: Sequence[str] = TIERS) -> list[Row]:
                 "remote": {"remote_url": f"file://{directory}"},
             }[name]
             settings = {
-                "capacity": "1GiB",
+                "capacity": "2GiB",  # all documents: what is evicted unwritten is not stored
                 "ray_address": address,
                 "ray_namespace": f"bench-{name}",
                 "tier_admission": "all",

@@ -137,7 +137,9 @@ class Slots:
     @property
     def has_news(self) -> bool:
         """Whether an exchange is due; recency waits for the heartbeat, it is only a hint."""
-        return bool(self._news.commits or self._news.released or self._wanted())
+        with self._lock:
+            self._hand_back_expired()
+            return bool(self._news.commits or self._news.released or self._wanted())
 
     def news(self) -> News:
         """All there is to tell; to be followed by ``told``."""
@@ -161,6 +163,16 @@ class Slots:
         with self._lock:
             self._news.released.extend(self._free)
             self._free.clear()
+
+    def _hand_back_expired(self) -> None:
+        """An engine that was idle for long has slots that it must not fill: it needs others."""
+        now = time.monotonic() + self._ahead
+        while self._free:
+            slot, deadline = next(iter(self._free.items()))  # granted first, so first to expire
+            if deadline > now:
+                return
+            del self._free[slot]
+            self._news.released.append(slot)
 
     def _wanted(self) -> int:
         """Free slots to ask for: none while half of them are there."""

@@ -106,6 +106,14 @@ def test_slots_past_their_deadline_are_never_handed_out(
     shard.frozen.clear()
 
 
+def test_an_engine_that_was_idle_has_slots_that_it_may_fill(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    link = make_link(LocalShard(16 << 20, grant_seconds=0.3))
+    first = set(link.slots._free)
+    wait_for(lambda: first and not first & set(link.slots._free) and len(link.slots) > 0)
+
+
 def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., ShardLink]) -> None:
     shard = LocalShard(16 << 20, grant_seconds=0.3)
     link = make_link(shard)
