@@ -106,7 +106,7 @@ async def transfers(path: Path, size: int) -> list[Row]:
         await _compare(f"disk: write {name}", write, plain_write, size),
         await _compare(f"disk: read {name}", read, plain_read, size),
     ]
-    await tier.clear(None)
+    await tier.clear(None, 0)
     await tier.close()
     shutil.rmtree(path / "plain")
     arena.close()
