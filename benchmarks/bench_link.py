@@ -109,18 +109,15 @@ class SimulatedGpu(HostDevice):
     scatter = gather
 
 
-class _Arena:
-    """Slots that nobody touches."""
+class StillArena:
+    """Slots in some memory, none of which ever changes."""
 
     arena_id = 0
     grown = False
 
-    def __init__(self, slots: int, slot_bytes: int) -> None:
-        self.extent_bytes = slots * slot_bytes
-        # One byte, over and over.
-        self.data = np.lib.stride_tricks.as_strided(
-            np.zeros(1, np.uint8), (self.extent_bytes,), (0,)
-        )
+    def __init__(self, data: npt.NDArray[np.uint8], slot_bytes: int) -> None:
+        self.data = data
+        self.extent_bytes = len(data)
         self._slot_bytes = slot_bytes
 
     def offsets(self, slots: Ints) -> Ints:
@@ -153,7 +150,9 @@ def _measure(direction: Direction, way: str, count: int, blocks: Ints) -> Row:
     runs = tuple(Run(layer * pages * PAGE, PAGE, PAGE) for layer in range(LAYERS))
     layout = ChunkLayout(runs, PER_CHUNK, pages)
     clock = Clock()
-    device, arena = SimulatedGpu(clock), _Arena(count, layout.chunk_bytes)
+    # Nobody touches it: one byte, over and over.
+    memory = np.broadcast_to(np.zeros(1, np.uint8), count * layout.chunk_bytes)
+    device, arena = SimulatedGpu(clock), StillArena(memory, layout.chunk_bytes)
     group = make_group(
         device,
         layout,

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.bench_link import LINK
+from benchmarks.bench_link import LINK, StillArena
 from benchmarks.table import rows_of, show
 from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.transfer import DeviceEngine, Load, Save
@@ -109,7 +109,10 @@ def plans() -> list[Row]:
 def queue() -> Row:
     """Microseconds of the host's thread for each 8 MiB batch of a save of scattered pages."""
     layout = _layout(MOVED * PER_CHUNK, PER_CHUNK, PAGE)
-    device, arena = _IdleDevice(), _Arena(MOVED, layout.chunk_bytes)
+    device, arena = (
+        _IdleDevice(),
+        StillArena(_memory(MOVED * layout.chunk_bytes), layout.chunk_bytes),
+    )
     sizes = {"slot_bytes": RING_SLOT, "direct_bytes": layout.chunk_bytes}
     group = make_group(device, layout, cache_bytes=MOVED * layout.chunk_bytes, **sizes)
     ring = Ring(device, slots=4, slot_bytes=RING_SLOT, tables=AHEAD, places=group.planner.places)
@@ -148,7 +151,7 @@ def copies() -> list[Row]:
     blocks = MOVED * PER_CHUNK
     layout = _layout(blocks, PER_CHUNK, PAGE)
     cache = _memory(MOVED * layout.chunk_bytes)
-    arena = _Arena(MOVED, layout.chunk_bytes)
+    arena = StillArena(_memory(MOVED * layout.chunk_bytes), layout.chunk_bytes)
     engine = DeviceEngine(
         [layout],
         HostDevice(),
@@ -210,30 +213,6 @@ class _IdleDevice(HostDevice):
 
     def gather(self, *_: Any) -> None:
         pass
-
-
-class _Arena:
-    """Slots in ordinary memory."""
-
-    arena_id = 0
-    grown = False
-
-    def __init__(self, slots: int, slot_bytes: int) -> None:
-        self.data = _memory(slots * slot_bytes)
-        self.extent_bytes = len(self.data)
-        self._slot_bytes = slot_bytes
-
-    def offsets(self, slots: Ints) -> Ints:
-        return slots * self._slot_bytes
-
-    def unchanged(self, slots: Ints, generations: Any) -> npt.NDArray[np.bool_]:
-        return np.ones(len(slots), np.bool_)
-
-    def assigned(self) -> list[tuple[int, int]]:
-        return []
-
-    def populate(self) -> Any:
-        return iter(())
 
 
 def _memory(nbytes: int) -> npt.NDArray[np.uint8]:

@@ -38,5 +38,7 @@ class Place:
 
     def arena(self) -> ArenaRef | None:
         """What its workers need to know of the arena; None: it is not there yet."""
-        attached = self.link.attachment
-        return None if attached is None else ArenaRef(attached.path, attached.arena_id, self.shares)
+        for link in self.links.values():  # all to one shard; whichever came first may order saves
+            if (attached := link.attachment) is not None:
+                return ArenaRef(attached.path, attached.arena_id, self.shares)
+        return None

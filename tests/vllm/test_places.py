@@ -21,8 +21,9 @@ from lmkv_ray.keys import chunk_key
 from lmkv_ray.messages import Grant, MissReason
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.link import ANSWER_SECONDS, ShardClient
-from lmkv_ray.vllm.metadata import WorkerReport
+from lmkv_ray.vllm.link import ANSWER_SECONDS, Attachment, ShardClient
+from lmkv_ray.vllm.metadata import Share, WorkerReport
+from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.scheduler import SchedulerHalf
 from lmkv_ray.vllm.slots import Slots
 from lmkv_ray.vllm.startup import open_places
@@ -391,3 +392,14 @@ def test_deadlines_are_told_by_the_clock_of_the_shards_node() -> None:
     assert taken.deadline == grant.deadline
     slots.welcomed(1, grant, ahead=1020.0)
     assert slots.take() is None
+
+
+def test_workers_know_the_arena_as_soon_as_one_link_has_it() -> None:
+    """Else a save into a slot of this link would be nobody's, and its blocks pinned for ever."""
+    attached = SimpleNamespace(attachment=Attachment("/arena", 7, None))
+    links: Any = {0: SimpleNamespace(attachment=None), 1: attached}
+    ref = Place(0, b"", links, [1, 2], {0: Share((0, 0))}).arena()
+    assert ref is not None
+    assert ref.arena_id == 7
+    attached.attachment = None
+    assert Place(0, b"", links, [1, 2], {0: Share((0, 0))}).arena() is None
