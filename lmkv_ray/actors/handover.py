@@ -22,7 +22,7 @@ BATCH = 512
 """Chunks that are looked up and ordered at a time, within which a deadline is not noticed."""
 TAKE_SECONDS = 10.0
 """How long a peer may take to fetch what one order names."""
-PASSES = 3
+PASSES = 4
 """Times that all is gone through: peers may have failed, and new chunks have come."""
 AGAIN_SECONDS = 0.2
 """Until a directory that did not answer is asked again, and deltas of others have arrived."""
@@ -45,7 +45,11 @@ class Handover:
         self._directory = directory
 
     async def drain(self, within: float) -> Drained:
-        """Hand over what no other node holds, the most worth first, until the time is over."""
+        """Hand over what no other node holds, the most worth first, until the time is over.
+
+        It is not over before the directory knows of the copies: it forgets this node next, and
+        nobody would find them.
+        """
         deadline = time.monotonic() + within
         copied = left = 0
         budget: dict[str, int] = {}
@@ -53,7 +57,7 @@ class Handover:
             keys = self._shard.state.chunks.by_worth()
             arrived, left = await self.spread(keys, 1, deadline, budget=budget)
             copied += arrived
-            if not left or time.monotonic() > deadline:
+            if not (arrived or left) or time.monotonic() > deadline:
                 break
             await asyncio.sleep(AGAIN_SECONDS)
         return Drained(copied=copied, left=left)
