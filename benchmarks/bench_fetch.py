@@ -117,7 +117,8 @@ class RawReader:
             [(self._memory.ctypes.data, self._memory.nbytes, 0, "")], "DRAM"
         )
         self._peer = self._agent.add_remote_agent(located.metadata).decode()
-        self._there = np.frombuffer(located.offsets, np.uint64) + np.uint64(located.base)
+        assert located.tables is not None
+        self._there = np.frombuffer(located.offsets, np.uint64) + np.uint64(located.tables.data)
 
     def read(self, count: int) -> None:
         """Read the first chunks."""

@@ -60,12 +60,39 @@ class BucketIndex:
         self._spilled = np.frombuffer(buffer, np.uint8, buckets, lanes * 12)
         self._buckets = self._tags.reshape(buckets, LANES)
         self._mask = buckets - 1
-        self._shift = np.uint64(64 - buckets.bit_length() + 1)
+        self._shift = _shift(buckets)
 
     @staticmethod
     def nbytes(capacity: int) -> int:
         """Bytes of an index for ``capacity`` keys (30 to 61 a key)."""
         return _buckets(capacity) * (LANES * 12 + 1)
+
+    @staticmethod
+    def homes(keys: KeyArray, capacity: int) -> tuple[Positions, Positions]:
+        """Where the home buckets of keys lie in the buffer, for who has to fetch them.
+
+        Returns:
+            offsets of their tags (uint64[8] each) and of their rows (uint32[8] each).
+        """
+        buckets = _buckets(capacity)
+        homes = (key_tags(keys) >> _shift(buckets)).astype(np.int64)
+        return homes * (LANES * 8), (buckets * 8 + homes * 4) * LANES
+
+    @staticmethod
+    def rows_among(
+        keys: KeyArray, tags: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint32]
+    ) -> npt.NDArray[np.int64]:
+        """Rows of keys, int64[n], by copies of their home buckets, [n, 8] each.
+
+        Returns:
+            -1 where a home does not name the key. One key in 300 spills and may be there all the
+            same.
+        """
+        equal = tags == key_tags(keys)[:, None]
+        lanes = equal.argmax(axis=1)
+        found: npt.NDArray[np.int64] = rows[np.arange(len(keys)), lanes].astype(np.int64)
+        found[~equal.any(axis=1)] = -1
+        return found
 
     def __len__(self) -> int:
         """Keys in the index; counts them (O(capacity))."""
@@ -173,3 +200,7 @@ class BucketIndex:
 def _buckets(capacity: int) -> int:
     wanted = max(capacity / (LANES * MAX_LOAD), PROBES)
     return 1 << int(np.ceil(np.log2(wanted)))
+
+
+def _shift(buckets: int) -> np.uint64:
+    return np.uint64(64 - buckets.bit_length() + 1)

@@ -26,7 +26,7 @@ from lmkv_ray.errors import ArenaError
 from lmkv_ray.index import BucketIndex, Buffer
 
 MAGIC = int.from_bytes(b"lmkvaren", "little")
-VERSION = 2
+VERSION = 3
 PAGE = 4096
 HEADER_BYTES = PAGE
 MIN_CAPACITY = 4 << 20
@@ -267,18 +267,30 @@ class Tables:
     def locate(
         self, slots: npt.NDArray[np.int64]
     ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """For any numbers: whether it is a slot of an assigned extent, its offset in the data, its
-        size. Offset and size mean nothing where it is not.
-        """
-        geometry = self.geometry
-        exists = (slots >= 0) & (slots < geometry.slots)
-        rows = slots * exists
-        extents = rows // geometry.slots_per_extent
-        places = rows - extents * geometry.slots_per_extent
-        size = self.slot_bytes[extents]
-        ends = (places + 1) * size
-        exists &= (size > 0) & (ends <= geometry.extent_bytes)
-        return exists, extents * geometry.extent_bytes + ends - size, size
+        """See the function ``locate``."""
+        return locate(self.geometry, self.slot_bytes, slots)
+
+
+def locate(
+    geometry: Geometry, slot_bytes: npt.NDArray[np.int64], slots: npt.NDArray[np.int64]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For any numbers: is it a slot of an assigned extent, its offset in the data, its size.
+
+    Offset and size mean nothing where it is not.
+
+    Args:
+        geometry: of the arena.
+        slot_bytes: of each extent, 0 where it is not assigned.
+        slots: int64[n].
+    """
+    exists = (slots >= 0) & (slots < geometry.slots)
+    rows = slots * exists
+    extents = rows // geometry.slots_per_extent
+    places = rows - extents * geometry.slots_per_extent
+    size = slot_bytes[extents]
+    ends = (places + 1) * size
+    exists &= (size > 0) & (ends <= geometry.extent_bytes)
+    return exists, extents * geometry.extent_bytes + ends - size, size
 
 
 def is_readable(generations: npt.NDArray[np.uint64]) -> npt.NDArray[np.bool_]:

@@ -178,14 +178,14 @@ class ArenaWriter:
         old = int(self._tables.slot_bytes[extent])
         if old and self._slots["state"][geometry.slots_of(extent, old)].any():
             raise _bug(f"extent {extent} is in use")
-        slots = geometry.slots_of(extent, slot_bytes)
-        rows = geometry.slots_offset + int(slots[0]) * SLOT.itemsize
-        self._segment.allocate(rows, len(slots) * SLOT.itemsize)
         if not old:
+            # All its rows, however it will be cut: peers' network cards may read them.
+            nbytes = geometry.slots_per_extent * SLOT.itemsize
+            self._segment.allocate(geometry.slots_offset + extent * nbytes, nbytes)
             start = geometry.data_offset + extent * geometry.extent_bytes
             self._segment.allocate(start, geometry.extent_bytes)
         self._tables.slot_bytes[extent] = slot_bytes
-        return slots
+        return geometry.slots_of(extent, slot_bytes)
 
     def reserve(self, slots: SlotArray, owner: Owner) -> None:
         """Let a process write into free slots."""

@@ -76,7 +76,7 @@ class Store:
         return host_id(), self.writer.path, self.writer.arena_id
 
     def set_mood(self, mood: str) -> None:
-        """From now on: corrupt, die, fail, hang, nonsense, hang_later (from the second call), or
+        """From now on: corrupt, die, fail, hang, nonsense, hang_later (but for the first keys), or
         replace (once: all chunks give way to others when it has answered, before it is sent).
         """
         self.mood = mood
@@ -97,7 +97,7 @@ class Store:
         ArenaReader.lookup = wrapped
 
     async def read(self, keys: bytes) -> Batch:
-        await self.behave()
+        await self.behave(keys)
         batch = await asyncio.to_thread(self.chunks.read, key_array(keys))
         if self.mood == "corrupt":
             first = batch.chunks[0].copy()
@@ -109,7 +109,7 @@ class Store:
         return batch
 
     async def locate(self, keys: bytes, known: str) -> bytes:
-        await self.behave()
+        await self.behave(keys)
         answer = await self.source.locate(keys, known)
         located = decode(answer, Located)
         if self.mood == "corrupt":
@@ -125,7 +125,7 @@ class Store:
             self.writer.retire(self.slots, MissReason.EVICTED)
             self.fill(some_keys(seed=1))
 
-    async def behave(self) -> None:
+    async def behave(self, keys: bytes) -> None:
         self.calls += 1
         match self.mood:
             case "die":
@@ -134,7 +134,7 @@ class Store:
                 raise ConnectionError("the peer does not want to")
             case "hang":
                 await self.hanging.wait()
-            case "hang_later" if self.calls > 1:
+            case "hang_later" if keys[:16] != self.keys[:1].tobytes():
                 await self.hanging.wait()
 
     def close(self) -> None:

@@ -21,10 +21,9 @@ from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.transports.nixl.wire import (
     PACKAGES,
     Answer,
+    Command,
     Failed,
-    Read,
     Ready,
-    Register,
     Request,
     Result,
     Serve,
@@ -104,10 +103,10 @@ class Helper:
         with contextlib.suppress(HelperError):
             self._living()
 
-    def call(self, command: Register | Read, deadline: float) -> Result:
+    def call(self, command: Command, deadline: float) -> Result:
         """Have a command carried out. Blocks, at most a little longer than to the deadline.
 
-        When this has returned or raised, nothing writes into the slots of a ``Read`` any more: a
+        When this has returned or raised, nothing writes into the slots of the command any more: a
         command that does not end is ended with the process, and everybody else's with it.
 
         Args:
@@ -194,7 +193,7 @@ class _Life:
         """Its process id."""
         return self._process.pid
 
-    def send(self, command: Register | Read) -> Future[Result]:
+    def send(self, command: Command) -> Future[Result]:
         """Send a command; its result comes later, ``HelperError`` if the process ends first."""
         answer: Future[Result] = Future()
         with self._lock:

@@ -1,8 +1,8 @@
 """The program that owns a NIXL agent: ``python -m`` this, started by ``helper``.
 
-One thread owns the agent and makes all calls of NIXL (which is not thread-safe); another one
-verifies what has arrived. NIXL's own progress thread is off: it spins, also when there is nothing
-to do, on a core that the model needs. The process ends when its parent does.
+One thread makes all calls of NIXL, which is not thread-safe; others verify what has arrived. NIXL's
+own progress thread is off: it spins, also when there is nothing to do, on a core that the model
+needs. The process ends when its parent does.
 """
 
 from __future__ import annotations
@@ -19,21 +19,26 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
 import numpy as np
-import numpy.typing as npt
 
-from lmkv_ray.arena import ArenaReader, checksum
+from lmkv_ray.arena import SLOT, ArenaReader, DistantArena, Geometry, checksum
+from lmkv_ray.transports.nixl.looking import Looking, Scratch
+from lmkv_ray.transports.nixl.transfers import Numbers, Transfers, descriptors
 from lmkv_ray.transports.nixl.wire import (
     PACKAGES,
     ROW,
     Answer,
     Arrived,
     Failed,
+    Look,
+    Meet,
+    Met,
     Read,
     Ready,
     Register,
@@ -41,6 +46,7 @@ from lmkv_ray.transports.nixl.wire import (
     Request,
     Result,
     Serve,
+    Tables,
     receive,
     send,
 )
@@ -50,17 +56,10 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 SERVING_SECONDS, SERVING_PAUSE = 2.0, 50e-6
 """For so long after a peer said that it will read, the agent is attended to so often. Where the
 network does not read memory by itself (TCP), somebody must send it."""
-IDLE_PAUSE = 0.05
-
-Rows = npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class _Transfer:
-    number: int
-    agent: str
-    handle: Any
-    rows: Rows
+VERIFIERS = 4
+"""Threads, each as fast as memory: together faster than the network."""
+IDLE_PAUSE = 0.01
+"""Such peers do not always say so."""
 
 
 class Process:
@@ -74,25 +73,31 @@ class Process:
 
     def __init__(self, api: Any, reader: ArenaReader, link: socket.socket) -> None:
         self._reader = reader
+        self._tables = reader.map_tables()
         self._link = link
-        self._base = reader.data.ctypes.data
-        self._lost: type[Exception] = api.nixlBind.nixlRemoteDisconnectError
+        self._data = reader.data.ctypes.data
+        geometry = reader.geometry
+        index = self._tables.ctypes.data
+        self._slots = index + geometry.slots_offset - geometry.index_offset
         name = f"lmkv-{reader.header.arena_id:x}-{os.getpid()}-{secrets.token_hex(4)}"
         self._agent = api.nixl_agent(
             name, api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
         )
+        self._transfers = Transfers(self._agent, api.nixlBind.nixlRemoteDisconnectError)
+        self._scratch = Scratch(self._agent)
         self._registered: set[int] = set()
-        self._under_way: list[_Transfer] = []
+        self._serves = False
+        self._peers: dict[str, DistantArena] = {}
         self._serving_until = 0.0
         self._saying = threading.Lock()
-        self._verifier = ThreadPoolExecutor(1, "verify")
-        self._say(0, Ready(agent=name, base=self._base))
+        self._verifiers = ThreadPoolExecutor(VERIFIERS, "verify")
+        self._say(0, Ready(agent=name, data=self._data, index=index, slots=self._slots))
 
     def run(self) -> None:
         """Obey until the parent is gone."""
         requests, pause = msgspec.msgpack.Decoder(Request), SHORTEST_PAUSE
         while True:
-            if not self._under_way:
+            if not self._transfers:
                 self._agent.get_new_notifs()  # lets NIXL attend to peers; there are no notes
                 serving = time.monotonic() < self._serving_until
                 pause = SERVING_PAUSE if serving else IDLE_PAUSE
@@ -100,120 +105,111 @@ class Process:
                 request = receive(self._link, requests)
                 if request is None:
                     return
-                self._obey(request)
+                self._obey(request.command, partial(self._say, request.number))
                 pause = SHORTEST_PAUSE
-            elif self._look():
+            elif self._transfers.look():
                 pause = SHORTEST_PAUSE
             else:
                 pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _obey(self, request: Request) -> None:
-        match request.command:
-            case Register(extents=extents):
-                try:
-                    self._register(set(extents))
-                    metadata = self._agent.get_agent_metadata()
-                except Exception as error:  # for instance: more than may be locked in memory
-                    self._say(request.number, Failed(why=f"{type(error).__name__}: {error}"))
-                    return
-                self._say(request.number, Registered(metadata=metadata))
+    def _obey(self, command: object, say: Callable[[Result], None]) -> None:
+        match command:
             case Serve():
                 self._serving_until = time.monotonic() + SERVING_SECONDS
+            case Look() as look:
+                arena = self._peers[look.agent]
+                Looking(look, arena, self._transfers, self._scratch, say).start()
             case Read() as read:
-                self._read(request.number, read)
+                self._read(read, say)
+            case Meet() as meet:
+                self._answer(say, partial(self._meet, meet))
+            case Register(extents=extents):
+                self._answer(say, partial(self._serve_extents, set(extents)))
+
+    def _answer(self, say: Callable[[Result], None], work: Callable[[], Result]) -> None:
+        try:
+            say(work())
+        except Exception as error:
+            say(_failed(error))
+
+    def _serve_extents(self, extents: set[int]) -> Result:
+        """The tables as well: the index as a whole, of the slots the rows of those extents."""
+        if not self._serves:
+            nbytes = self._slots - self._tables.ctypes.data
+            self._agent.register_memory([(self._tables.ctypes.data, nbytes, 0, "")], "DRAM")
+            self._serves = True
+        self._register(extents)
+        return Registered(metadata=self._agent.get_agent_metadata())
 
     def _register(self, extents: set[int]) -> None:
         """Extent by extent: what is not allocated yet must not be touched, and several regions are
         faster than a large one.
         """
-        nbytes = self._reader.geometry.extent_bytes
+        geometry = self._reader.geometry
+        nbytes, rows = geometry.extent_bytes, geometry.slots_per_extent * SLOT.itemsize
         new = sorted(extents - self._registered)
         if new:
-            regions = [(self._base + extent * nbytes, nbytes, 0, "") for extent in new]
+            regions = [(self._data + extent * nbytes, nbytes, 0, "") for extent in new]
+            regions += [(self._slots + extent * rows, rows, 0, "") for extent in new]
             self._agent.register_memory(regions, "DRAM")
             self._registered |= set(new)
 
-    def _read(self, number: int, read: Read) -> None:
+    def _meet(self, peer: Meet) -> Result:
+        if peer.replaces:
+            self._peers.pop(peer.replaces, None)
+            self._transfers.forget(peer.replaces)
+        self._agent.add_remote_agent(peer.metadata)
+        self._peers[peer.agent] = _arena_at(peer.tables)
+        return Met()
+
+    def _read(self, read: Read, say: Callable[[Result], None]) -> None:
+        peer = self._peers[read.agent]
         rows = np.frombuffer(read.rows, np.uint64).reshape(-1, ROW)
         extent_bytes = self._reader.geometry.extent_bytes
         try:
-            if read.replaces:
-                self._forget(read.replaces)
-            if read.metadata:
-                self._agent.add_remote_agent(read.metadata)
             self._register(set((rows[:, 0] // np.uint64(extent_bytes)).tolist()))
-            here, there = descriptors(rows, extent_bytes, read.extent_bytes)
-            here[:, 0] += np.uint64(self._base)
-            there[:, 0] += np.uint64(read.base)
-            handle = self._agent.initialize_xfer(
-                "READ",
-                self._agent.get_xfer_descs(here, "DRAM"),
-                self._agent.get_xfer_descs(there, "DRAM"),
-                read.agent,
-            )
         except Exception as error:
-            # Nothing was posted. A wrong descriptor, or an agent that is not known (any more).
-            self._say(number, Failed(why=f"{type(error).__name__} {error}"))
+            say(_failed(error))
             return
-        self._look_at(_Transfer(number, read.agent, handle, rows), self._agent.transfer)
+        here, there = descriptors(rows, extent_bytes, peer.geometry.extent_bytes)
+        here[:, 0] += np.uint64(self._data)
+        there[:, 0] += np.uint64(peer.data)
 
-    def _look(self) -> bool:
-        """Ask for the state of all transfers; whether one has ended."""
-        before, self._under_way = self._under_way, []
-        for transfer in before:
-            self._look_at(transfer, self._agent.check_xfer_state)
-        return len(self._under_way) < len(before)
+        def arrived(at_once: bool) -> None:
+            # What this processor has copied is in its cache; of what a network brings, more comes.
+            if at_once:
+                self._verify(rows, say)
+            else:
+                self._verifiers.submit(self._verify, rows, say)
 
-    def _look_at(self, transfer: _Transfer, state: Any) -> None:
-        try:
-            if state(transfer.handle) == "PROC":
-                self._under_way.append(transfer)
-                return
-        except self._lost as error:
-            # UCX has closed the connection by force: nothing arrives any more. Any other error may
-            # leave a part of the transfer under way, so it ends this process.
-            with contextlib.suppress(Exception):
-                transfer.handle.release()
-            self._forget(transfer.agent)
-            self._say(transfer.number, Failed(why=f"the peer is gone: {error}"))
-            return
-        transfer.handle.release()
-        self._verifier.submit(self._verify, transfer.number, transfer.rows)
+        failed = lambda why: say(Failed(why=why))  # noqa: E731
+        self._transfers.post(read.agent, here, there, arrived, failed)
 
-    def _forget(self, agent: str) -> None:
-        with contextlib.suppress(Exception):  # it is not known
-            self._agent.remove_remote_agent(agent)
-
-    def _verify(self, number: int, rows: Rows) -> None:
+    def _verify(self, rows: Numbers, say: Callable[[Result], None]) -> None:
         data = self._reader.data
         intact = bytes(
             checksum(data[start : start + nbytes]) == expected
             for start, _, nbytes, expected in rows.tolist()
         )
-        self._say(number, Arrived(intact=intact))
+        say(Arrived(intact=intact))
 
     def _say(self, number: int, result: Result) -> None:
         with self._saying, contextlib.suppress(OSError):  # the parent is gone, and we are next
             send(self._link, Answer(number=number, result=result))
 
 
-def descriptors(rows: Rows, extent_here: int, extent_there: int) -> tuple[Rows, Rows]:
-    """Descriptors (offset, bytes, 0), here and there, of rows; neighbours are one descriptor.
+def _failed(error: Exception) -> Failed:
+    """For instance: more than may be locked in memory."""
+    return Failed(why=f"{type(error).__name__}: {error}")
 
-    Rows are neighbours if each begins where the one before it ends, here and there, and both are in
-    one extent (which is one registered region), here and there.
-    """
-    here, there, nbytes = rows[:, 0], rows[:, 1], rows[:, 2]
-    follows = (here[1:] == here[:-1] + nbytes[:-1]) & (there[1:] == there[:-1] + nbytes[:-1])
-    for offsets, extent in ((here, extent_here), (there, extent_there)):
-        numbers = offsets // np.uint64(extent)
-        follows &= numbers[1:] == numbers[:-1]
-    starts = np.flatnonzero(np.concatenate([[True], ~follows]))
-    sizes = np.add.reduceat(nbytes, starts)
-    zeros = np.zeros(len(starts), np.uint64)
-    return (
-        np.stack([here[starts], sizes, zeros], axis=1),
-        np.stack([there[starts], sizes, zeros], axis=1),
+
+def _arena_at(tables: Tables) -> DistantArena:
+    return DistantArena(
+        Geometry.of(tables.capacity, tables.extent_bytes),
+        np.frombuffer(tables.slot_bytes, np.int64),
+        tables.index,
+        tables.slots,
+        tables.data,
     )
 
 

@@ -1,4 +1,8 @@
-"""The peer's side of a READ: where chunks are, and what their bytes must be."""
+"""The peer's side of a READ: where chunks are, and what their bytes must be.
+
+It is asked by who does not know its tables yet, and about chunks whose checksum was not noted; all
+else peers read by themselves.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+import xxhash
 
 from lmkv_ray.arena import ArenaReader, checksum
 from lmkv_ray.errors import TransportError
@@ -15,7 +20,7 @@ from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import Message, encode
 from lmkv_ray.transports.chunk_reader import CHANGED, MISSING
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
-from lmkv_ray.transports.nixl.wire import Ready, Register, Registered
+from lmkv_ray.transports.nixl.wire import Ready, Register, Registered, Tables
 
 REGISTER_SECONDS = 20.0
 """Bounds a ``locate``, whose caller may have gone long before."""
@@ -25,17 +30,16 @@ class Located(Message, frozen=True):
     """Where chunks are, one number for each key that was asked for."""
 
     agent: str
-    regions: int
-    """How many extents that agent has registered: the version of its metadata."""
+    version: str
+    """Of what is known of that agent: to be said with the next question."""
     metadata: bytes
     """Of the agent; empty if the caller knows it."""
-    base: int
-    """Address of the data area in the agent's process."""
-    extent_bytes: int
+    tables: Tables | None
+    """None if the caller knows them."""
     nbytes: bytes
     """int64: sizes, or ``MISSING`` or ``CHANGED``."""
     offsets: bytes
-    """uint64, from ``base``."""
+    """uint64, from ``Tables.data``."""
     generations: bytes
     """uint64."""
     checksums: bytes
@@ -78,7 +82,7 @@ class NixlSource:
 
         Args:
             keys: which.
-            known: ``version_of`` what the caller knows of our agent.
+            known: ``Located.version`` of what the caller knows; empty: nothing.
 
         Raises:
             TransportError: peers cannot read from here.
@@ -100,15 +104,28 @@ class NixlSource:
         extents = frozenset((offsets[there] // np.uint64(extent_bytes)).tolist())
         with self._registering:
             ready = self._register(extents)
-            regions = len(self._extents)
-            metadata = b"" if known == version_of(ready.agent, regions) else self._metadata
+            sizes = self._reader.slot_bytes
+            unregistered = np.ones(len(sizes), np.bool_)
+            unregistered[list(self._extents)] = False
+            sizes[unregistered] = 0
+            version = f"{ready.agent}/{xxhash.xxh3_64_hexdigest(sizes.tobytes())}"
+            news = known != version
+            metadata = self._metadata if news else b""
         self._helper.serve()
+        geometry = self._reader.geometry
+        tables = Tables(
+            capacity=geometry.capacity,
+            extent_bytes=geometry.extent_bytes,
+            slot_bytes=sizes.tobytes(),
+            index=ready.index,
+            slots=ready.slots,
+            data=ready.data,
+        )
         located = Located(
             agent=ready.agent,
-            regions=regions,
+            version=version,
             metadata=metadata,
-            base=ready.base,
-            extent_bytes=extent_bytes,
+            tables=tables if news else None,
             **found,
         )
         return located, computed
@@ -164,8 +181,3 @@ class NixlSource:
             )
         self._agent, self._extents, self._metadata = ready.agent, wanted, result.metadata
         return ready
-
-
-def version_of(agent: str, regions: int) -> str:
-    """What a reader says it knows."""
-    return f"{agent}/{regions}"

@@ -1,18 +1,21 @@
-"""The fetching side: locate, read one-sided, verified."""
+"""The fetching side: find or locate, read one-sided, verified."""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
-from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any, Self
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import decode
 from lmkv_ray.transports.asking import NoAnswerError, answer_of
 from lmkv_ray.transports.base import (
@@ -26,16 +29,32 @@ from lmkv_ray.transports.base import (
 )
 from lmkv_ray.transports.chunk_reader import CHANGED
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
-from lmkv_ray.transports.nixl.source import Located, version_of
-from lmkv_ray.transports.nixl.wire import ROW, Arrived, Read
+from lmkv_ray.transports.nixl.source import Located
+from lmkv_ray.transports.nixl.wire import (
+    LOOK_MOST,
+    ROW,
+    Arrived,
+    Command,
+    Look,
+    Looked,
+    Meet,
+    Read,
+    Result,
+)
 from lmkv_ray.transports.windows import failed, in_windows
 
+logger = logging.getLogger(__name__)
+
 WINDOW_BYTES = 8 << 20, 32 << 20
-"""Located and read together, at first and at most: the first chunks are there soon, and what many
-cost is their bytes, not the asking."""
+"""Read together, at first and at most: the first chunks are there soon, and what many cost is their
+bytes, not the asking."""
 IN_FLIGHT = 4
 RETRY_SECONDS = 60.0
 """How long a peer is not read from after a READ has failed or hung."""
+SLOW_SECONDS = 2e-3
+"""A READ of a few bytes that takes longer had to wait for the peer: then asking is as quick."""
+ASKING_SECONDS = 60.0
+"""For how long a peer is asked then."""
 
 
 @dataclass(frozen=True)
@@ -43,28 +62,70 @@ class _Known:
     """What our process was told about a peer's agent."""
 
     told: str
-    """Our agent at that time; another one knows nothing of it."""
+    """Our agent at that time; another one knows nothing of it. Empty: it is not to be trusted."""
+    arena_id: int
     agent: str
-    regions: int
+    version: str
 
 
 @dataclass(frozen=True)
-class _Found:
-    """A checked ``Located``, one element a key."""
+class _Places:
+    """Where chunks are at the peer, one element a key."""
 
     nbytes: npt.NDArray[np.int64]
+    """Sizes, ``MISSING``, ``CHANGED``, or 0: not known yet."""
     offsets: npt.NDArray[np.uint64]
     generations: npt.NDArray[np.uint64]
     checksums: npt.NDArray[np.uint64]
+
+    @classmethod
+    def unknown(cls, n: int) -> Self:
+        """Of ``n`` keys nothing is known."""
+        return cls(np.zeros(n, np.int64), *(np.zeros(n, np.uint64) for _ in range(3)))
+
+    @classmethod
+    def of(cls, answer: Located | Looked, n: int) -> Self:
+        """Those of an answer.
+
+        Raises:
+            ValueError: it is not for ``n`` keys.
+        """
+        places = cls(
+            np.frombuffer(answer.nbytes, np.int64),
+            np.frombuffer(answer.offsets, np.uint64),
+            np.frombuffer(answer.generations, np.uint64),
+            np.frombuffer(answer.checksums, np.uint64),
+        )
+        if any(len(array) != n for array in places.arrays):
+            raise ValueError("it is not for the keys that were asked for")
+        return places
+
+    @property
+    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
+        return self.nbytes, self.offsets, self.generations, self.checksums
+
+    def part(self, window: range) -> Self:
+        """A copy of some of them."""
+        return type(self)(*(array[window.start : window.stop].copy() for array in self.arrays))
+
+    def fill(self, positions: npt.NDArray[np.intp], others: Self) -> None:
+        """Note what was not known."""
+        for array, other in zip(self.arrays, others.arrays, strict=True):
+            array[positions] = other
 
 
 class NixlTransport:
     """Reads from the peer's arena into ours. See ``Transport``.
 
-    A window of chunks takes two round trips: the peer's actor says where its chunks are and what
-    their checksums are, and our process reads and verifies them. Bytes that have the checksum are
-    right, whatever happened to the slot meanwhile; so generations are only asked for again, to tell
-    an eviction from damage, when they have not.
+    A window of chunks takes three round trips and nobody's help: our process reads where the peer's
+    index has the keys, the rows of those slots, and the chunks, which are verified where they have
+    arrived. Bytes that have the checksum are right, whatever happened to the slot meanwhile.
+
+    What that does not settle takes two: the peer's actor says where its chunks are and what their
+    checksums are, and our process reads them. That is so for the first window from a peer, whose
+    tables are not known; for chunks whose checksum nobody has computed; for what is not there, or
+    has changed (only an actor knows); and where the network has no hardware that reads memory, as
+    then the peer's process has to be woken for each READ.
 
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
@@ -89,6 +150,7 @@ class NixlTransport:
         self._window_bytes = window_bytes
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[float, str]] = {}
+        self._ask_until: dict[str, float] = {}
 
     def obstacle(self, peer: PeerInfo) -> str | None:
         """Why this transport cannot serve a peer; gets ready if it can."""
@@ -110,21 +172,25 @@ class NixlTransport:
         deadline = time.monotonic() + fetch.within
         first, largest = self._window_bytes
         windows = groups([len(d) for d in fetch.destinations], largest, first)
-        bring = partial(self._bring, peer, fetch, deadline)
+        looked = await self._look(peer, fetch.keys, deadline)
+        bring = partial(self._bring, peer, fetch, deadline, looked)
         async with contextlib.aclosing(in_windows(windows, bring, IN_FLIGHT)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
     async def _bring(
-        self, peer: PeerInfo, fetch: Fetch, deadline: float, window: range
+        self, peer: PeerInfo, fetch: Fetch, deadline: float, looked: _Places, window: range
     ) -> list[Outcome]:
         keys = fetch.keys[window.start : window.stop]
         try:
-            located, found = await self._locate(peer, keys.tobytes(), deadline)
+            places = looked.part(window)
+            unknown = np.flatnonzero(places.nbytes == 0)
+            if len(unknown):
+                places.fill(unknown, await self._locate(peer, keys[unknown], deadline))
             outcomes = {}
             wanted = []
             for i, position in enumerate(window):
-                nbytes = int(found.nbytes[i])
+                nbytes = int(places.nbytes[i])
                 failure = None
                 if nbytes < 0:
                     failure = Failure.CHANGED if nbytes == CHANGED else Failure.MISSING
@@ -133,90 +199,117 @@ class NixlTransport:
                 else:
                     wanted.append(i)
                 outcomes[i] = Outcome(position, failure=failure)
-            rows = np.empty((len(wanted), ROW), np.uint64)
-            rows[:, 0] = [self._arena.offset_of(fetch.destinations[window[i]]) for i in wanted]
-            rows[:, 1] = found.offsets[wanted]
-            rows[:, 2] = found.nbytes[wanted]
-            rows[:, 3] = found.checksums[wanted]
-            intact = await self._read(peer, located, rows, deadline) if wanted else b""
+            slots = [fetch.destinations[window[i]] for i in wanted]
+            intact = await self._read(peer, places, wanted, slots, deadline) if wanted else b""
             damaged = []
             for i, good in zip(wanted, intact, strict=True):
                 if good:
-                    outcomes[i] = Outcome(window[i], int(found.nbytes[i]), int(found.checksums[i]))
+                    nbytes, value = int(places.nbytes[i]), int(places.checksums[i])
+                    outcomes[i] = Outcome(window[i], nbytes, value)
                 else:
                     damaged.append(i)
-            if damaged:
-                _, now = await self._locate(peer, keys.tobytes(), deadline)
+            if damaged:  # evicted meanwhile, or worse?
+                now = await self._locate(peer, keys, deadline)
                 for i in damaged:
-                    same = now.generations[i] == found.generations[i]
+                    same = now.generations[i] == places.generations[i]
                     failure = Failure.CORRUPT if same else Failure.CHANGED
                     outcomes[i] = Outcome(window[i], failure=failure)
             return [outcomes[i] for i in range(len(window))]
         except NoAnswerError as error:
             return failed(window, error.failure, error.detail)
 
-    async def _locate(self, peer: PeerInfo, keys: bytes, deadline: float) -> tuple[Located, _Found]:
+    async def _look(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> _Places:
+        """What the peer's tables say, read by ourselves."""
+        places = _Places.unknown(len(keys))
+        known = self._current(peer)
+        asking = time.monotonic() < self._ask_until.get(peer.node_id, 0)
+        if known is None or asking:
+            return places
+        command = Look(agent=known.agent, keys=keys[:LOOK_MOST].tobytes())
+        try:
+            looked = await self._call(peer, command, deadline)
+        except NoAnswerError:
+            if time.monotonic() < deadline:
+                # Its agent is gone, but there may be a new one: its actor knows.
+                self._failed.pop(peer.node_id, None)
+            return places
+        assert isinstance(looked, Looked)
+        if looked.seconds > SLOW_SECONDS:
+            logger.info(
+                "Node %s has to be woken to be read from (%.1f ms): for %.0f s it is asked instead",
+                peer.node_id, 1000 * looked.seconds, ASKING_SECONDS,
+            )  # fmt: skip
+            self._ask_until[peer.node_id] = time.monotonic() + ASKING_SECONDS
+        n = min(len(keys), LOOK_MOST)
+        places.fill(np.arange(n), _Places.of(looked, n))
+        return places
+
+    async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> _Places:
+        """What the peer's actor says, whose agent our process knows then."""
         locate = peer.locate
         assert locate is not None, "obstacle"
-        known = self._known.get(peer.node_id)
-        version = ""
-        if known is not None and self._is_current(known):
-            version = version_of(known.agent, known.regions)
-        answer = await answer_of(lambda: locate(keys, version), deadline)
+        known = self._current(peer)
+        version = known.version if known is not None else ""
+        answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline)
         try:
             located = decode(answer, Located)
-            return located, _checked(located, len(keys) // 16)
+            places = _Places.of(located, len(keys))
         except (ValueError, msgspec.DecodeError) as error:
             raise NoAnswerError(Failure.LOST, f"the answer makes no sense: {error}") from None
+        if located.tables is not None:
+            before = self._known.get(peer.node_id)
+            command = Meet(
+                agent=located.agent,
+                metadata=located.metadata,
+                replaces=before.agent if before and before.agent != located.agent else "",
+                tables=located.tables,
+            )
+            await self._call(peer, command, deadline)
+            ours = self._helper.agent
+            if ours is not None:
+                known = _Known(ours.agent, peer.arena_id, located.agent, located.version)
+                self._known[peer.node_id] = known
+        return places
 
     async def _read(
-        self, peer: PeerInfo, located: Located, rows: npt.NDArray[np.uint64], deadline: float
+        self,
+        peer: PeerInfo,
+        places: _Places,
+        wanted: Sequence[int],
+        slots: Sequence[npt.NDArray[np.uint8]],
+        deadline: float,
     ) -> bytes:
-        """Which rows arrived intact, 1 or 0 each."""
-        known = self._known.get(peer.node_id)
-        command = Read(
-            agent=located.agent,
-            metadata=located.metadata,
-            replaces=known.agent if known is not None and known.agent != located.agent else "",
-            base=located.base,
-            extent_bytes=located.extent_bytes,
-            rows=rows.tobytes(),
-        )
+        """Which of the wanted chunks arrived intact in their slots, 1 or 0 each."""
+        known = self._current(peer)
+        if known is None:
+            raise NoAnswerError(Failure.LOST, "its agent, or ours, has just gone")
+        rows = np.empty((len(wanted), ROW), np.uint64)
+        rows[:, 0] = [self._arena.offset_of(slot) for slot in slots]
+        rows[:, 1] = places.offsets[wanted]
+        rows[:, 2] = places.nbytes[wanted]
+        rows[:, 3] = places.checksums[wanted]
+        arrived = await self._call(peer, Read(agent=known.agent, rows=rows.tobytes()), deadline)
+        assert isinstance(arrived, Arrived)
+        return arrived.intact
+
+    async def _call(self, peer: PeerInfo, command: Command, deadline: float) -> Result:
+        """The answer of our process."""
         call = partial(self._helper.call, command, deadline)
         try:
-            result = await to_the_end(call, self._helper.executor)
+            return await to_the_end(call, self._helper.executor)
         except HelperError as error:
-            self._known.pop(peer.node_id, None)
+            known = self._known.get(peer.node_id)
+            if known is not None:
+                self._known[peer.node_id] = replace(known, told="")
             if error.peer:
                 self._failed[peer.node_id] = time.monotonic(), str(error)
             failure = Failure.LATE if error.late else Failure.LOST
             raise NoAnswerError(failure, str(error)) from None
-        assert isinstance(result, Arrived)
-        ours = self._helper.agent
-        if located.metadata and ours is not None:
-            self._known[peer.node_id] = _Known(ours.agent, located.agent, located.regions)
-        return result.intact
 
-    def _is_current(self, known: _Known) -> bool:
-        ours = self._helper.agent
-        return ours is not None and ours.agent == known.told
-
-
-def _checked(located: Located, n: int) -> _Found:
-    """The arrays of an answer.
-
-    Raises:
-        ValueError: they are not for ``n`` keys.
-    """
-    found = _Found(
-        np.frombuffer(located.nbytes, np.int64),
-        np.frombuffer(located.offsets, np.uint64),
-        np.frombuffer(located.generations, np.uint64),
-        np.frombuffer(located.checksums, np.uint64),
-    )
-    for array in (found.nbytes, found.offsets, found.generations, found.checksums):
-        if len(array) != n:
-            raise ValueError("it is not for the keys that were asked for")
-    if not located.extent_bytes > 0:
-        raise ValueError("it has no extents")
-    return found
+    def _current(self, peer: PeerInfo) -> _Known | None:
+        """What our process knows of a peer: if both are still those that spoke of it."""
+        known, ours = self._known.get(peer.node_id), self._helper.agent
+        if known is None or ours is None:
+            return None
+        same = (known.told, known.arena_id) == (ours.agent, peer.arena_id)
+        return known if same else None

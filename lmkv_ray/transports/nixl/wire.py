@@ -14,53 +14,85 @@ PACKAGES = ("nixl_cu13", "nixl_cu12", "nixl_rocm")
 """Wheels of NIXL. The package ``nixl`` chooses among them by importing torch, which we need not."""
 ROW = 4
 """Numbers of a row of ``Read``: offset here, offset there, bytes, checksum; uint64 each."""
+LOOK_MOST = 2048
+"""Keys of one ``Look``."""
+
+
+class Tables(Message, frozen=True):
+    """Where the tables of a peer's arena are (see ``DistantArena``)."""
+
+    capacity: int
+    extent_bytes: int
+    slot_bytes: bytes
+    """int64[extents]: of its registered extents, 0 for others."""
+    index: int
+    slots: int
+    data: int
 
 
 class Register(Message, frozen=True, tag=True):
-    """Make extents of the arena readable for peers."""
+    """Make extents of the arena, and the tables, readable for peers."""
 
     extents: list[int]
 
 
-class Read(Message, frozen=True, tag=True):
-    """Read chunks of a peer into slots, and verify them there."""
+class Meet(Message, frozen=True, tag=True):
+    """Get to know a peer's agent, or news of it."""
 
     agent: str
-    """The peer's agent."""
     metadata: bytes
-    """Of that agent; empty if the process was told already."""
     replaces: str
     """An agent that is no more, if it is known; else empty."""
-    base: int
-    """Address of the peer's data area."""
-    extent_bytes: int
-    """The peer's extents; a descriptor must not reach into two of them."""
+    tables: Tables
+
+
+class Read(Message, frozen=True, tag=True):
+    """Read from known places of a peer into slots, and verify what has arrived there."""
+
+    agent: str
     rows: bytes
     """uint64[n, ROW]."""
+
+
+class Look(Message, frozen=True, tag=True):
+    """Look chunks up in a peer's tables."""
+
+    agent: str
+    keys: bytes
+    """At most ``LOOK_MOST``, 16 bytes each."""
 
 
 class Serve(Message, frozen=True, tag=True):
     """A peer is about to read: attend to it. Not answered."""
 
 
+Command = Register | Meet | Read | Look
+
+
 class Request(Message, frozen=True):
     """Shard to process."""
 
     number: int
-    command: Register | Read | Serve
+    command: Command | Serve
 
 
 class Ready(Message, frozen=True, tag=True):
-    """The first answer: the agent's name, new in each life, and where it has mapped the data."""
+    """The first answer: the agent's name, new in each life, and where it has mapped the arena."""
 
     agent: str
-    base: int
+    data: int
+    index: int
+    slots: int
 
 
 class Registered(Message, frozen=True, tag=True):
     """All that was registered so far, for peers to load."""
 
     metadata: bytes
+
+
+class Met(Message, frozen=True, tag=True):
+    """The peer can be read from."""
 
 
 class Arrived(Message, frozen=True, tag=True):
@@ -70,13 +102,25 @@ class Arrived(Message, frozen=True, tag=True):
     """For each row: 1 if the bytes have the checksum, else 0."""
 
 
+class Looked(Message, frozen=True, tag=True):
+    """What the tables say; the arrays are those of ``Located``."""
+
+    nbytes: bytes
+    """0 where they do not say."""
+    offsets: bytes
+    generations: bytes
+    checksums: bytes
+    seconds: float
+    """What the first READ took."""
+
+
 class Failed(Message, frozen=True, tag=True):
     """It did not work; nothing writes into the slots any more."""
 
     why: str
 
 
-Result = Ready | Registered | Arrived | Failed
+Result = Ready | Registered | Met | Arrived | Looked | Failed
 
 
 class Answer(Message, frozen=True):

@@ -1,0 +1,79 @@
+"""An arena in the memory of another process or host, which can be read but not mapped.
+
+Says where to read, and what was read means; whoever reads does so three times: the keys' buckets of
+the index, the rows of the slots they name, the chunks. What is torn, stale or spilled leaves a key
+unknown, or gives bytes that have not the checksum of its row; nothing worse, so the arena's writer
+need not know of us. Chunks whose checksum was not noted are unknown, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.arena.format import SLOT, Geometry, is_readable, locate
+from lmkv_ray.index import LANES, BucketIndex
+from lmkv_ray.keys import KeyArray
+
+Numbers = npt.NDArray[np.int64]
+
+TAGS_BYTES, ROWS_BYTES = LANES * 8, LANES * 4
+"""Of one bucket."""
+
+
+@dataclass(frozen=True)
+class DistantArena:
+    """Where its tables are."""
+
+    geometry: Geometry
+    slot_bytes: Numbers
+    """Size of the slots of each extent, int64[extents]; 0 where it cannot be read."""
+    index: int
+    """Addresses in the other process."""
+    slots: int
+    data: int
+
+    def buckets(self, keys: KeyArray) -> tuple[Numbers, Numbers]:
+        """First reading: addresses of tags (64 bytes) and of rows (32 bytes) for each key."""
+        tags, rows = BucketIndex.homes(keys, self.geometry.slots)
+        return self.index + tags, self.index + rows
+
+    def slots_of(
+        self, keys: KeyArray, tags: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint32]
+    ) -> Numbers:
+        """What it said: slots of the keys, int64[n], or -1.
+
+        Args:
+            keys: uint64[n, 2].
+            tags: [n, 8].
+            rows: [n, 8].
+        """
+        slots = BucketIndex.rows_among(keys, tags, rows)
+        exists, _, _ = locate(self.geometry, self.slot_bytes, slots)
+        slots[~exists] = -1
+        return slots
+
+    def rows(self, slots: Numbers) -> Numbers:
+        """Second reading: addresses of the rows (64 bytes) of slots."""
+        return self.slots + slots * SLOT.itemsize
+
+    def chunks(
+        self, keys: KeyArray, slots: Numbers, rows: npt.NDArray[np.void]
+    ) -> tuple[npt.NDArray[np.bool_], Numbers]:
+        """What it said: which of the slots hold their key's chunk, and where those begin.
+
+        Args:
+            keys: uint64[n, 2].
+            slots: int64[n], of ``slots_of``.
+            rows: SLOT[n], anything where there is no slot.
+
+        Returns:
+            bool[n], and for the third reading offsets in the data, int64[n]; sizes and checksums
+            are the rows'.
+        """
+        here, offsets, size = locate(self.geometry, self.slot_bytes, slots)
+        here &= is_readable(rows["generation"]) & (rows["key"] == keys).all(axis=1)
+        here &= (rows["checksum"] != 0) & (rows["nbytes"] > 0) & (rows["nbytes"] <= size)
+        return here, offsets

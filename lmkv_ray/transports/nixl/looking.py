@@ -1,0 +1,120 @@
+"""Looking chunks up in a peer's tables: two READs, and nobody there is asked."""
+
+from __future__ import annotations
+
+import mmap
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lmkv_ray.arena import ROWS_BYTES, SLOT, TAGS_BYTES, DistantArena
+from lmkv_ray.index import LANES
+from lmkv_ray.keys import key_array
+from lmkv_ray.transports.nixl.transfers import Numbers, Transfers
+from lmkv_ray.transports.nixl.wire import LOOK_MOST, Failed, Look, Looked, Result
+
+AT_ONCE = 8
+"""Looks under way at a time."""
+KEY_BYTES = TAGS_BYTES + ROWS_BYTES + SLOT.itemsize
+"""Read for each key."""
+
+
+class Scratch:
+    """Registered memory for what is read of peers' tables, for a few looks.
+
+    Args:
+        agent: ours.
+    """
+
+    def __init__(self, agent: Any) -> None:
+        nbytes = LOOK_MOST * KEY_BYTES
+        memory = np.frombuffer(mmap.mmap(-1, AT_ONCE * nbytes), np.uint8)
+        agent.register_memory([(memory.ctypes.data, memory.nbytes, 0, "")], "DRAM")
+        self.free = list(memory.reshape(AT_ONCE, nbytes))
+
+
+class Looking:
+    """One ``Look``, from its start to its answer.
+
+    Args:
+        look: what.
+        arena: the peer's.
+        transfers: carry out the READs.
+        scratch: their memory. There must be some; it is given back with the answer.
+        say: takes the answer: ``Looked`` or ``Failed``.
+    """
+
+    def __init__(
+        self,
+        look: Look,
+        arena: DistantArena,
+        transfers: Transfers,
+        scratch: Scratch,
+        say: Callable[[Result], None],
+    ) -> None:
+        self._agent = look.agent
+        self._keys = key_array(look.keys)
+        self._arena = arena
+        self._transfers = transfers
+        self._scratch = scratch
+        self._say = say
+        self._memory = memory = scratch.free.pop()
+        n = len(self._keys)
+        rows, slots = n * TAGS_BYTES, n * (TAGS_BYTES + ROWS_BYTES)
+        self._tags = memory[:rows].view(np.uint64).reshape(n, LANES)
+        self._rows = memory[rows:slots].view(np.uint32).reshape(n, LANES)
+        self._slots = memory[slots : n * KEY_BYTES].view(SLOT)
+        self._began = time.monotonic()
+        self._seconds = 0.0
+
+    def start(self) -> None:
+        """First READ: what the index says."""
+        tags, rows = self._arena.buckets(self._keys)
+        there = np.concatenate([_spans(tags, TAGS_BYTES), _spans(rows, ROWS_BYTES)])
+        here = np.concatenate([_parts(self._tags, TAGS_BYTES), _parts(self._rows, ROWS_BYTES)])
+        self._transfers.post(self._agent, here, there, self._indexed, self._failed)
+
+    def _indexed(self, _: bool) -> None:
+        """Second: the rows of the slots it names."""
+        self._seconds = time.monotonic() - self._began
+        slots = self._arena.slots_of(self._keys, self._tags, self._rows)
+        named = slots >= 0
+        there = _spans(self._arena.rows(slots[named]), SLOT.itemsize)
+        here = _parts(self._slots, SLOT.itemsize)[named]
+        if named.any():
+            done = lambda _: self._end(slots)  # noqa: E731
+            self._transfers.post(self._agent, here, there, done, self._failed)
+        else:
+            self._end(slots)
+
+    def _end(self, slots: npt.NDArray[np.int64]) -> None:
+        rows = self._slots
+        there, offsets = self._arena.chunks(self._keys, slots, rows)
+        looked = Looked(
+            nbytes=(rows["nbytes"] * there).tobytes(),
+            offsets=(offsets * there).astype(np.uint64).tobytes(),
+            generations=rows["generation"].tobytes(),
+            checksums=rows["checksum"].tobytes(),
+            seconds=self._seconds,
+        )
+        self._scratch.free.append(self._memory)
+        self._say(looked)
+
+    def _failed(self, why: str) -> None:
+        self._scratch.free.append(self._memory)
+        self._say(Failed(why=why))
+
+
+def _spans(addresses: npt.NDArray[np.int64], nbytes: int) -> Numbers:
+    spans = np.zeros((len(addresses), 3), np.uint64)
+    spans[:, 0] = addresses
+    spans[:, 1] = nbytes
+    return spans
+
+
+def _parts(array: npt.NDArray[Any], nbytes: int) -> Numbers:
+    """A span for each element of the first dimension."""
+    return _spans(array.ctypes.data + np.arange(len(array)) * nbytes, nbytes)
