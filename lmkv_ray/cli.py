@@ -147,14 +147,14 @@ def evict(keys: Keys, address: Address = None) -> None:
 @app.command()
 @_clear_errors
 def move(
-    place: Annotated[str, typer.Argument(help="disk, remote, or a node's id or its beginning.")],
+    to: Annotated[str, typer.Argument(help="disk, remote, or a node's id or its beginning.")],
     keys: Keys,
     address: Address = None,
 ) -> None:
-    """Move chunks out of the memory of all nodes to one place."""
+    """Move chunks out of the memory of all nodes to a tier or a node."""
     from lmkv_ray.actors import connect
 
-    moved = connect(address, start=False).move(_keys(keys), place)
+    moved = connect(address, start=False).move(_keys(keys), to)
     Console().print(f"{moved} of {len(keys)} chunks are there.", highlight=False)
 
 

@@ -125,20 +125,20 @@ class Cache:
         """
         return len(self._everywhere("evict", b"".join(keys)))
 
-    def move(self, keys: Sequence[bytes], place: str, seconds: float = 30.0) -> int:
-        """Move chunks out of the memory of all nodes to one place.
+    def move(self, keys: Sequence[bytes], to: str, seconds: float = 30.0) -> int:
+        """Move chunks out of the memory of all nodes to a tier or a node.
 
         Args:
             keys: of the chunks.
-            place: ``disk`` (each node's own), ``remote``, or the id of a node or its beginning.
+            to: ``disk`` (each node's own), ``remote``, or the id of a node or its beginning.
             seconds: time for it.
 
         Returns:
             how many are there now. Raises as ``pin`` does.
         """
-        if place not in TIERS:
-            place = self._node(place)
-        move = encode(Move(keys=b"".join(keys), place=place, within=seconds))
+        if to not in TIERS:
+            to = self._node(to)
+        move = encode(Move(keys=b"".join(keys), to=to, within=seconds))
         return len(self._everywhere("move", move, within=seconds + CALL_SECONDS))
 
     def stop(self) -> None:

@@ -32,18 +32,30 @@ class Demotion:
         self._shard = shard
         self._tiers = tiers
         self._writing = asyncio.Lock()
-        self._late: dict[str, asyncio.Task[list[bool]]] = {}
+        self._tasks: dict[str, asyncio.Task[list[bool]]] = {}
+        """By tier: the pass that it has not been seen to end."""
 
     async def step(self) -> None:
-        """Write until nothing waits, or no tier takes more."""
+        """Write until nothing waits, or no tier takes more.
+
+        Raises:
+            ExceptionGroup: what tiers raised, against their promise, now or when they were late.
+        """
         admission = self._shard.state.chunks.admission
-        while len(admission) and (tiers := [t for t in self._tiers if t.name not in self._late]):
+        while (tiers := self._free()) and len(admission):
             async with self._writing:
                 if chunks := self._chunks(admission.take):
                     tasks = {t.name: asyncio.create_task(t.store(chunks)) for t in tiers}
+                    self._tasks |= tasks
                     await asyncio.wait(tasks.values(), timeout=PASS_SECONDS)
-                    self._late |= {name: task for name, task in tasks.items() if not task.done()}
-        self._late = {name: task for name, task in self._late.items() if not task.done()}
+
+    def _free(self) -> list[Tier]:
+        """Tiers that have done their pass. Raises as ``step`` does."""
+        ended = [self._tasks.pop(name) for name, task in [*self._tasks.items()] if task.done()]
+        errors = [error for task in ended if not task.cancelled() and (error := task.exception())]
+        if errors:
+            raise BaseExceptionGroup("writing to tiers", errors)
+        return [tier for tier in self._tiers if tier.name not in self._tasks]
 
     async def write(self, keys: Sequence[bytes], tier: Tier) -> list[bytes]:
         """Write these chunks to one tier; those that can be found there now."""

@@ -71,15 +71,15 @@ class Operations:
         """Move the chunks that are in memory here: copy them, then evict what was copied.
 
         Returns:
-            those that are at the place now.
+            those that are there now.
         """
         here = self._here(move.keys)
-        if move.place == self._node_id:
+        if move.to == self._node_id:
             return here
-        if move.place in self._tiers:
-            moved = await self._demotion.write(here, self._tiers[move.place])
+        if move.to in self._tiers:
+            moved = await self._demotion.write(here, self._tiers[move.to])
         else:
-            moved = await self._give(here, move.place, move.within)
+            moved = await self._give(here, move.to, move.within)
         self._shard.evict(moved)
         return moved
 

@@ -226,7 +226,7 @@ class ShardActor:
         return b"".join(self._operations.evict(keys))
 
     async def move(self, message: bytes) -> bytes:
-        """``Move``: the keys of those that are at the place now, and not here."""
+        """``Move``: the keys of those that are there now."""
         move = decode(message, Move)
         _ = self._working
         return b"".join(await self._operations.move(move))

@@ -61,7 +61,7 @@ class Move(Message, frozen=True):
     """To a shard: move these chunks, as far as they are in its memory."""
 
     keys: bytes
-    place: str
+    to: str
     """A node's id, or the name of a tier."""
     within: float
     """Seconds."""

@@ -16,7 +16,9 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, CacheStatus, connect
 from lmkv_ray.actors.launch import find
 from lmkv_ray.actors.names import shard_name
+from lmkv_ray.actors.wire import ShardStatus
 from lmkv_ray.config import load_settings
+from lmkv_ray.directory import MEMORY
 from lmkv_ray.messages import Owner
 from tests.actors.fakes import FakeEngine
 
@@ -68,8 +70,7 @@ class Nodes:
     @property
     def other(self) -> str:
         """The node this process is not connected to."""
-        nodes = [n["NodeID"] for n in ray.nodes() if n["Alive"]]
-        return next(node for node in nodes if node != self.cache.node_id)
+        return next(node for node in alive_nodes() if node != self.cache.node_id)
 
     def shard(self, node_id: str) -> Any:
         shard = find(shard_name(node_id), self.namespace)
@@ -90,9 +91,24 @@ class Nodes:
     def wait_for(self, condition: Callable[[CacheStatus], bool], within: float = 30) -> None:
         eventually(lambda: condition(self.cache.status()), within)
 
-    def wait_until_known(self, chunks: int) -> None:
-        """Until the directory knows so many distinct chunks."""
-        self.wait_for(lambda status: status.directory_chunks == chunks)
+    def wait_for_both(self, condition: Callable[[ShardStatus], bool]) -> None:
+        """Until a condition holds of both nodes, and of no others."""
+        self.wait_for(lambda s: len(s.nodes) == 2 and all(map(condition, s.nodes)))
+
+    def wait_until_known(self, keys: list[bytes]) -> None:
+        """Until the directory names a living node for each chunk: then another can fetch it.
+
+        How many chunks it knows does not say so: those of a node that was just lost count, too.
+        """
+
+        def known() -> bool:
+            alive = set(alive_nodes())
+            return all(
+                alive & {at.node_id for at in its if at.tier == MEMORY}
+                for its in self.cache.where(keys)
+            )
+
+        eventually(known)
 
     def pid(self, node_id: str) -> int:
         return next(n.pid for n in self.cache.status().nodes if n.node_id == node_id)
@@ -104,6 +120,11 @@ class Nodes:
     def resume(self) -> None:
         while self.stopped:
             os.kill(self.stopped.pop(), signal.SIGCONT)
+
+
+def alive_nodes() -> list[str]:
+    """Of the Ray cluster."""
+    return [node["NodeID"] for node in ray.nodes() if node["Alive"]]
 
 
 def eventually(condition: Callable[[], bool], within: float = 30) -> None:

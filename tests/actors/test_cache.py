@@ -35,7 +35,7 @@ all_transports = pytest.mark.parametrize(
 def test_chunks_reach_the_other_node(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     reply = there.stage(KEYS)
     assert (reply.ready, reply.reason) == (30, None)
     assert there.intact(KEYS) == 30
@@ -48,7 +48,7 @@ def test_a_stage_says_where_the_chunks_are_if_it_is_asked(nodes: Nodes) -> None:
     """For engines with workers on that node, and a scheduler on another."""
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     keys = [*KEYS, *make_keys(1, 1)]
     stage = decode(there.stage_message(keys), Stage)
     reply = decode(there.call("stage", encode(structs.replace(stage, locate=True))), StageReply)
@@ -77,7 +77,7 @@ def test_connecting_again_finds_the_same(nodes: Nodes) -> None:
 def test_clear_reaches_every_node(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     there.stage(KEYS)
     there.call("clear", (8).to_bytes(8, "little"))
     assert here.intact(KEYS) == there.intact(KEYS) == 30
@@ -100,37 +100,39 @@ def test_a_killed_shard_keeps_its_chunks(nodes: Nodes) -> None:
     welcome = here.hello()
     assert welcome.arena_id == arena_id
     assert welcome.grant.slots == held
-    assert here.save(make_keys(3, 1)).refused == []
+    new = make_keys(3, 1)
+    assert here.save(new).refused == []
     assert here.intact(KEYS) == 30
-    nodes.wait_until_known(33)
+    nodes.wait_until_known([*KEYS, *new])
     assert there.stage(KEYS).ready == 30
 
 
 def test_a_killed_directory_is_rebuilt_from_the_shards(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     os.kill(directory_pid(nodes.namespace), signal.SIGKILL)
     start = time.monotonic()
     reply = there.stage(KEYS, within=1)
     assert time.monotonic() - start < 5
     assert reply.reason is None or reply.ready == 0
-    nodes.wait_until_known(30)
-    assert there.stage(KEYS).ready == 30
+    nodes.wait_until_known(KEYS)
+    eventually(lambda: there.stage(KEYS).ready == 30)  # its shard, too, has to find the new one
 
 
 @pytest.mark.parametrize("nodes", [{"directory_shards": 2}], indirect=True, ids=["2 parts"])
 def test_a_directory_in_parts_is_rebuilt_from_the_shards(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     parts = nodes.cache.status().directory
     assert [part.part for part in parts] == [0, 1]
     assert all(part.chunks > 5 for part in parts)
     assert there.stage(KEYS[:20]).ready == 20
     for name in ("lmkv-directory", "lmkv-directory-1"):
         os.kill(directory_pid(nodes.namespace, name), signal.SIGKILL)
-    nodes.wait_for(lambda s: s.directory_chunks == 30 and not any(p.unsynced for p in s.directory))
+    nodes.wait_for(lambda s: [part.unsynced for part in s.directory] == [0, 0])
+    nodes.wait_until_known(KEYS)
     eventually(lambda: there.stage(KEYS).ready == 30)
     assert there.intact(KEYS) == 30
 
@@ -145,13 +147,13 @@ def test_a_frozen_directory_delays_nobody(nodes: Nodes) -> None:
     assert time.monotonic() - start < 5
     eventually(lambda: here.exchange().peers == 0)
     nodes.resume()
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
 
 
 def test_a_frozen_shard_delays_nobody(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     pid = nodes.pid(nodes.cache.node_id)
     nodes.freeze(pid)
     assert here.intact(KEYS) == 30
@@ -196,10 +198,10 @@ def test_nodes_come_and_go(cluster: Cluster, nodes: Nodes) -> None:
     nodes.wait_for(lambda status: len(status.nodes) == 3)
     engine = nodes.engine(third.node_id)
     engine.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     cluster.remove_node(third, allow_graceful=False)
     nodes.wait_for(lambda status: len(status.nodes) == 2 and status.directory_chunks == 0)
-    assert len(actor_names(nodes.namespace)) == 3
+    eventually(lambda: len(actor_names(nodes.namespace)) == 3)  # it is ended after that
 
 
 def test_stop_leaves_nothing(cluster: Cluster) -> None:
@@ -228,7 +230,7 @@ def test_unusable_shared_memory_is_one_clear_error(cluster: Cluster) -> None:
     with pytest.raises(ArenaError, match="lmkv stop"):
         connect(settings=settings)
     cache = connect(settings=settings, start=False)
-    eventually(lambda: all(node.problem for node in cache.status().nodes))
+    Nodes(cache).wait_for_both(lambda node: node.problem is not None)
     cache.stop()
     assert actor_names("lmkv-noshm") == []
 
@@ -248,4 +250,4 @@ assert cache.shard is not None
     found = subprocess.run(command, stdout=subprocess.PIPE, timeout=90, check=True).stdout.decode()
     assert found.count("', 0)") == 1
     assert nodes.cache.node_id not in found
-    assert len(nodes.cache.status().nodes) == 2
+    nodes.wait_for(lambda status: len(status.nodes) == 2)

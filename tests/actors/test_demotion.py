@@ -109,6 +109,34 @@ async def test_a_tier_that_hangs_does_not_hold_up_the_others(
     assert list(tiers[0].chunks) == KEYS[:5] + KEYS[10:]
 
 
+@pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
+async def test_what_a_tier_raises_is_told_and_does_not_hold_up_the_others(
+    shard: LocalShard, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    """It promised not to raise; memory may run out all the same."""
+    monkeypatch.setattr("lmkv_ray.actors.demotion.PASS_SECONDS", 0.05)
+    tiers = [MemoryTier("a"), MemoryTier("b")]
+    tiers[0].error = MemoryError("no memory")
+    if late:
+        tiers[0].gate.clear()
+    demotion = Demotion(shard, tiers)
+    engine.save(KEYS)
+    use_again(shard, KEYS[:5])
+    if late:
+        await demotion.step()
+        tiers[0].gate.set()
+        await until(demotion._tasks["a"].done)
+    with pytest.raises(ExceptionGroup) as raised:
+        await demotion.step()
+    assert raised.value.exceptions == (tiers[0].error,)
+    assert list(tiers[1].chunks) == KEYS[:5]
+    tiers[0].error = None
+    use_again(shard, KEYS[5:10])
+    await demotion.step()
+    assert list(tiers[0].chunks) == KEYS[5:10]
+    assert list(tiers[1].chunks) == KEYS[:10]
+
+
 async def test_a_tier_that_may_hold_what_was_cleared_is_not_read(
     shard: LocalShard, engine: FakeEngine
 ) -> None:

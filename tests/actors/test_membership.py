@@ -10,7 +10,7 @@ from lmkv_ray.actors.launch import actor_names
 from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.errors import ConnectError
-from tests.actors.conftest import NODE, Nodes, eventually
+from tests.actors.conftest import NODE, Nodes, alive_nodes, eventually
 from tests.actors.fakes import make_keys
 
 pytestmark = pytest.mark.ray
@@ -23,7 +23,7 @@ def test_a_node_that_is_drained_hands_over_what_only_it_holds(
 ) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS[:10])
-    nodes.wait_until_known(10)
+    nodes.wait_until_known(KEYS[:10])
     there.stage(KEYS[:6])
     there.save(KEYS[10:])
     nodes.wait_for(lambda s: s.directory_chunks == 30 and s.chunks == 36)
@@ -49,13 +49,14 @@ def test_a_node_that_ray_drains_leaves_its_chunks(cluster: Cluster, nodes: Nodes
     nodes.wait_for(lambda status: len(status.nodes) == 3)
     engine = nodes.engine(third.node_id)
     engine.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
     gcs = ray._raylet.GcsClient(address=cluster.address)
     ends = int(1000 * (time.time() + 120))
     assert gcs.drain_node(third.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", ends)[0]
     # Ray ends a node on which nothing runs any more: the shard has gone when it was done.
-    eventually(lambda: third.node_id not in {n["NodeID"] for n in ray.nodes() if n["Alive"]})
-    nodes.wait_for(lambda s: len(s.nodes) == 2 and s.chunks == s.directory_chunks == 30)
+    eventually(lambda: third.node_id not in alive_nodes())
+    nodes.wait_for(lambda s: len(s.nodes) == 2 and s.chunks == 30)
+    nodes.wait_until_known(KEYS)
     here = nodes.engine(nodes.cache.node_id)
     assert here.stage(KEYS).ready == 30
     assert here.intact(KEYS) == 30
@@ -71,7 +72,7 @@ def test_a_node_that_is_not_there_cannot_be_drained(nodes: Nodes) -> None:
 def test_what_is_hit_often_is_copied(nodes: Nodes) -> None:
     here = nodes.engine(nodes.cache.node_id)
     here.save(KEYS)
-    nodes.wait_until_known(30)
+    nodes.wait_until_known(KEYS)
 
     def copied() -> bool:
         for _ in range(2):
@@ -88,7 +89,7 @@ IDLE = {"release_idle_seconds": 1.0}
 @pytest.mark.parametrize("nodes", [IDLE], indirect=True, ids=["idle"])
 def test_a_node_without_engines_is_given_back_until_one_comes(nodes: Nodes) -> None:
     nodes.wait_for(lambda s: [n.node_id for n in s.nodes] == [nodes.cache.node_id])  # the head
-    assert shard_name(nodes.other) not in actor_names(nodes.namespace)
+    eventually(lambda: shard_name(nodes.other) not in actor_names(nodes.namespace))
 
     def attached() -> bool:
         # It may be given back again before the engine has said hello: like an engine, start anew.
@@ -96,5 +97,5 @@ def test_a_node_without_engines_is_given_back_until_one_comes(nodes: Nodes) -> N
         return nodes.engine(nodes.other).save(KEYS).refused == []
 
     eventually(attached)
-    nodes.wait_until_known(30)
-    assert len(nodes.cache.status().nodes) == 2
+    nodes.wait_until_known(KEYS)
+    nodes.wait_for(lambda status: len(status.nodes) == 2)

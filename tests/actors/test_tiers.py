@@ -118,13 +118,13 @@ def test_a_clear_survives_the_remote_store_and_the_shard(nodes: Nodes) -> None:
     assert "not served" in str(tier(nodes, there).problem)
     for node_id in (here, there):
         lose_memory(nodes, node_id)
-    nodes.wait_for(lambda s: all("not served" in str(n.tiers[0].problem) for n in s.nodes))
+    nodes.wait_for_both(lambda node: "not served" in str(node.tiers[0].problem))
     store.joinpath("clears").unlink()
     for node_id in (here, there):
         engine = nodes.engine(node_id)
         eventually(lambda engine=engine: engine.hello().peers > 0)  # type: ignore[misc]
         assert engine.stage(KEYS).ready == 0
-    nodes.wait_for(lambda s: not any(n.tiers[0].problem for n in s.nodes))
+    nodes.wait_for_both(lambda node: not node.tiers[0].problem)
     assert engine.stage(KEYS).ready == 0
     assert nodes.cache.clear() == []
 
@@ -137,6 +137,6 @@ def test_remote_is_shared_by_all_nodes_and_outlives_them(nodes: Nodes) -> None:
     nodes.wait_for(lambda s: s.chunks == 0)
     for node_id in (here, there):
         engine = nodes.engine(node_id)
-        assert engine.hello().peers > 0
+        eventually(lambda engine=engine: engine.hello().peers > 0)  # type: ignore[misc]
         assert engine.stage(KEYS).ready == 12
         assert engine.intact(KEYS) == 12

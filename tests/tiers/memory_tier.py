@@ -22,6 +22,8 @@ class MemoryTier:
         self.gate = asyncio.Event()
         """Writes wait for it before they are published."""
         self.gate.set()
+        self.error: Exception | None = None
+        """What writes raise after that, against what a tier promises."""
         self.asked = asyncio.Event()
         """A write has begun."""
         self.written = 0
@@ -50,6 +52,8 @@ class MemoryTier:
             data = chunk.data.tobytes()
             self.asked.set()
             await self.gate.wait()
+            if self.error is not None:
+                raise self.error
             stored.append(chunk.intact())
             if stored[-1]:
                 self.chunks[chunk.key] = (chunk.space, data)

@@ -148,6 +148,8 @@ class FaultyObjects(Objects):
         super().__init__(self._inner._store)
         self.hang = False
         self.down = False
+        self.sending = asyncio.Event()
+        """Set when a chunk is sent; it arrives when ``sent`` is set."""
         self.sent = asyncio.Event()
         self.sent.set()
         self.error: Exception | None = None
@@ -157,6 +159,7 @@ class FaultyObjects(Objects):
         if self.down:
             raise OSError("connection refused")
         if name.startswith("chunks/"):
+            self.sending.set()
             await self.sent.wait()
         await super().put(name, parts, within)
 
@@ -283,7 +286,7 @@ async def test_what_is_cleared_while_it_is_sent_does_not_come_back(faulty: Fault
     tier = RemoteTier(faulty, None)
     faulty.sent.clear()
     storing = asyncio.create_task(tier.store([chunk(KEYS[0])]))
-    await until(lambda: tier._counters.asked == 1 and len(asyncio.all_tasks()) > 2)
+    await until(faulty.sending.is_set)
     clearing = asyncio.create_task(tier.clear(SPACE, 5))
     await asyncio.sleep(1.1)  # its bytes arrive in a later second than the clear was asked for
     faulty.sent.set()

@@ -89,8 +89,12 @@ def test_what_makes_room_on_the_device_is_not_there(engine: Engine, shard: Local
     pool = engine.connector()._pool
     cached = len(pool.cached_block_hash_to_block)
     assert 0 < cached < BLOCKS
-    wait_for(lambda: len(on_device(engine, shard)) == cached, 10)
-    assert not set(first) <= on_device(engine, shard)
+
+    def told() -> bool:
+        held = on_device(engine, shard)
+        return len(held) == cached and not set(first) <= held
+
+    wait_for(told, 10)
 
 
 def test_a_restarted_shard_learns_of_the_device(engine: Engine, shard: LocalShard) -> None:

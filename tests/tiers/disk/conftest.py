@@ -1,4 +1,4 @@
-"""File systems that can be full, read-only and slow."""
+"""Disks of tests; file systems that can be full and read-only."""
 
 from __future__ import annotations
 
@@ -9,15 +9,23 @@ from pathlib import Path
 
 import pytest
 
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.tiers import Tier
 from tests.tiers.harness import DiskHarness
+
+FILE = 68 << 10
+"""Bytes a chunk's file takes: header and 64,536 bytes in whole pages."""
+Remount = Callable[[str], None]
+
+
+async def present(tier: Tier, keys: KeyArray) -> int:
+    """How many of these chunks it holds."""
+    return int((await tier.lookup(keys, 1.0)).sum())
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> DiskHarness:
     return DiskHarness(tmp_path)
-
-
-Remount = Callable[[str], None]
 
 
 @pytest.fixture
