@@ -1,9 +1,10 @@
 """Fetches of 1 to 256 chunks between two Ray nodes of this machine, against the raw transport.
 
 The floor of NIXL is a READ of the same bytes by an agent of our own, one descriptor a chunk, and
-nothing verified. The floor of the object store is a ``ray.get`` of an array of the same bytes that
-the same actor returns: no lookup, no slots, nothing verified. Floor and fetch take turns; medians.
-Read the ratios on a machine that has nothing else to do: a fetch is a relay of four processes.
+nothing verified: where the bytes are is known to it, and the peer's process has just been told to
+attend to it. The floor of the object store is a ``ray.get`` of an array of the same bytes that the
+same actor returns: no lookup, no slots, nothing verified. Floor and fetch take turns; medians. Read
+the ratios on a machine that has nothing else to do: a fetch is a relay of several processes.
 
     python -m benchmarks.bench_fetch             what UCX chooses (on one machine: shared memory)
     UCX_TLS=tcp python -m benchmarks.bench_fetch    as between hosts without RDMA
@@ -18,7 +19,7 @@ import mmap
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ from lmkv_ray.transports import (
 from lmkv_ray.transports.nixl import Located
 from lmkv_ray.transports.nixl.process import load_nixl
 
-CHUNK = 1 << 20
-BATCHES = (1, 4, 16, 64, 256)
+BATCHES = {1: (1, 4, 16, 64, 256), 8: (1, 4, 16, 32)}
+"""Chunks fetched together, by their size in MiB: 1 is SmolLM2's, 8 a small model's on a GPU."""
 ROUNDS = 9
 SECONDS = 60.0
 GOALS = {"nixl": 0.85, "object_store": 0.8}
@@ -61,10 +62,10 @@ def some_keys(count: int) -> np.ndarray[Any, np.dtype[np.uint64]]:
 class Slots:
     """An arena with a slot for each chunk."""
 
-    def __init__(self, name: str, count: int) -> None:
-        self.writer = ArenaWriter.create(name, max(count * CHUNK, 4 << 20), extent_bytes=64 << 20)
-        extents = range(-(-count * CHUNK // (64 << 20)))
-        slots = [self.writer.assign_extent(extent, CHUNK) for extent in extents]
+    def __init__(self, name: str, count: int, chunk: int) -> None:
+        self.writer = ArenaWriter.create(name, count * chunk, extent_bytes=64 << 20)
+        extents = range(-(-count * chunk // (64 << 20)))
+        slots = [self.writer.assign_extent(extent, chunk) for extent in extents]
         self.slots = np.concatenate(slots)[:count]
         self.views = [self.writer.payload(slot) for slot in self.slots.tolist()]
         for view in self.views:
@@ -74,14 +75,15 @@ class Slots:
 class Peer:
     """What a shard actor does for its peers."""
 
-    def __init__(self, count: int) -> None:
-        self._here = Slots("peer", count)
+    def __init__(self, count: int, chunk: int) -> None:
+        self._chunk = chunk
+        self._here = Slots("peer", count, chunk)
         writer, slots = self._here.writer, self._here.slots
         noise = np.random.default_rng(1)
         for view in self._here.views:
-            view[:] = noise.integers(0, 256, CHUNK, np.uint8)
+            view[:] = noise.integers(0, 256, chunk, np.uint8)
         writer.reserve(slots, this_process())
-        writer.publish(slots, some_keys(count), CHUNK, 1)
+        writer.publish(slots, some_keys(count), chunk, 1)
         reader = ArenaReader.attach(writer.path)
         self._chunks = ChunkReader(reader)
         self._source = NixlSource(reader, Helper(writer), writer.set_checksum)
@@ -102,16 +104,19 @@ class Peer:
 
     async def raw(self, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The bytes of some chunks."""
-        return self._raw[: count * CHUNK]
+        return self._raw[: count * self._chunk]
 
 
 class RawReader:
     """READs without lmkv_ray: the same bytes, from the same registered memory."""
 
-    def __init__(self, located: Located, count: int) -> None:
+    def __init__(self, located: Located, count: int, chunk: int) -> None:
+        self._chunk = chunk
         api = load_nixl()
-        self._agent = api.nixl_agent("raw", api.nixl_agent_config(backends=["UCX"]))
-        self._memory = np.frombuffer(mmap.mmap(-1, count * CHUNK), np.uint8)
+        # NIXL's own progress thread would take the second of two processors from the peer.
+        config = api.nixl_agent_config(enable_prog_thread=False, backends=["UCX"])
+        self._agent = api.nixl_agent("raw", config)
+        self._memory = np.frombuffer(mmap.mmap(-1, count * chunk), np.uint8)
         self._memory[:] = 1
         self._agent.register_memory(
             [(self._memory.ctypes.data, self._memory.nbytes, 0, "")], "DRAM"
@@ -123,8 +128,8 @@ class RawReader:
     def read(self, count: int) -> None:
         """Read the first chunks."""
         rows = np.zeros((2, count, 3), np.uint64)
-        rows[:, :, 1] = CHUNK
-        rows[0, :, 0] = self._memory.ctypes.data + np.arange(count) * CHUNK
+        rows[:, :, 1] = self._chunk
+        rows[0, :, 0] = self._memory.ctypes.data + np.arange(count) * self._chunk
         rows[1, :, 0] = self._there[:count]
         here, there = (self._agent.get_xfer_descs(side, "DRAM") for side in rows)
         handle = self._agent.initialize_xfer("READ", here, there, self._peer)
@@ -134,7 +139,7 @@ class RawReader:
         handle.release()
 
 
-def run(batches: Iterable[int] = BATCHES, rounds: int = ROUNDS) -> list[Row]:
+def run(batches: Mapping[int, Sequence[int]] = BATCHES, rounds: int = ROUNDS) -> list[Row]:
     """Rows in GB/s; floor: the raw transport."""
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 1 << 30}
@@ -144,15 +149,20 @@ def run(batches: Iterable[int] = BATCHES, rounds: int = ROUNDS) -> list[Row]:
     try:
         where = NodeAffinitySchedulingStrategy(other.node_id, soft=False)
         actor = ray.remote(num_cpus=0, max_concurrency=16, scheduling_strategy=where)(Peer)
-        return asyncio.run(_compare(actor.remote(max(batches)), sorted(batches), rounds))
+        rows = []
+        for mib, counts in batches.items():
+            peer = actor.remote(max(counts), mib << 20)
+            rows += asyncio.run(_compare(peer, counts, mib << 20, rounds))
+            ray.kill(peer)
+        return rows
     finally:
         ray.shutdown()
         cluster.shutdown()
 
 
-async def _compare(actor: Any, batches: list[int], rounds: int) -> list[Row]:
-    count = batches[-1]
-    here, keys = Slots("here", count), some_keys(count)
+async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) -> list[Row]:
+    count = max(batches)
+    here, keys = Slots("here", count, chunk), some_keys(count)
     helper = Helper(here.writer)
     host, path, arena_id = await actor.describe.remote()
     peer = PeerInfo(
@@ -172,26 +182,31 @@ async def _compare(actor: Any, batches: list[int], rounds: int) -> list[Row]:
 
     nixl, store = NixlTransport(here.writer, helper), ObjectStoreTransport()
     await fetch(nixl, count)  # starts and connects everything, and notes all checksums
-    raw = RawReader(decode(await actor.locate.remote(keys.tobytes(), ""), Located), count)
+    raw = RawReader(decode(await actor.locate.remote(keys.tobytes(), ""), Located), count, chunk)
 
     async def get(n: int) -> None:
-        assert len(await actor.raw.remote(n)) == n * CHUNK
+        assert len(await actor.raw.remote(n)) == n * chunk
 
     async def read(n: int) -> None:
         await asyncio.to_thread(raw.read, n)
 
+    async def wake(_: int) -> None:
+        await actor.locate.remote(b"", "")
+
     rows = []
-    pairs: list[tuple[Transport, Callable[[int], Any]]] = [(nixl, read), (store, get)]
-    for transport, floor in pairs:
+    pairs: list[tuple[Transport, Callable[[int], Any], Callable[[int], Any]]]
+    pairs = [(nixl, wake, read), (store, get, get)]
+    for transport, prepare, floor in pairs:
         for n in batches:
             fetched, floors = [], []
             for _ in range(rounds + 1):
+                await prepare(n)
                 floors.append(await _seconds(floor(n)))
                 fetched.append(await _seconds(fetch(transport, n)))
             # The first round warms up.
             ours, least = (statistics.median(times[1:]) for times in (fetched, floors))
-            rate = n * CHUNK / 1e9
-            name = f"fetch of {n} chunks of {CHUNK >> 20} MiB by {transport.name}"
+            rate = n * chunk / 1e9
+            name = f"fetch of {n} chunks of {chunk >> 20} MiB by {transport.name}"
             rows.append(Row(name, rate / ours, "GB/s", rate / least, least / ours))
     helper.close()
     return rows
