@@ -53,7 +53,7 @@ RETRY_SECONDS = 60.0
 """How long a peer is not read from after a READ has failed or hung."""
 SLOW_SECONDS = 2e-3
 """A READ of a few bytes that takes longer had to wait for the peer: then asking is as quick."""
-ASKING_SECONDS = 60.0
+ASKING_SECONDS = 300.0
 """For how long a peer is asked then."""
 
 
