@@ -212,6 +212,7 @@ class NixlTransport:
                 now = await self._locate(peer, keys, deadline)
                 for i in damaged:
                     same = now.generations[i] == places.generations[i]
+                    same &= now.offsets[i] == places.offsets[i]  # its extent may be cut anew
                     failure = Failure.CORRUPT if same else Failure.CHANGED
                     outcomes[i] = Outcome(window[i], failure=failure)
             return [outcomes[i] for i in range(len(window))]
