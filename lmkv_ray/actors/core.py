@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -44,6 +45,8 @@ from lmkv_ray.shard import (
 
 logger = logging.getLogger(__name__)
 
+UNSEALED_MOST = 1 << 14
+"""Chunks whose lack of a checksum is remembered."""
 ADOPT_SECONDS = 2.0
 """How long a restarted shard waits for its predecessor's process to let go of the arena."""
 
@@ -77,6 +80,8 @@ class Shard:
         )
         self.clears = 0
         """How often chunks were cleared; what was planned before a clear must not be done after."""
+        self.unsealed: deque[bytes] = deque(maxlen=UNSEALED_MOST)
+        """Keys of what was published without a checksum, the oldest first."""
         self._pins: dict[int, bytes] = {}
         """What the arena says is pinned: slots and their keys."""
         self.cleared = writer.cleared
@@ -238,6 +243,7 @@ class Shard:
                     self.writer.reserve(_slots(s for s in slots if s not in lost), owner)
                 case Publish(slots, keys, nbytes, space):
                     values = [(checksums or {}).get(slot, 0) for slot in slots]
+                    self.unsealed += (k for k, v in zip(keys, values, strict=True) if not v)
                     joined = key_array(b"".join(keys))
                     sizes = np.array(nbytes, np.int64)
                     self.writer.publish(

@@ -23,6 +23,7 @@ from lmkv_ray.actors.operations import Operations
 from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.actors.replication import PERIOD_SECONDS, Replication
+from lmkv_ray.actors.sealing import Sealing
 from lmkv_ray.actors.sources import Finder, GivenFinder, PeerFinder, TierFinder
 from lmkv_ray.actors.staging import Staging
 from lmkv_ray.actors.telling import Telling
@@ -113,6 +114,7 @@ class ShardActor:
         await self._clearing.start()
         self._telling = Telling(self._shard, self._directory, self._clearing.catch_up)
         self._handover = Handover(self._shard, node_id, self._peers, self._directory)
+        self._sealing = Sealing(self._shard)
         self._replication = Replication(self._shard, self._handover, settings.replicas)
         self._operations = Operations(
             self._shard, node_id, self._tiers, self._demotion, self._peers
@@ -121,6 +123,7 @@ class ShardActor:
             *self._telling.start(),
             asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
             asyncio.create_task(forever("writing to tiers", TICK_SECONDS, self._demotion.step)),
+            asyncio.create_task(forever("noting checksums", TICK_SECONDS, self._sealing.step)),
             asyncio.create_task(forever("replicating", PERIOD_SECONDS, self._replication.step)),
         ]
 
@@ -166,6 +169,7 @@ class ShardActor:
         writer = self._working.writer
         if host not in ("", host_id()):
             self._nixl.start()
+            self._sealing.wanted = True
         return encode(
             PeerAddress(
                 node_id=self._node_id,
@@ -253,25 +257,13 @@ class ShardActor:
 
     async def status(self) -> bytes:
         """``ShardStatus``."""
+        me = ShardStatus(node_id=self._node_id, pid=os.getpid())
         if self._failure is not None:
-            return encode(
-                ShardStatus(
-                    node_id=self._node_id,
-                    pid=os.getpid(),
-                    capacity=0,
-                    chunks=0,
-                    nbytes=0,
-                    engines=[],
-                    counters={},
-                    tiers=[],
-                    problem=str(self._failure),
-                )
-            )
+            return encode(msgspec.structs.replace(me, problem=str(self._failure)))
         state = self._shard.state
         return encode(
-            ShardStatus(
-                node_id=self._node_id,
-                pid=os.getpid(),
+            msgspec.structs.replace(
+                me,
                 capacity=self._shard.capacity,
                 chunks=len(state.chunks),
                 nbytes=state.chunks.nbytes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgspec
+
 from lmkv_ray.messages import Message
 from lmkv_ray.tiers import TierStatus
 
@@ -83,15 +85,15 @@ class ShardStatus(Message, frozen=True):
 
     node_id: str
     pid: int
-    capacity: int
+    capacity: int = 0
     """Bytes of the arena; 0 if there is none."""
-    chunks: int
-    nbytes: int
+    chunks: int = 0
+    nbytes: int = 0
     """Bytes of all chunks."""
-    engines: list[EngineStatus]
-    counters: dict[str, float]
+    engines: list[EngineStatus] = msgspec.field(default_factory=list)
+    counters: dict[str, float] = msgspec.field(default_factory=dict)
     """Since the shard started; see ``shard.Counters`` and ``staging.StageCounters``."""
-    tiers: list[TierStatus]
+    tiers: list[TierStatus] = msgspec.field(default_factory=list)
     draining: bool = False
     """Whether the node is about to leave."""
     problem: str | None = None

@@ -15,7 +15,7 @@ from lmkv_ray.arena.discovery import find_arena
 from lmkv_ray.arena.distant import ROWS_BYTES, TAGS_BYTES, DistantArena
 from lmkv_ray.arena.format import SLOT, Geometry, Header, SlotState, checksum
 from lmkv_ray.arena.owners import is_alive, this_process
-from lmkv_ray.arena.reader import ArenaReader, Hits
+from lmkv_ray.arena.reader import ArenaReader, Hits, Summed
 from lmkv_ray.arena.recovery import Content
 from lmkv_ray.arena.writer import ArenaWriter
 
@@ -31,6 +31,7 @@ __all__ = [
     "Header",
     "Hits",
     "SlotState",
+    "Summed",
     "checksum",
     "find_arena",
     "is_alive",

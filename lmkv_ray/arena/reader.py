@@ -17,13 +17,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables, is_readable
+from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables, checksum, is_readable
 from lmkv_ray.arena.segment import Segment, populate
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason, Owner
 
 _POPULATE_STEP = 64 << 20
+
+Summed = tuple[int, int, int]
+"""Slot, generation, and the checksum of what it held then."""
 
 
 @dataclass(frozen=True)
@@ -167,9 +170,28 @@ class ArenaReader:
         return self.data[offset : offset + nbytes]
 
     def checksums(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:
-        """xxh3_64 of slots that were found, 0 where it was not computed; uint64[n]."""
+        """xxh3_64 of slots that were found, 0 where it was not noted; uint64[n]."""
         checksums: npt.NDArray[np.uint64] = self._checksums[slots]
         return checksums
+
+    def summed(self, hits: Hits) -> tuple[npt.NDArray[np.uint64], list[Summed]]:
+        """xxh3_64 of all hits, uint64[n] (0 where there is none); computed where it was not noted.
+
+        A noted one covers more: also damage since then. Takes 0.1 ms a MiB and releases the GIL.
+
+        Returns:
+            the checksums, and those that ``ArenaWriter.set_checksum`` may note.
+        """
+        checksums = np.zeros(len(hits), np.uint64)
+        found = hits.found
+        checksums[found] = self._checksums[hits.slots[found]]
+        new = np.flatnonzero(found & (checksums == 0))
+        for i in new.tolist():
+            start, nbytes = int(hits.offsets[i]), int(hits.nbytes[i])
+            checksums[i] = checksum(self.data[start : start + nbytes])
+        new = new[self.unchanged(hits.slots[new], hits.generations[new])]
+        rows = (hits.slots[new], hits.generations[new], checksums[new])
+        return checksums, list(zip(*(row.tolist() for row in rows), strict=True))
 
     @property
     def slot_bytes(self) -> npt.NDArray[np.int64]:

@@ -106,15 +106,16 @@ class Transport(Protocol):
 
     1. (our loop) The shard reserves a slot for each key and calls ``fetch`` with views of the
        slots. Nothing is visible to engines yet: the slots' generations are odd.
-    2. (shared memory: our thread | else: a thread of the peer's actor) The keys are looked up in
-       the peer's arena. Which are missing is known now.
-    3. (same place) The bytes are copied out (else: checksums are computed where the peer has none
-       yet), and *then* the generations are checked: a chunk that was evicted meanwhile is reported,
-       and its bytes are never used.
+    2. (shared memory: our thread | NIXL: a process of ours, by READs | else, and for what NIXL did
+       not find: a thread of the peer's actor) The keys are looked up in the peer's arena. Which are
+       missing is known now.
+    3. (shared memory) The bytes are copied out, and *then* the generations are checked: a chunk
+       that was evicted meanwhile is reported, and its bytes are never used. (The peer's actor)
+       Checksums are computed where there are none yet.
     4. (object store) Ray carries the batch, straight from the peer's arena, and a thread of ours
        copies each chunk into its slot and verifies the checksum of the bytes *in the slot*.
        (NIXL) A process of ours reads the bytes from the peer's arena into the slots and does the
-       same. A chunk that was evicted and overwritten since step 3 fails there.
+       same. A chunk that was evicted and overwritten since step 2 fails there.
     5. (our loop) One ``Outcome`` for each key, as soon as its chunk is done: the shard publishes
        the slot, and engines see the chunk while others are still on their way.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.arena import ArenaReader, checksum
+from lmkv_ray.arena import ArenaReader
 from lmkv_ray.keys import KeyArray
 
 BATCH_BYTES = 32 << 20
@@ -50,16 +50,14 @@ class ChunkReader:
         ends = np.cumsum(wanted)
         sent = hits.found & ((ends <= self._limit) | (ends == wanted))
         nbytes = np.where(sent, hits.nbytes, MISSING)
-        checksums = np.zeros(len(keys), np.uint64)
+        unsent = np.flatnonzero(hits.found & ~sent)
+        hits.slots[unsent] = -1
+        checksums, _ = reader.summed(hits)
         positions = np.flatnonzero(sent)
         slots = hits.slots[positions]
-        # A checksum the shard noted earlier covers more: also damage since then.
-        checksums[positions] = reader.checksums(slots)
         starts = hits.offsets[positions].tolist()
         sizes = nbytes[positions].tolist()
         chunks = [reader.data[at : at + size] for at, size in zip(starts, sizes, strict=True)]
-        for i, chunk in zip(positions.tolist(), chunks, strict=True):
-            checksums[i] = checksums[i] or checksum(chunk)
         same = reader.unchanged(slots, hits.generations[positions])
         gone = positions[~same]
         nbytes[gone], checksums[gone] = CHANGED, 0

@@ -11,10 +11,14 @@ peers, each started when it is first needed (half a second, 60 MiB) and ended wi
   holds for every kind of network.
 * The calls block for as long as some transfers take, and some of them keep the GIL.
 
-    transport   ``NixlTransport``: windows of chunks, located by RPC, read one-sided, verified
-    source      ``NixlSource``: the peer's answer to ``locate``
+    transport   ``NixlTransport``: chunks are found in the peer's tables, or its actor is asked;
+                then they are read in windows, and verified
+    found       what is known of chunks, from either
+    source      ``NixlSource``: the actor's answer (``locate``), with where its tables are
     helper      the process, as its parent sees it
-    process     the program it runs: the only code that knows NIXL
+    process     the program it runs: it alone knows NIXL, with
+    transfers     READs under way
+    looking       two READs that look keys up in a peer's tables
     wire        what the two say to each other
 
 Targets are slots of the arena, in DRAM. GPU memory as a target needs no other protocol: a row of

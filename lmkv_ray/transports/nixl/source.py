@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 import xxhash
 
-from lmkv_ray.arena import ArenaReader, checksum
+from lmkv_ray.arena import ArenaReader, Summed
 from lmkv_ray.errors import TransportError
 from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import Message, encode
@@ -95,8 +95,8 @@ class NixlSource:
             self._note(slot, generation, value)
         return encode(answer)
 
-    def _locate(self, keys: KeyArray, known: str) -> tuple[Located, list[tuple[int, int, int]]]:
-        """In a thread: the answer, and (slot, generation, checksum) of new checksums."""
+    def _locate(self, keys: KeyArray, known: str) -> tuple[Located, list[Summed]]:
+        """In a thread: the answer, and new checksums."""
         found, computed = self._look_up(keys)
         offsets = np.frombuffer(found["offsets"], np.uint64)
         there = np.frombuffer(found["nbytes"], np.int64) >= 0
@@ -130,32 +130,22 @@ class NixlSource:
         )
         return located, computed
 
-    def _look_up(self, keys: KeyArray) -> tuple[dict[str, bytes], list[tuple[int, int, int]]]:
+    def _look_up(self, keys: KeyArray) -> tuple[dict[str, bytes], list[Summed]]:
         """The arrays of ``Located``, and the new checksums."""
         reader = self._reader
         hits = reader.lookup(keys)
+        checksums, computed = reader.summed(hits)
         nbytes = np.where(hits.found, hits.nbytes, MISSING)
-        checksums = np.zeros(len(keys), np.uint64)
         positions = np.flatnonzero(hits.found)
-        slots, generations = hits.slots[positions], hits.generations[positions]
-        # A checksum the shard noted earlier covers more: also damage since then.
-        checksums[positions] = reader.checksums(slots)
-        computed = []
-        for i in positions[checksums[positions] == 0].tolist():
-            start = int(hits.offsets[i])
-            value = checksum(reader.data[start : start + int(hits.nbytes[i])])
-            checksums[i] = value
-            computed.append((int(hits.slots[i]), int(hits.generations[i]), value))
-        gone = positions[~reader.unchanged(slots, generations)]
-        nbytes[gone] = CHANGED
-        changed = set(hits.slots[gone].tolist())
+        same = reader.unchanged(hits.slots[positions], hits.generations[positions])
+        nbytes[positions[~same]] = CHANGED
         arrays = {
             "nbytes": nbytes.tobytes(),
             "offsets": hits.offsets.astype(np.uint64).tobytes(),
             "generations": hits.generations.tobytes(),
             "checksums": checksums.tobytes(),
         }
-        return arrays, [row for row in computed if row[0] not in changed]
+        return arrays, computed
 
     def _register(self, extents: frozenset[int]) -> Ready:
         """Make sure that peers can read from extents; by which agent."""

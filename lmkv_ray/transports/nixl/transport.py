@@ -8,7 +8,6 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Self
 
 import msgspec
 import numpy as np
@@ -28,6 +27,7 @@ from lmkv_ray.transports.base import (
     to_the_end,
 )
 from lmkv_ray.transports.chunk_reader import CHANGED
+from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
 from lmkv_ray.transports.nixl.source import Located
 from lmkv_ray.transports.nixl.wire import (
@@ -66,52 +66,6 @@ class _Known:
     arena_id: int
     agent: str
     version: str
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where chunks are at the peer, one element a key."""
-
-    nbytes: npt.NDArray[np.int64]
-    """Sizes, ``MISSING``, ``CHANGED``, or 0: not known yet."""
-    offsets: npt.NDArray[np.uint64]
-    generations: npt.NDArray[np.uint64]
-    checksums: npt.NDArray[np.uint64]
-
-    @classmethod
-    def unknown(cls, n: int) -> Self:
-        """Of ``n`` keys nothing is known."""
-        return cls(np.zeros(n, np.int64), *(np.zeros(n, np.uint64) for _ in range(3)))
-
-    @classmethod
-    def of(cls, answer: Located | Looked, n: int) -> Self:
-        """Those of an answer.
-
-        Raises:
-            ValueError: it is not for ``n`` keys.
-        """
-        places = cls(
-            np.frombuffer(answer.nbytes, np.int64),
-            np.frombuffer(answer.offsets, np.uint64),
-            np.frombuffer(answer.generations, np.uint64),
-            np.frombuffer(answer.checksums, np.uint64),
-        )
-        if any(len(array) != n for array in places.arrays):
-            raise ValueError("it is not for the keys that were asked for")
-        return places
-
-    @property
-    def arrays(self) -> tuple[npt.NDArray[Any], ...]:
-        return self.nbytes, self.offsets, self.generations, self.checksums
-
-    def part(self, window: range) -> Self:
-        """A copy of some of them."""
-        return type(self)(*(array[window.start : window.stop].copy() for array in self.arrays))
-
-    def fill(self, positions: npt.NDArray[np.intp], others: Self) -> None:
-        """Note what was not known."""
-        for array, other in zip(self.arrays, others.arrays, strict=True):
-            array[positions] = other
 
 
 class NixlTransport:
@@ -179,18 +133,18 @@ class NixlTransport:
                 yield outcome
 
     async def _bring(
-        self, peer: PeerInfo, fetch: Fetch, deadline: float, looked: _Places, window: range
+        self, peer: PeerInfo, fetch: Fetch, deadline: float, looked: Found, window: range
     ) -> list[Outcome]:
         keys = fetch.keys[window.start : window.stop]
         try:
-            places = looked.part(window)
-            unknown = np.flatnonzero(places.nbytes == 0)
+            found = looked.part(window)
+            unknown = np.flatnonzero(found.nbytes == 0)
             if len(unknown):
-                places.fill(unknown, await self._locate(peer, keys[unknown], deadline))
+                found.fill(unknown, await self._locate(peer, keys[unknown], deadline))
             outcomes = {}
             wanted = []
             for i, position in enumerate(window):
-                nbytes = int(places.nbytes[i])
+                nbytes = int(found.nbytes[i])
                 failure = None
                 if nbytes < 0:
                     failure = Failure.CHANGED if nbytes == CHANGED else Failure.MISSING
@@ -200,32 +154,32 @@ class NixlTransport:
                     wanted.append(i)
                 outcomes[i] = Outcome(position, failure=failure)
             slots = [fetch.destinations[window[i]] for i in wanted]
-            intact = await self._read(peer, places, wanted, slots, deadline) if wanted else b""
+            intact = await self._read(peer, found, wanted, slots, deadline) if wanted else b""
             damaged = []
             for i, good in zip(wanted, intact, strict=True):
                 if good:
-                    nbytes, value = int(places.nbytes[i]), int(places.checksums[i])
+                    nbytes, value = int(found.nbytes[i]), int(found.checksums[i])
                     outcomes[i] = Outcome(window[i], nbytes, value)
                 else:
                     damaged.append(i)
             if damaged:  # evicted meanwhile, or worse?
                 now = await self._locate(peer, keys, deadline)
                 for i in damaged:
-                    same = now.generations[i] == places.generations[i]
-                    same &= now.offsets[i] == places.offsets[i]  # its extent may be cut anew
+                    same = now.generations[i] == found.generations[i]
+                    same &= now.offsets[i] == found.offsets[i]  # its extent may be cut anew
                     failure = Failure.CORRUPT if same else Failure.CHANGED
                     outcomes[i] = Outcome(window[i], failure=failure)
             return [outcomes[i] for i in range(len(window))]
         except NoAnswerError as error:
             return failed(window, error.failure, error.detail)
 
-    async def _look(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> _Places:
+    async def _look(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
         """What the peer's tables say, read by ourselves."""
-        places = _Places.unknown(len(keys))
+        found = Found.unknown(len(keys))
         known = self._current(peer)
         asking = time.monotonic() < self._ask_until.get(peer.node_id, 0)
         if known is None or asking:
-            return places
+            return found
         command = Look(agent=known.agent, keys=keys[:LOOK_MOST].tobytes())
         try:
             looked = await self._call(peer, command, deadline)
@@ -233,7 +187,7 @@ class NixlTransport:
             if time.monotonic() < deadline:
                 # Its agent is gone, but there may be a new one: its actor knows.
                 self._failed.pop(peer.node_id, None)
-            return places
+            return found
         assert isinstance(looked, Looked)
         if looked.seconds > SLOW_SECONDS:
             logger.info(
@@ -242,10 +196,10 @@ class NixlTransport:
             )  # fmt: skip
             self._ask_until[peer.node_id] = time.monotonic() + ASKING_SECONDS
         n = min(len(keys), LOOK_MOST)
-        places.fill(np.arange(n), _Places.of(looked, n))
-        return places
+        found.fill(np.arange(n), Found.of(looked, n))
+        return found
 
-    async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> _Places:
+    async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
         """What the peer's actor says, whose agent our process knows then."""
         locate = peer.locate
         assert locate is not None, "obstacle"
@@ -254,7 +208,7 @@ class NixlTransport:
         answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline)
         try:
             located = decode(answer, Located)
-            places = _Places.of(located, len(keys))
+            found = Found.of(located, len(keys))
         except (ValueError, msgspec.DecodeError) as error:
             raise NoAnswerError(Failure.LOST, f"the answer makes no sense: {error}") from None
         if located.tables is not None:
@@ -270,12 +224,12 @@ class NixlTransport:
             if ours is not None:
                 known = _Known(ours.agent, peer.arena_id, located.agent, located.version)
                 self._known[peer.node_id] = known
-        return places
+        return found
 
     async def _read(
         self,
         peer: PeerInfo,
-        places: _Places,
+        found: Found,
         wanted: Sequence[int],
         slots: Sequence[npt.NDArray[np.uint8]],
         deadline: float,
@@ -286,9 +240,9 @@ class NixlTransport:
             raise NoAnswerError(Failure.LOST, "its agent, or ours, has just gone")
         rows = np.empty((len(wanted), ROW), np.uint64)
         rows[:, 0] = [self._arena.offset_of(slot) for slot in slots]
-        rows[:, 1] = places.offsets[wanted]
-        rows[:, 2] = places.nbytes[wanted]
-        rows[:, 3] = places.checksums[wanted]
+        rows[:, 1] = found.offsets[wanted]
+        rows[:, 2] = found.nbytes[wanted]
+        rows[:, 3] = found.checksums[wanted]
         arrived = await self._call(peer, Read(agent=known.agent, rows=rows.tobytes()), deadline)
         assert isinstance(arrived, Arrived)
         return arrived.intact

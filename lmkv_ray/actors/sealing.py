@@ -1,0 +1,41 @@
+"""Checksums of what engines have saved, noted a moment later: then peers can read without asking.
+
+Engines do not compute them: a GPU's copies never pass a processor. Whoever needs one that was not
+noted computes it (``ArenaReader.summed``), but peers that read by themselves cannot.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from lmkv_ray.actors.core import Shard
+from lmkv_ray.arena import Summed
+from lmkv_ray.keys import key_array
+
+BATCH = 64
+"""Chunks of one visit to a thread: for so long new ones wait."""
+
+
+class Sealing:
+    """Works from the first time that another host reads from here.
+
+    Args:
+        shard: whose chunks.
+    """
+
+    def __init__(self, shard: Shard) -> None:
+        self.wanted = False
+        """Whether there are such peers."""
+        self._shard = shard
+
+    async def step(self) -> None:
+        """Note what is missing, as far as the shard remembers what that is."""
+        unsealed = self._shard.unsealed
+        while self.wanted and unsealed:
+            keys = [unsealed.popleft() for _ in range(min(len(unsealed), BATCH))]
+            for slot, generation, value in await asyncio.to_thread(self._sum, keys):
+                self._shard.writer.set_checksum(slot, generation, value)
+
+    def _sum(self, keys: list[bytes]) -> list[Summed]:
+        reader = self._shard.reader
+        return reader.summed(reader.lookup(key_array(b"".join(keys))))[1]

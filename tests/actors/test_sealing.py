@@ -1,0 +1,68 @@
+"""Checksums are noted once peers read from here, of what was saved since and shortly before."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+
+import pytest
+
+from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.sealing import BATCH, Sealing
+from lmkv_ray.arena import checksum
+from lmkv_ray.config import load_settings
+from lmkv_ray.messages import Commit
+from tests.actors.fakes import CHUNK_BYTES, make_keys
+
+SETTINGS = load_settings({"capacity": 16 << 20})
+SPACE = 1
+KEYS = make_keys(2 * BATCH + 3)
+
+
+@pytest.fixture
+def shard() -> Iterator[Shard]:
+    name = f"test{secrets.token_hex(4)}"
+    shard = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n")
+    yield shard
+    shard.close()
+
+
+def publish(shard: Shard, keys: list[bytes], value: int = 0) -> None:
+    size = shard.writer.geometry.slot_size(CHUNK_BYTES)
+    while keys:
+        slots = shard.reserve(SPACE, size, len(keys))
+        assert slots
+        commits = [
+            Commit(slot=s, key=k, nbytes=CHUNK_BYTES) for s, k in zip(slots, keys, strict=False)
+        ]
+        shard.commit(SPACE, size, commits, [value] * len(commits))
+        keys = keys[len(slots) :]
+
+
+def noted(shard: Shard, keys: list[bytes]) -> list[int]:
+    slots = [shard.state.chunks.slot(key) for key in keys]
+    return [int(shard.writer._slots["checksum"][slot]) for slot in slots]
+
+
+async def test_what_was_saved_gets_its_checksum(shard: Shard) -> None:
+    publish(shard, KEYS[1:])
+    publish(shard, KEYS[:1], value=17)  # it came from a peer, with its checksum
+    sealing = Sealing(shard)
+    await sealing.step()
+    assert not any(noted(shard, KEYS[1:])), "nobody needs it"
+    sealing.wanted = True
+    await sealing.step()
+    sums = [checksum(shard.writer.payload(shard.state.chunks.slot(k))[:CHUNK_BYTES]) for k in KEYS]
+    assert noted(shard, KEYS) == [17, *sums[1:]]
+    assert not shard.unsealed
+
+
+async def test_what_went_meanwhile_is_let_go(shard: Shard) -> None:
+    publish(shard, KEYS)
+    shard.evict(KEYS[:5])
+    publish(shard, KEYS[:5], value=17)
+    sealing = Sealing(shard)
+    sealing.wanted = True
+    await sealing.step()
+    assert noted(shard, KEYS[:5]) == [17] * 5
+    assert all(noted(shard, KEYS))
