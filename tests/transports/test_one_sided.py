@@ -63,6 +63,7 @@ async def test_a_busy_peer_is_read_from_all_the_same(here: Here, store: Store) -
     outcomes = await _fetch(here, store, KEYS)
     assert failures(outcomes) == [None] * COUNT
     assert [o.checksum for o in outcomes] == store.reader.checksums(store.slots).tolist()
+    assert await _fetch(here, store, KEYS[:0]) == []
     assert store.calls == 0
 
 

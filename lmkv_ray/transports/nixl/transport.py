@@ -71,15 +71,15 @@ class _Known:
 class NixlTransport:
     """Reads from the peer's arena into ours. See ``Transport``.
 
-    A window of chunks takes three round trips and nobody's help: our process reads where the peer's
-    index has the keys, the rows of those slots, and the chunks, which are verified where they have
-    arrived. Bytes that have the checksum are right, whatever happened to the slot meanwhile.
+    A fetch takes three round trips and nobody's help: our process reads where the peer's index has
+    the keys, the rows of those slots, and, in windows, the chunks, which are verified where they
+    have arrived. Bytes that have the checksum are right, whatever happened to the slot meanwhile.
 
-    What that does not settle takes two: the peer's actor says where its chunks are and what their
-    checksums are, and our process reads them. That is so for the first window from a peer, whose
-    tables are not known; for chunks whose checksum nobody has computed; for what is not there, or
-    has changed (only an actor knows); and where the network has no hardware that reads memory, as
-    then the peer's process has to be woken for each READ.
+    A window that this does not settle takes two: the peer's actor says where its chunks are and
+    what their checksums are, and our process reads them. That is so at first, when its tables are
+    not known; for chunks whose checksum was not noted yet; for what is not there, or has changed
+    (only an actor knows); and where the network has no hardware that reads memory, as then the
+    peer's process has to be woken for each READ.
 
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
@@ -178,7 +178,7 @@ class NixlTransport:
         found = Found.unknown(len(keys))
         known = self._current(peer)
         asking = time.monotonic() < self._ask_until.get(peer.node_id, 0)
-        if known is None or asking:
+        if known is None or asking or not len(keys):
             return found
         command = Look(agent=known.agent, keys=keys[:LOOK_MOST].tobytes())
         try:
