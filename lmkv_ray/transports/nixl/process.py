@@ -58,7 +58,7 @@ SERVING_SECONDS, SERVING_PAUSE = 2.0, 50e-6
 network does not read memory by itself (TCP), somebody must send it."""
 VERIFIERS = 4
 """Threads, each as fast as memory: together faster than the network."""
-IDLE_PAUSE = 0.01
+IDLE_PAUSE = 0.02
 """Such peers do not always say so."""
 
 
