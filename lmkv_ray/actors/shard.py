@@ -169,7 +169,6 @@ class ShardActor:
         writer = self._working.writer
         if host not in ("", host_id()):
             self._nixl.start()
-            self._sealing.wanted = True
         return encode(
             PeerAddress(
                 node_id=self._node_id,
@@ -183,11 +182,13 @@ class ShardActor:
     async def locate(self, keys: bytes, known: str) -> bytes:
         """Where chunks are, for another shard (see ``NixlTransport``)."""
         _ = self._working
+        self._sealing.wanted = True
         return await self._nixl.locate(keys, known)
 
     async def read(self, keys: bytes) -> Batch:
         """Chunks for another shard (see ``ObjectStoreTransport``)."""
         _ = self._working
+        self._sealing.wanted = True
         return await asyncio.to_thread(self._chunks.read, key_array(keys))
 
     async def take(self, message: bytes) -> bytes:

@@ -26,7 +26,7 @@ from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl import transport
 from lmkv_ray.transports.nixl.helper import HelperError
 from lmkv_ray.transports.nixl.transfers import descriptors
-from lmkv_ray.transports.nixl.wire import Register
+from lmkv_ray.transports.nixl.wire import ROW, Look, Read, Register
 from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
 
 KEYS = some_keys()
@@ -168,6 +168,15 @@ async def test_our_own_process_may_die(here: Here, store: Store) -> None:
     await until(lambda: here.helper.agent is None)
     assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
     assert all(landed(here))
+
+
+def test_an_agent_that_was_replaced_meanwhile_costs_nobody_else(here: Here, store: Store) -> None:
+    pid = here.helper.pid
+    rows, keys = np.zeros((1, ROW), np.uint64).tobytes(), KEYS.tobytes()
+    for command in (Read(agent="gone", rows=rows), Look(agent="gone", keys=keys)):
+        with pytest.raises(HelperError, match="taken its place"):
+            here.helper.call(command, time.monotonic() + SECONDS)
+    assert here.helper.pid == pid
 
 
 async def test_two_fetches_at_once(here: Here, store: Store) -> None:

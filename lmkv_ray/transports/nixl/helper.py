@@ -19,6 +19,7 @@ import msgspec
 
 from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.transports.nixl.wire import (
+    AT_ONCE,
     PACKAGES,
     Answer,
     Command,
@@ -37,8 +38,6 @@ GRACE_SECONDS = 1.0
 """What a command may take beyond its deadline before the process is ended for it."""
 RETRY_SECONDS = 60.0
 """A process that could not start is not tried again for so long."""
-THREADS = 8
-"""Commands under way at a time; more wait."""
 PROGRAM = "lmkv_ray.transports.nixl.process"
 
 
@@ -69,7 +68,7 @@ class Helper:
         self._lock = threading.Lock()
         self._life: _Life | None = None
         self._closed = False
-        self.executor = ThreadPoolExecutor(THREADS, "nixl")
+        self.executor = ThreadPoolExecutor(AT_ONCE, "nixl")
         """For calls of ``call``."""
 
     @property

@@ -14,16 +14,14 @@ from lmkv_ray.arena import ROWS_BYTES, SLOT, TAGS_BYTES, DistantArena
 from lmkv_ray.index import LANES
 from lmkv_ray.keys import key_array
 from lmkv_ray.transports.nixl.transfers import Numbers, Transfers
-from lmkv_ray.transports.nixl.wire import LOOK_MOST, Failed, Look, Looked, Result
+from lmkv_ray.transports.nixl.wire import AT_ONCE, LOOK_MOST, Failed, Look, Looked, Result
 
-AT_ONCE = 8
-"""Looks under way at a time."""
 KEY_BYTES = TAGS_BYTES + ROWS_BYTES + SLOT.itemsize
 """Read for each key."""
 
 
 class Scratch:
-    """Registered memory for what is read of peers' tables, for a few looks.
+    """Registered memory for what is read of peers' tables, by all looks that may be under way.
 
     Args:
         agent: ours.

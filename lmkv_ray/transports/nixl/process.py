@@ -56,10 +56,10 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 SERVING_SECONDS, SERVING_PAUSE = 2.0, 50e-6
 """For so long after a peer said that it will read, the agent is attended to so often. Where the
 network does not read memory by itself (TCP), somebody must send it."""
-VERIFIERS = 4
-"""Threads, each as fast as memory: together faster than the network."""
 IDLE_PAUSE = 0.02
 """Such peers do not always say so."""
+VERIFIERS = 4
+"""Threads for what a network brings."""
 
 
 class Process:
@@ -116,6 +116,8 @@ class Process:
         match command:
             case Serve():
                 self._serving_until = time.monotonic() + SERVING_SECONDS
+            case Look(agent=agent) | Read(agent=agent) if agent not in self._peers:
+                say(Failed(why="another agent has just taken its place"))
             case Look() as look:
                 arena = self._peers[look.agent]
                 Looking(look, arena, self._transfers, self._scratch, say).start()

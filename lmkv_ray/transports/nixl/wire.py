@@ -14,6 +14,8 @@ PACKAGES = ("nixl_cu13", "nixl_cu12", "nixl_rocm")
 """Wheels of NIXL. The package ``nixl`` chooses among them by importing torch, which we need not."""
 ROW = 4
 """Numbers of a row of ``Read``: offset here, offset there, bytes, checksum; uint64 each."""
+AT_ONCE = 8
+"""Commands under way at a time; more wait."""
 LOOK_MOST = 2048
 """Keys of one ``Look``."""
 
