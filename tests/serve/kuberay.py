@@ -1,16 +1,27 @@
 """The fields of KubeRay's RayCluster and RayService, strictly: a misspelt one is an error.
 
-Written down from KubeRay's API reference (ray.io/v1: docs/reference/api.md of its repository, and
-for authOptions the release notes of 1.5.1); only what our manifests might use. KubeRay's own CRD is
-in no package that can be installed. Pod templates are Kubernetes' own, and are checked against
+Only what our manifests might use. Compared by eye with the CRDs that KubeRay's Helm chart installs,
+ray.io_rayclusters.yaml and ray.io_rayservices.yaml (version v1) in
+helm-chart/kuberay-operator/crds/ of github.com/ray-project/kuberay at commit
+02a80a6f2abf691f2f4e89e4b7c47672bc259b5c, which is later than 1.6. Those of 1.5.1, the oldest that
+our manifests name, were not at hand. Pod templates are Kubernetes' own, and are checked against
 Kubernetes' schema (package kubernetes-validate).
+
+Stricter than the CRDs, which have no minimum for a count and no list of service types, and need
+neither metadata.name, authOptions.mode nor serveConfigV2. Of what the operator refuses beyond them
+(ray-operator/controllers/ray/utils/validation.go) only negative counts are here.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+INT32_MAX = 2**31 - 1
+
+Count = Annotated[int, Field(ge=0, le=INT32_MAX)]
+"""The CRDs' int32, as far as it makes sense."""
 
 
 class Strict(BaseModel):
@@ -28,7 +39,7 @@ class AuthOptions(Strict):
 class AutoscalerOptions(Strict):
     """See KubeRay."""
 
-    idleTimeoutSeconds: int | None = None  # noqa: N815
+    idleTimeoutSeconds: Count | None = None  # noqa: N815
     upscalingMode: Literal["Default", "Aggressive", "Conservative"] | None = None  # noqa: N815
     version: Literal["v1", "v2"] | None = None
 
@@ -48,10 +59,10 @@ class WorkerGroup(Strict):
     groupName: str  # noqa: N815
     template: dict[str, Any]
     rayStartParams: dict[str, str] = {}  # noqa: N815
-    replicas: int = Field(0, ge=0)
-    minReplicas: int = Field(ge=0)  # noqa: N815
-    maxReplicas: int = Field(ge=0)  # noqa: N815
-    numOfHosts: int = Field(1, ge=1)  # noqa: N815
+    replicas: Count = 0
+    minReplicas: Count  # noqa: N815
+    maxReplicas: Count  # noqa: N815
+    numOfHosts: int = Field(1, ge=1, le=INT32_MAX)  # noqa: N815
 
 
 class RayClusterSpec(Strict):

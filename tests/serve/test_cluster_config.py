@@ -111,6 +111,19 @@ def test_a_misspelt_field_is_an_error(kind: type[RayCluster | RayService]) -> No
         kind.model_validate(made)
 
 
+@each_manifest
+@pytest.mark.parametrize("count", [-1, 1 << 31])
+@pytest.mark.parametrize("field", ["replicas", "minReplicas", "maxReplicas", "numOfHosts"])
+def test_a_count_kuberay_has_no_room_for_is_an_error(
+    kind: type[RayCluster | RayService], field: str, count: int
+) -> None:
+    made = checked(kind).model_dump(exclude_none=True)
+    spec = made["spec"].get("rayClusterConfig", made["spec"])
+    spec["workerGroupSpecs"][0][field] = count
+    with pytest.raises(ValidationError, match=field):
+        kind.model_validate(made)
+
+
 def test_kubernetes_accepts_the_network_policy() -> None:
     kubernetes_validate.validate(manifest("network_policy"), KUBERNETES, strict=True)
 
