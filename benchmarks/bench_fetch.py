@@ -208,7 +208,7 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
             rate = n * chunk / 1e9
             name = f"fetch of {n} chunks of {chunk >> 20} MiB by {transport.name}"
             rows.append(Row(name, rate / ours, "GB/s", rate / least, least / ours))
-    helper.close()
+    await helper.close()
     return rows
 
 

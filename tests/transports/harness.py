@@ -137,8 +137,8 @@ class Store:
             case "hang_later" if keys[:16] != self.keys[:1].tobytes():
                 await self.hanging.wait()
 
-    def close(self) -> None:
-        self.helper.close()
+    async def close(self) -> None:
+        await self.helper.close()
         self.reader.close()
         self.writer.close()
 
@@ -151,7 +151,6 @@ class Here:
         slots = [self.writer.assign_extent(extent, CHUNK) for extent in range(2)]
         self.slots = np.concatenate(slots).tolist()
         self.helper = Helper(self.writer)
-        self.helper.start()
         self.transport = NixlTransport(self.writer, self.helper, window_bytes=(2 * CHUNK,) * 2)
 
     def places(self, count: int, start: int = 0) -> list[np.ndarray]:
@@ -161,8 +160,8 @@ class Here:
             place[:] = 0
         return places
 
-    def close(self) -> None:
-        self.helper.close()
+    async def close(self) -> None:
+        await self.helper.close()
         self.writer.close()
 
 
@@ -180,13 +179,13 @@ class LocalPeer:
     def do(self, method: str, *args: object) -> None:
         getattr(self.store, method)(*args)
 
-    def die(self) -> None:
+    async def die(self) -> None:
         self.alive = False
-        self.store.close()
+        await self.store.close()
         self.store.set_mood("fail")
 
-    def close(self) -> None:
-        self.store.close()
+    async def close(self) -> None:
+        await self.store.close()
 
 
 class RayPeer:
@@ -212,9 +211,9 @@ class RayPeer:
     def do(self, method: str, *args: object) -> None:
         self.ray.get(getattr(self.actor, method).remote(*args))
 
-    def die(self) -> None:
+    async def die(self) -> None:
         self.alive = False
         self.do("set_mood", "die")
 
-    def close(self) -> None:
+    async def close(self) -> None:
         self.ray.kill(self.actor)

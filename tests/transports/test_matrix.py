@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from lmkv_ray.arena import checksum
 from lmkv_ray.transports import (
@@ -27,6 +28,9 @@ from tests.transports.harness import CHUNK, COUNT, Here, LocalPeer, RayPeer, con
 KEYS = some_keys()
 STRANGERS = some_keys(3, seed=5)
 SECONDS = 30.0
+
+module_fixture = pytest_asyncio.fixture(scope="module", loop_scope="module")
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @dataclass
@@ -66,11 +70,11 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def here() -> Iterator[Here]:
+@module_fixture
+async def here() -> AsyncIterator[Here]:
     here = Here()
     yield here
-    here.close()
+    await here.close()
 
 
 class Peers:
@@ -79,37 +83,38 @@ class Peers:
     def __init__(self) -> None:
         self._peers: dict[type, LocalPeer | RayPeer] = {}
 
-    def get(self, kind: type[LocalPeer | RayPeer]) -> LocalPeer | RayPeer:
+    async def get(self, kind: type[LocalPeer | RayPeer]) -> LocalPeer | RayPeer:
         if kind in self._peers:
             if self._peers[kind].alive:
                 self._peers[kind].do("reset")
                 return self._peers[kind]
-            self._peers[kind].close()
+            await self._peers[kind].close()
         self._peers[kind] = kind()
         return self._peers[kind]
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if LocalPeer in self._peers:  # the other one ends with Ray
-            self._peers[LocalPeer].close()
+            await self._peers[LocalPeer].close()
 
 
-@pytest.fixture(scope="module")
-def peers() -> Iterator[Peers]:
+@module_fixture
+async def peers() -> AsyncIterator[Peers]:
     peers = Peers()
     yield peers
-    peers.close()
+    await peers.close()
 
 
-@pytest.fixture(
+@pytest_asyncio.fixture(
+    loop_scope="module",
     params=[
         "shared_memory",
         "object_store",
         "nixl",
         pytest.param("object_store in Ray", marks=pytest.mark.ray),
         pytest.param("nixl in Ray", marks=pytest.mark.ray),
-    ]
+    ],
 )
-def pair(
+async def pair(
     request: pytest.FixtureRequest, here: Here, peers: Peers, monkeypatch: pytest.MonkeyPatch
 ) -> Pair:
     """Batches, steps and windows of two chunks."""
@@ -120,7 +125,7 @@ def pair(
     name, _, where = request.param.partition(" in ")
     if where:
         request.getfixturevalue("ray_cluster")
-    peer = peers.get(RayPeer if where else LocalPeer)
+    peer = await peers.get(RayPeer if where else LocalPeer)
     transport = next(t for t in transports if t.name == name)
     return Pair(transport, peer, peer.info(), here, here.places(COUNT + len(STRANGERS)))
 
@@ -166,7 +171,7 @@ async def test_a_chunk_evicted_between_lookup_and_copy_is_never_used(pair: Pair)
 
 
 async def test_a_chunk_larger_than_its_slot_is_refused(pair: Pair) -> None:
-    pair.destinations[3] = np.zeros(CHUNK // 2, np.uint8)
+    pair.destinations[3] = pair.destinations[3][: CHUNK // 2]
     outcomes = await pair.outcomes()
     assert outcomes[3].failure == Failure.TOO_LARGE
     assert all(outcome.ok for outcome in outcomes if outcome.position != 3)
@@ -186,7 +191,7 @@ async def test_no_time_at_all_is_late(pair: Pair) -> None:
 
 
 async def test_a_dead_peer_fails_before_the_deadline(pair: Pair) -> None:
-    pair.peer.die()
+    await pair.peer.die()
     begin = time.monotonic()
     outcomes = await pair.outcomes()
     assert {outcome.failure for outcome in outcomes} == {Failure.LOST}

@@ -7,32 +7,30 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+import pytest_asyncio
 
 from lmkv_ray.messages import MissReason
 from lmkv_ray.transports import Failure, Fetch, Helper, Outcome, PeerInfo
 from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl import transport
 from lmkv_ray.transports.nixl.helper import HelperError
-from lmkv_ray.transports.nixl.transfers import descriptors
-from lmkv_ray.transports.nixl.wire import ROW, Look, Read, Register
-from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
+from lmkv_ray.transports.nixl.wire import ROW, SLOT_ROW, Bring, Read, Register
+from tests.transports.harness import COUNT, Here, Store, content_of, some_keys
 
 KEYS = some_keys()
 SECONDS = 60.0
 AT_ONCE = 5.0
 """Seconds, on a machine that is busy with other things."""
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(scope="module")
@@ -42,27 +40,28 @@ def over_tcp() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="module")
-def here(over_tcp: None) -> Iterator[Here]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def here(over_tcp: None) -> AsyncIterator[Here]:
     here = Here()
+    here.helper.start()
     yield here
-    here.close()
+    await here.close()
 
 
-@pytest.fixture(scope="module")
-def started(over_tcp: None) -> Iterator[Store]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def started(over_tcp: None) -> AsyncIterator[Store]:
     store = Store()
     store.helper.start()
     yield store
-    store.close()
+    await store.close()
 
 
-@pytest.fixture
-def store(started: Store, here: Here) -> Store:
+@pytest_asyncio.fixture(loop_scope="module")
+async def store(started: Store, here: Here) -> Store:
     """Both processes are ready to work."""
     started.reset()
     for helper in (started.helper, here.helper):
-        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+        await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
     return started
 
 
@@ -170,12 +169,16 @@ async def test_our_own_process_may_die(here: Here, store: Store) -> None:
     assert all(landed(here))
 
 
-def test_an_agent_that_was_replaced_meanwhile_costs_nobody_else(here: Here, store: Store) -> None:
+async def test_an_agent_that_was_replaced_meanwhile_costs_nobody_else(
+    here: Here, store: Store
+) -> None:
     pid = here.helper.pid
     rows, keys = np.zeros((1, ROW), np.uint64).tobytes(), KEYS.tobytes()
-    for command in (Read(agent="gone", rows=rows), Look(agent="gone", keys=keys)):
+    slots = np.zeros((COUNT, SLOT_ROW), np.uint64).tobytes()
+    bring = Bring(agent="gone", keys=keys, slots=slots)
+    for command in (Read(agent="gone", rows=rows), bring):
         with pytest.raises(HelperError, match="taken its place"):
-            here.helper.call(command, time.monotonic() + SECONDS)
+            await here.helper.call(command, time.monotonic() + SECONDS)
     assert here.helper.pid == pid
 
 
@@ -225,41 +228,18 @@ async def test_files_threads_and_processes_are_given_back(here: Here, store: Sto
         await fetch(here, peer_of(store))
     assert (open_files(), threading.active_count()) == (files, threads)
     helper = Helper(store.writer)
-    helper.call(Register(extents=[0]), time.monotonic() + SECONDS)
+    await helper.call(Register(extents=[0]), time.monotonic() + SECONDS)
     pid = helper.pid
     assert pid is not None
-    helper.close()
+    await helper.close()
     await until(lambda: (open_files(), threading.active_count()) == (files, threads))
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
     with pytest.raises(HelperError, match="ends"):
-        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+        await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
 
 
-def test_the_process_ends_with_its_parent() -> None:
-    program = (
-        "import time; from lmkv_ray.arena import ArenaWriter; from lmkv_ray.transports import *\n"
-        "helper = Helper(ArenaWriter.create('parent', 4 << 20)); helper.start()\n"
-        "print(helper.pid, flush=True); time.sleep(600)"
-    )
-    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as parent:
-        assert parent.stdout is not None
-        child = Path(f"/proc/{int(parent.stdout.readline())}/stat")
-        parent.kill()
-        parent.wait()
-        give_up = time.monotonic() + SECONDS
-        while child.exists() and time.monotonic() < give_up:
-            time.sleep(0.01)
-        assert not child.exists()
-
-
-def test_nothing_of_nixl_is_imported_until_it_is_used() -> None:
-    program = "import sys, lmkv_ray.transports; print([m for m in sys.modules if 'nixl' in m])"
-    found = subprocess.check_output([sys.executable, "-c", program], text=True)
-    assert all(name.startswith("lmkv_ray") for name in eval(found))
-
-
-def test_without_the_package_there_is_an_obstacle(
+async def test_without_the_package_there_is_an_obstacle(
     here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "RETRY_SECONDS", 0.0)
@@ -273,45 +253,19 @@ def test_without_the_package_there_is_an_obstacle(
 
 
 @pytest.mark.parametrize("program", ["lmkv_ray.no_such_program", "tests.transports.stuck"])
-def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
+async def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
     store: Store, monkeypatch: pytest.MonkeyPatch, program: str
 ) -> None:
     monkeypatch.setattr(helper_module, "PROGRAM", program)
     monkeypatch.setattr(helper_module, "START_SECONDS", 1.0)
     helper = Helper(store.writer)
     with pytest.raises(HelperError, match="did not start"):
-        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+        await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
     assert helper.problem == "the NIXL process did not start"
     assert helper.pid is None
     monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
     assert helper.problem is None
-    helper.close()
-
-
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=20))
-def test_descriptors_cover_the_rows_and_stay_in_their_extents(
-    places: list[tuple[int, int]],
-) -> None:
-    size, here, there = 4, 16, 32
-    rows = np.array([(a * size, b * size, size) for a, b in places], np.uint64)
-    ours, theirs = descriptors(rows, here, there)
-    assert (ours[:, 1] == theirs[:, 1]).all()
-    pairs = [
-        (int(a[0]) + i, int(b[0]) + i)
-        for a, b in zip(ours, theirs, strict=True)
-        for i in range(0, int(a[1]), size)
-    ]
-    assert pairs == [(int(row[0]), int(row[1])) for row in rows]
-    for spans, extent in ((ours, here), (theirs, there)):
-        begin, end = spans[:, 0], spans[:, 0] + spans[:, 1] - np.uint64(1)
-        assert (begin // np.uint64(extent) == end // np.uint64(extent)).all()
-
-
-def test_neighbours_are_one_descriptor() -> None:
-    rows = np.array([(i * CHUNK, (i + 3) * CHUNK, CHUNK) for i in range(8)], np.uint64)
-    ours, theirs = descriptors(rows, 1 << 20, 1 << 20)
-    assert ours.tolist() == [[0, 8 * CHUNK, 0]]
-    assert theirs.tolist() == [[3 * CHUNK, 8 * CHUNK, 0]]
+    await helper.close()
 
 
 async def test_processes_with_nothing_to_do_leave_the_processor_alone(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
+import pytest_asyncio
 
 from lmkv_ray.arena import checksum, this_process
 from lmkv_ray.keys import KeyArray
@@ -21,27 +21,29 @@ KEYS = some_keys()
 OTHERS = some_keys(seed=2)
 SECONDS = 60.0
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture(scope="module")
-def here() -> Iterator[Here]:
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def here() -> AsyncIterator[Here]:
     here = Here()
     yield here
-    here.close()
+    await here.close()
 
 
-@pytest.fixture
-def store(here: Here, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+@pytest_asyncio.fixture(loop_scope="module")
+async def store(here: Here, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
     """A peer whose tables are known, and all whose checksums are."""
     monkeypatch.setattr(transport, "SLOW_SECONDS", SECONDS)  # however busy the machine is
     store = Store()
     for helper in (store.helper, here.helper):
-        helper.call(Register(extents=[]), time.monotonic() + SECONDS)
-    asyncio.run(_fetch(here, store, KEYS))
+        await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
+    await _fetch(here, store, KEYS)
     assert store.calls > 0
     assert store.reader.checksums(store.slots).all()
     store.calls = 0
     yield store
-    store.close()
+    await store.close()
 
 
 async def _fetch(here: Here, store: Store, keys: KeyArray) -> list[Outcome]:
@@ -124,16 +126,24 @@ async def test_damage_is_noticed_and_told_from_eviction(here: Here, store: Store
     assert store.calls > 0
 
 
-async def test_a_peer_that_must_be_woken_is_asked_for_a_while(
+async def test_a_peer_that_sleeps_is_asked_first(
     here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(transport, "SLOW_SECONDS", 0.0)
-    for asked in (False, True, True):
+    async def asked() -> bool:
         store.calls = 0
         assert failures(await _fetch(here, store, KEYS)) == [None] * COUNT
-        assert (store.calls > 0) == asked
-    here.transport._ask_until.clear()  # a while later
-    store.calls = 0
-    assert failures(await _fetch(here, store, KEYS)) == [None] * COUNT
-    assert store.calls == 0
-    here.transport._ask_until.clear()
+        return store.calls > 0
+
+    monkeypatch.setattr(transport, "SLOW_SECONDS", 0.0)
+    monkeypatch.setattr(transport, "AWAKE_SECONDS", SECONDS)
+    assert not await asked(), "it was when its tables were not known, and is awake"
+    monkeypatch.setattr(transport, "AWAKE_SECONDS", 0.0)
+    assert await asked()
+    assert await asked()
+    monkeypatch.setattr(transport, "AWAKE_SECONDS", SECONDS)
+    assert not await asked()
+    monkeypatch.setattr(transport, "AWAKE_SECONDS", 0.0)
+    monkeypatch.setattr(transport, "SLOW_SECONDS", SECONDS)
+    assert await asked()
+    here.transport._sleepy_until.clear()  # a while later
+    assert not await asked(), "maybe it was not asleep, but busy"

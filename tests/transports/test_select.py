@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 
 import numpy as np
@@ -23,20 +23,20 @@ from tests.transports.harness import CHUNK, COUNT, LocalPeer, content_of, some_k
 
 
 @pytest.fixture
-def known(peer: LocalPeer) -> Iterator[list[Transport]]:
+async def known(peer: LocalPeer) -> AsyncIterator[list[Transport]]:
     helper = Helper(peer.store.writer)
     yield all_transports(peer.store.writer, helper)
-    helper.close()
+    await helper.close()
 
 
 @pytest.fixture
-def peer() -> Iterator[LocalPeer]:
+async def peer() -> AsyncIterator[LocalPeer]:
     peer = LocalPeer()
     yield peer
-    peer.close()
+    await peer.close()
 
 
-def test_the_choice_is_logged_once_with_its_reason(
+async def test_the_choice_is_logged_once_with_its_reason(
     peer: LocalPeer, known: list[Transport], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -53,14 +53,14 @@ def test_the_choice_is_logged_once_with_its_reason(
     assert "not nixl, as the peer says: it has none" in caplog.text
 
 
-def test_memory_that_cannot_be_opened_is_an_obstacle(
+async def test_memory_that_cannot_be_opened_is_an_obstacle(
     peer: LocalPeer, known: list[Transport]
 ) -> None:
     hidden = replace(peer.info(), arena_path="/proc/1/fd/99999")
     assert Transports(known).choose(hidden).name == "nixl"
 
 
-def test_a_setting_that_cannot_work_is_a_typed_error(
+async def test_a_setting_that_cannot_work_is_a_typed_error(
     peer: LocalPeer, known: list[Transport]
 ) -> None:
     with pytest.raises(TransportError, match="LMKV_TRANSPORT"):
@@ -69,7 +69,7 @@ def test_a_setting_that_cannot_work_is_a_typed_error(
         Transports(known, "shared_memory").choose(replace(peer.info(), host="another"))
 
 
-def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer, known: list[Transport]) -> None:
+async def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer, known: list[Transport]) -> None:
     transports = Transports(known)
     transports.choose(peer.info())
     transports.forget("peer")

@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.transports.nixl.source import Located
-from lmkv_ray.transports.nixl.wire import Looked
+Positions = npt.NDArray[np.intp]
+
+
+class Arrays(Protocol):
+    """A message that says it, one number for each key."""
+
+    @property
+    def nbytes(self) -> bytes: ...
+    @property
+    def offsets(self) -> bytes: ...
+    @property
+    def generations(self) -> bytes: ...
+    @property
+    def checksums(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -28,17 +40,17 @@ class Found:
         return cls(np.zeros(n, np.int64), *(np.zeros(n, np.uint64) for _ in range(3)))
 
     @classmethod
-    def of(cls, answer: Located | Looked, n: int) -> Self:
-        """Those of an answer.
+    def of(cls, answer: Arrays, n: int) -> Self:
+        """Those of an answer; a copy, to be filled in.
 
         Raises:
             ValueError: it is not for ``n`` keys.
         """
         found = cls(
-            np.frombuffer(answer.nbytes, np.int64),
-            np.frombuffer(answer.offsets, np.uint64),
-            np.frombuffer(answer.generations, np.uint64),
-            np.frombuffer(answer.checksums, np.uint64),
+            np.frombuffer(answer.nbytes, np.int64).copy(),
+            np.frombuffer(answer.offsets, np.uint64).copy(),
+            np.frombuffer(answer.generations, np.uint64).copy(),
+            np.frombuffer(answer.checksums, np.uint64).copy(),
         )
         if any(len(array) != n for array in found.arrays):
             raise ValueError("it is not for the keys that were asked for")
@@ -48,11 +60,21 @@ class Found:
     def arrays(self) -> tuple[npt.NDArray[Any], ...]:
         return self.nbytes, self.offsets, self.generations, self.checksums
 
-    def part(self, window: range) -> Self:
-        """A copy of some of them."""
-        return type(self)(*(array[window.start : window.stop].copy() for array in self.arrays))
-
-    def fill(self, positions: npt.NDArray[np.intp], others: Self) -> None:
+    def fill(self, positions: Positions, others: Self) -> None:
         """Note what was not known."""
         for array, other in zip(self.arrays, others.arrays, strict=True):
             array[positions] = other
+
+    def fitting(self, room: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which are there, and not larger than the bytes there are for each."""
+        return (self.nbytes > 0) & (self.nbytes <= room)
+
+    def rows(self, positions: Positions, places: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        """Rows of ``wire.Read``, uint64[positions, ROW].
+
+        Args:
+            positions: which.
+            places: for each key the offset here.
+        """
+        columns = places, self.offsets, self.nbytes.astype(np.uint64), self.checksums
+        return np.stack([column[positions] for column in columns], axis=1)

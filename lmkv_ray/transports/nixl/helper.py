@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import importlib.util
-import itertools
 import math
 import os
 import socket
 import subprocess
 import sys
-import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-
-import msgspec
+from typing import cast
 
 from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.transports.base import all_ended, to_the_end
 from lmkv_ray.transports.nixl.wire import (
     AT_ONCE,
     PACKAGES,
     Answer,
     Command,
     Failed,
+    Incoming,
     Ready,
     Request,
     Result,
     Serve,
-    receive,
-    send,
+    framed,
 )
 
 START_SECONDS = 20.0
-"""A process that is not ready by then never will be."""
+"""A process that is not ready by then never will be: UCX may spin for ever when it starts, for
+instance where the loopback interface is down."""
 GRACE_SECONDS = 1.0
 """What a command may take beyond its deadline before the process is ended for it."""
 RETRY_SECONDS = 60.0
@@ -57,7 +56,7 @@ class HelperError(Exception):
 
 
 class Helper:
-    """Starts its process when it is needed, and again when it has died. Thread-safe.
+    """Starts its process when it is needed, and again when it has died. For one event loop.
 
     Args:
         arena: what the process serves from or reads into.
@@ -65,11 +64,9 @@ class Helper:
 
     def __init__(self, arena: ArenaWriter) -> None:
         self._arena = arena
-        self._lock = threading.Lock()
         self._life: _Life | None = None
         self._closed = False
-        self.executor = ThreadPoolExecutor(AT_ONCE, "nixl")
-        """For calls of ``call``."""
+        self._turns = asyncio.Semaphore(AT_ONCE)
 
     @property
     def problem(self) -> str | None:
@@ -79,11 +76,8 @@ class Helper:
         if not any(importlib.util.find_spec(package) for package in PACKAGES):
             return "the package nixl is not installed"
         life = self._life
-        if life is None or life.agent is not None or not life.ready.done():
-            return None
-        error = life.ready.exception()
-        recent = time.monotonic() < life.ended_at + RETRY_SECONDS
-        return str(error) if error is not None and recent else None
+        recent = life is not None and time.monotonic() < life.ended_at + RETRY_SECONDS
+        return life.failure if life is not None and recent else None
 
     @property
     def agent(self) -> Ready | None:
@@ -102,11 +96,12 @@ class Helper:
         with contextlib.suppress(HelperError):
             self._living()
 
-    def call(self, command: Command, deadline: float) -> Result:
-        """Have a command carried out. Blocks, at most a little longer than to the deadline.
+    async def call(self, command: Command, deadline: float) -> Result:
+        """Have a command carried out, at most a little longer than to the deadline.
 
-        When this has returned or raised, nothing writes into the slots of the command any more: a
-        command that does not end is ended with the process, and everybody else's with it.
+        When this has returned or raised, also when it was cancelled, nothing writes into the slots
+        of the command any more: a command that does not end is ended with the process, and
+        everybody else's with it.
 
         Args:
             command: what.
@@ -115,19 +110,38 @@ class Helper:
         Raises:
             HelperError: it was not, or not in time.
         """
-        if time.monotonic() >= deadline:
+        work = asyncio.ensure_future(self._call(command, deadline))
+        await all_ended([work])
+        return work.result()
+
+    async def _call(self, command: Command, deadline: float) -> Result:
+        left = deadline - time.monotonic()
+        try:
+            async with asyncio.timeout(left):
+                await self._turns.acquire()
+        except TimeoutError:
+            left = 0.0
+        if left <= 0:
             raise HelperError("the deadline had passed", late=True)
-        life = self._living()
         try:
-            life.ready.result(deadline - time.monotonic())
-        except TimeoutError:
-            raise HelperError("the NIXL process is still starting", late=True) from None
-        answer = life.send(command)
-        try:
-            result = answer.result(max(deadline - time.monotonic(), 0) + GRACE_SECONDS)
-        except TimeoutError:
-            life.end()
-            raise HelperError("the transfer hung; its process was ended", peer=True) from None
+            life = self._living()
+            if not life.ready.done():
+                await asyncio.wait([life.ready], timeout=deadline - time.monotonic())
+            if not life.ready.done():
+                raise HelperError("the NIXL process is still starting", late=True)
+            if life.failure is not None:
+                raise HelperError(life.failure)
+            answer = life.send(command)
+            patience = max(deadline - time.monotonic(), 0) + GRACE_SECONDS
+            await asyncio.wait([answer], timeout=patience)
+            if not answer.done():
+                await life.end()
+                raise HelperError("the transfer hung; its process was ended", peer=True)
+        finally:
+            self._turns.release()
+        result = answer.result()
+        if result is None:
+            raise HelperError("the NIXL process has ended")
         if isinstance(result, Failed):
             raise HelperError(result.why, peer=True)
         return result
@@ -138,35 +152,39 @@ class Helper:
         if life is not None and life.agent is not None:
             life.tell(Serve())
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the process."""
-        with self._lock:
-            self._closed = True
-            if self._life is not None:
-                self._life.end()
-        self.executor.shutdown()
+        self._closed = True
+        if self._life is not None:
+            await self._life.end()
 
     def _living(self) -> _Life:
-        with self._lock:
-            if self._life is None or self._life.has_ended:
-                problem = self.problem
-                if problem is not None:
-                    raise HelperError(problem)
-                self._life = _Life(self._arena)
-            return self._life
+        if self._life is None or self._life.has_ended:
+            problem = self.problem
+            if problem is not None:
+                raise HelperError(problem)
+            self._life = _Life(self._arena)
+        return self._life
 
 
-class _Life:
-    """One process, from its start to its end."""
+class _Life(asyncio.Protocol):
+    """One process, from its start to its end, and the link to it."""
 
     def __init__(self, arena: ArenaWriter) -> None:
-        self.ready: Future[Result] = Future()
+        loop = asyncio.get_running_loop()
+        self.ready: asyncio.Future[None] = loop.create_future()
+        """Done when it is known whether it could start."""
+        self.agent: Ready | None = None
+        """Its agent, once it is ready and while it lives."""
+        self.failure: str | None = None
+        """Why it could not start."""
         self.ended_at = math.inf
-        self._numbers = itertools.count(1)
-        self._open: dict[int, Future[Result]] = {0: self.ready}
-        self._lock = threading.Lock()
-        self.has_ended = False
-        self._link, theirs = socket.socketpair()
+        self._number = 0
+        self._open: dict[int, asyncio.Future[Result | None]] = {}
+        self._answers = Incoming(Answer)
+        self._link: asyncio.WriteTransport | None = None
+        self._ending: asyncio.Task[None] | None = None
+        ours, theirs = socket.socketpair()
         command = [
             sys.executable, "-m", PROGRAM,
             arena.path, str(arena.arena_id), str(os.getpid()), str(theirs.fileno()),
@@ -177,66 +195,91 @@ class _Life:
                 command, pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
-        threading.Thread(target=self._listen, name="nixl answers", daemon=True).start()
+        ours.setblocking(False)
+        self._linking = asyncio.ensure_future(loop.create_unix_connection(lambda: self, sock=ours))
+        self._hurry = loop.call_later(START_SECONDS, self._process.kill)
 
     @property
-    def agent(self) -> Ready | None:
-        """Its agent, once it is ready and while it lives."""
-        if self.has_ended or not self.ready.done() or self.ready.exception() is not None:
-            return None
-        ready = self.ready.result()
-        return ready if isinstance(ready, Ready) else None
+    def has_ended(self) -> bool:
+        """It is gone, and writes nowhere any more."""
+        return self.ended_at < math.inf
 
     @property
     def pid(self) -> int:
         """Its process id."""
         return self._process.pid
 
-    def send(self, command: Command) -> Future[Result]:
-        """Send a command; its result comes later, ``HelperError`` if the process ends first."""
-        answer: Future[Result] = Future()
-        with self._lock:
-            number = next(self._numbers)
-            if self.has_ended:
-                answer.set_exception(HelperError("the NIXL process has ended"))
-                return answer
-            self._open[number] = answer
-            # A process that does not read is ended for the command it does not answer; that also
-            # ends this call.
-            with contextlib.suppress(OSError):  # it has ended: ``_listen`` says so
-                send(self._link, Request(number=number, command=command))
+    def send(self, command: Command) -> asyncio.Future[Result | None]:
+        """Send a command; its result comes later, None if the process ends first."""
+        answer: asyncio.Future[Result | None] = asyncio.get_running_loop().create_future()
+        if self.agent is None:
+            answer.set_result(None)
+        else:
+            self._number += 1
+            self._open[self._number] = answer
+            self._write(Request(number=self._number, command=command))
         return answer
 
     def tell(self, command: Serve) -> None:
         """Send a command that has no answer."""
-        with self._lock, contextlib.suppress(OSError):
-            send(self._link, Request(number=-1, command=command))
+        self._write(Request(number=-1, command=command))
 
-    def end(self) -> None:
+    async def end(self) -> None:
         """Kill the process; when this returns it writes nowhere any more."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+        await all_ended([self._ending])
+
+    async def _end(self) -> None:
         self._process.kill()
         # No limit: until it is gone, all that it may still write to must stay reserved.
-        self._process.wait()
+        await to_the_end(self._process.wait)
+        self._hurry.cancel()
+        if self.agent is None and self.failure is None:
+            self.failure = "the NIXL process did not start"
+        self.agent = None
         self.ended_at = time.monotonic()
-        self.has_ended = True
+        self._settle()
+        left, self._open = list(self._open.values()), {}
+        for answer in left:
+            answer.set_result(None)
+        await self._linking
+        if self._link is not None:
+            self._link.abort()
 
-    def _listen(self) -> None:
-        answers = msgspec.msgpack.Decoder(Answer)
-        # UCX may spin for ever when it starts, for instance where the loopback interface is down.
-        self._link.settimeout(START_SECONDS)
-        while (answer := receive(self._link, answers)) is not None:
-            self._link.settimeout(None)
-            waiting = self._open.pop(answer.number, None)
-            if waiting is None:
-                continue
-            if answer.number == 0 and isinstance(answer.result, Failed):
-                waiting.set_exception(HelperError(answer.result.why))
-            else:
-                waiting.set_result(answer.result)
-        self.end()
-        with self._lock:  # after this nobody sends
-            left, self._open = list(self._open.values()), {}
-            self._link.close()
-        for waiting in left:
-            why = "did not start" if waiting is self.ready else "has ended"
-            waiting.set_exception(HelperError(f"the NIXL process {why}"))
+    def _settle(self) -> None:
+        if not self.ready.done():
+            self.ready.set_result(None)
+
+    def _write(self, request: Request) -> None:
+        # A process that does not read is ended for the command it does not answer.
+        if self._link is not None:
+            self._link.write(framed(request))
+
+    def connection_made(self, link: asyncio.BaseTransport) -> None:
+        """See ``asyncio.Protocol``."""
+        self._link = cast(asyncio.WriteTransport, link)  # uvloop's is of another family
+
+    def data_received(self, data: bytes) -> None:
+        """See ``asyncio.Protocol``."""
+        for answer in self._answers.feed(data):
+            self._take(answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """See ``asyncio.Protocol``."""
+        if self._ending is None:
+            self._ending = asyncio.ensure_future(self._end())
+
+    def _take(self, answer: Answer) -> None:
+        match answer.result:
+            case Ready() as ready:
+                self.agent = ready
+                self._hurry.cancel()
+                self._settle()
+            case Failed(why=why) if self.agent is None:
+                self.failure = why
+                self._settle()
+            case result:
+                waiting = self._open.pop(answer.number, None)
+                if waiting is not None:
+                    waiting.set_result(result)

@@ -12,9 +12,10 @@ import numpy.typing as npt
 
 from lmkv_ray.arena import ROWS_BYTES, SLOT, TAGS_BYTES, DistantArena
 from lmkv_ray.index import LANES
-from lmkv_ray.keys import key_array
+from lmkv_ray.keys import KeyArray
+from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.transfers import Numbers, Transfers
-from lmkv_ray.transports.nixl.wire import AT_ONCE, LOOK_MOST, Failed, Look, Looked, Result
+from lmkv_ray.transports.nixl.wire import AT_ONCE, BRING_MOST
 
 KEY_BYTES = TAGS_BYTES + ROWS_BYTES + SLOT.itemsize
 """Read for each key."""
@@ -28,37 +29,42 @@ class Scratch:
     """
 
     def __init__(self, agent: Any) -> None:
-        nbytes = LOOK_MOST * KEY_BYTES
+        nbytes = BRING_MOST * KEY_BYTES
         memory = np.frombuffer(mmap.mmap(-1, AT_ONCE * nbytes), np.uint8)
         agent.register_memory([(memory.ctypes.data, memory.nbytes, 0, "")], "DRAM")
         self.free = list(memory.reshape(AT_ONCE, nbytes))
 
 
 class Looking:
-    """One ``Look``, from its start to its answer.
+    """One look, from its start to its end.
 
     Args:
-        look: what.
+        agent: the peer's.
+        keys: of which chunks, uint64[n, 2].
         arena: the peer's.
         transfers: carry out the READs.
-        scratch: their memory. There must be some; it is given back with the answer.
-        say: takes the answer: ``Looked`` or ``Failed``.
+        scratch: their memory. There must be some; it is given back at the end.
+        found: called at the end, with what the tables say and the seconds the first READ took.
+        failed: called instead when they could not be read, with the reason.
     """
 
     def __init__(
         self,
-        look: Look,
+        agent: str,
+        keys: KeyArray,
         arena: DistantArena,
         transfers: Transfers,
         scratch: Scratch,
-        say: Callable[[Result], None],
+        found: Callable[[Found, float], None],
+        failed: Callable[[str], None],
     ) -> None:
-        self._agent = look.agent
-        self._keys = key_array(look.keys)
+        self._agent = agent
+        self._keys = keys
         self._arena = arena
         self._transfers = transfers
         self._scratch = scratch
-        self._say = say
+        self._found = found
+        self._failed = failed
         self._memory = memory = scratch.free.pop()
         n = len(self._keys)
         rows, slots = n * TAGS_BYTES, n * (TAGS_BYTES + ROWS_BYTES)
@@ -73,7 +79,7 @@ class Looking:
         tags, rows = self._arena.buckets(self._keys)
         there = np.concatenate([_spans(tags, TAGS_BYTES), _spans(rows, ROWS_BYTES)])
         here = np.concatenate([_parts(self._tags, TAGS_BYTES), _parts(self._rows, ROWS_BYTES)])
-        self._transfers.post(self._agent, here, there, self._indexed, self._failed)
+        self._transfers.post(self._agent, here, there, self._indexed, self._fail)
 
     def _indexed(self, _: bool) -> None:
         """Second: the rows of the slots it names."""
@@ -84,26 +90,25 @@ class Looking:
         here = _parts(self._slots, SLOT.itemsize)[named]
         if named.any():
             done = lambda _: self._end(slots)  # noqa: E731
-            self._transfers.post(self._agent, here, there, done, self._failed)
+            self._transfers.post(self._agent, here, there, done, self._fail)
         else:
             self._end(slots)
 
     def _end(self, slots: npt.NDArray[np.int64]) -> None:
         rows = self._slots
         there, offsets = self._arena.chunks(self._keys, slots, rows)
-        looked = Looked(
-            nbytes=(rows["nbytes"] * there).tobytes(),
-            offsets=(offsets * there).astype(np.uint64).tobytes(),
-            generations=rows["generation"].tobytes(),
-            checksums=rows["checksum"].tobytes(),
-            seconds=self._seconds,
+        found = Found(
+            (rows["nbytes"] * there).astype(np.int64),
+            (offsets * there).astype(np.uint64),
+            rows["generation"].copy(),
+            rows["checksum"].copy(),
         )
         self._scratch.free.append(self._memory)
-        self._say(looked)
+        self._found(found, self._seconds)
 
-    def _failed(self, why: str) -> None:
+    def _fail(self, why: str) -> None:
         self._scratch.free.append(self._memory)
-        self._say(Failed(why=why))
+        self._failed(why)
 
 
 def _spans(addresses: npt.NDArray[np.int64], nbytes: int) -> Numbers:

@@ -24,19 +24,23 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from lmkv_ray.arena import SLOT, ArenaReader, DistantArena, Geometry, checksum
+from lmkv_ray.keys import key_array
+from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.looking import Looking, Scratch
 from lmkv_ray.transports.nixl.transfers import Numbers, Transfers, descriptors
 from lmkv_ray.transports.nixl.wire import (
     PACKAGES,
     ROW,
+    SLOT_ROW,
     Answer,
     Arrived,
+    Bring,
+    Brought,
     Failed,
-    Look,
+    Incoming,
     Meet,
     Met,
     Read,
@@ -47,7 +51,6 @@ from lmkv_ray.transports.nixl.wire import (
     Result,
     Serve,
     Tables,
-    receive,
     send,
 )
 
@@ -58,6 +61,7 @@ SERVING_SECONDS, SERVING_PAUSE = 2.0, 50e-6
 network does not read memory by itself (TCP), somebody must send it."""
 IDLE_PAUSE = 0.02
 """Such peers do not always say so."""
+RECEIVED_BYTES = 1 << 18
 VERIFIERS = 4
 """Threads for what a network brings."""
 
@@ -95,17 +99,18 @@ class Process:
 
     def run(self) -> None:
         """Obey until the parent is gone."""
-        requests, pause = msgspec.msgpack.Decoder(Request), SHORTEST_PAUSE
+        requests, pause = Incoming(Request), SHORTEST_PAUSE
         while True:
             if not self._transfers:
                 self._agent.get_new_notifs()  # lets NIXL attend to peers; there are no notes
                 serving = time.monotonic() < self._serving_until
                 pause = SERVING_PAUSE if serving else IDLE_PAUSE
             if select.select([self._link], [], [], pause)[0]:
-                request = receive(self._link, requests)
-                if request is None:
+                data = self._hear()
+                if not data:
                     return
-                self._obey(request.command, partial(self._say, request.number))
+                for request in requests.feed(data):
+                    self._obey(request.command, partial(self._say, request.number))
                 pause = SHORTEST_PAUSE
             elif self._transfers.look():
                 pause = SHORTEST_PAUSE
@@ -116,13 +121,14 @@ class Process:
         match command:
             case Serve():
                 self._serving_until = time.monotonic() + SERVING_SECONDS
-            case Look(agent=agent) | Read(agent=agent) if agent not in self._peers:
+            case Bring(agent=agent) | Read(agent=agent) if agent not in self._peers:
                 say(Failed(why="another agent has just taken its place"))
-            case Look() as look:
-                arena = self._peers[look.agent]
-                Looking(look, arena, self._transfers, self._scratch, say).start()
+            case Bring() as bring:
+                self._bring(bring, say)
             case Read() as read:
-                self._read(read, say)
+                rows = np.frombuffer(read.rows, np.uint64).reshape(-1, ROW)
+                arrived = lambda intact: say(Arrived(intact=intact))  # noqa: E731
+                self._read(read.agent, rows, arrived, lambda why: say(Failed(why=why)))
             case Meet() as meet:
                 self._answer(say, partial(self._meet, meet))
             case Register(extents=extents):
@@ -132,7 +138,7 @@ class Process:
         try:
             say(work())
         except Exception as error:
-            say(_failed(error))
+            say(Failed(why=_why(error)))
 
     def _serve_extents(self, extents: set[int]) -> Result:
         """The tables as well: the index as a whole, of the slots the rows of those extents."""
@@ -164,45 +170,82 @@ class Process:
         self._peers[peer.agent] = _arena_at(peer.tables)
         return Met()
 
-    def _read(self, read: Read, say: Callable[[Result], None]) -> None:
-        peer = self._peers[read.agent]
-        rows = np.frombuffer(read.rows, np.uint64).reshape(-1, ROW)
+    def _bring(self, bring: Bring, say: Callable[[Result], None]) -> None:
+        slots = np.frombuffer(bring.slots, np.uint64).reshape(-1, SLOT_ROW)
+        intact = np.zeros(len(slots), np.uint8)
+        failed = lambda why: say(Failed(why=why))  # noqa: E731
+
+        def found(chunks: Found, seconds: float) -> None:
+            wanted = np.flatnonzero(chunks.fitting(slots[:, 1].astype(np.int64)))
+
+            def arrived(these: bytes) -> None:
+                intact[wanted] = np.frombuffer(these, np.uint8)
+                nbytes, offsets, generations, checksums = (a.tobytes() for a in chunks.arrays)
+                brought = Brought(
+                    nbytes=nbytes, offsets=offsets, generations=generations, checksums=checksums,
+                    intact=intact.tobytes(), seconds=seconds,
+                )  # fmt: skip
+                say(brought)
+
+            if len(wanted):
+                self._read(bring.agent, chunks.rows(wanted, slots[:, 0]), arrived, failed)
+            else:
+                arrived(b"")
+
+        Looking(
+            bring.agent, key_array(bring.keys), self._peers[bring.agent], self._transfers,
+            self._scratch, found, failed,
+        ).start()  # fmt: skip
+
+    def _read(
+        self,
+        agent: str,
+        rows: Numbers,
+        arrived: Callable[[bytes], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Read and verify rows of ``Read``; ``arrived`` may be called by another thread."""
         extent_bytes = self._reader.geometry.extent_bytes
         try:
             self._register(set((rows[:, 0] // np.uint64(extent_bytes)).tolist()))
+            peer = self._peers[agent]
         except Exception as error:
-            say(_failed(error))
+            failed(_why(error))
             return
         here, there = descriptors(rows, extent_bytes, peer.geometry.extent_bytes)
         here[:, 0] += np.uint64(self._data)
         there[:, 0] += np.uint64(peer.data)
 
-        def arrived(at_once: bool) -> None:
+        def verify(at_once: bool) -> None:
             # What this processor has copied is in its cache; of what a network brings, more comes.
-            if at_once:
-                self._verify(rows, say)
+            if at_once or not self._transfers:
+                arrived(self._intact(rows))
             else:
-                self._verifiers.submit(self._verify, rows, say)
+                self._verifiers.submit(lambda: arrived(self._intact(rows)))
 
-        failed = lambda why: say(Failed(why=why))  # noqa: E731
-        self._transfers.post(read.agent, here, there, arrived, failed)
+        self._transfers.post(agent, here, there, verify, failed)
 
-    def _verify(self, rows: Numbers, say: Callable[[Result], None]) -> None:
+    def _intact(self, rows: Numbers) -> bytes:
         data = self._reader.data
-        intact = bytes(
+        return bytes(
             checksum(data[start : start + nbytes]) == expected
             for start, _, nbytes, expected in rows.tolist()
         )
-        say(Arrived(intact=intact))
+
+    def _hear(self) -> bytes:
+        try:
+            return self._link.recv(RECEIVED_BYTES)
+        except OSError:
+            return b""  # the parent is gone
 
     def _say(self, number: int, result: Result) -> None:
         with self._saying, contextlib.suppress(OSError):  # the parent is gone, and we are next
             send(self._link, Answer(number=number, result=result))
 
 
-def _failed(error: Exception) -> Failed:
+def _why(error: Exception) -> str:
     """For instance: more than may be locked in memory."""
-    return Failed(why=f"{type(error).__name__}: {error}")
+    return f"{type(error).__name__}: {error}"
 
 
 def _arena_at(tables: Tables) -> DistantArena:
@@ -253,7 +296,7 @@ def main(arena_path: str, arena_id: str, parent: str, descriptor: str) -> None:
             logging.getLogger("nixl").setLevel(logging.WARNING)
         process = Process(api, ArenaReader.attach(arena_path, int(arena_id)), link)
     except Exception as error:
-        send(link, Answer(number=0, result=Failed(why=f"{type(error).__name__}: {error}")))
+        send(link, Answer(number=0, result=Failed(why=_why(error))))
         return
     try:
         process.run()

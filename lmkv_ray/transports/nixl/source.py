@@ -7,7 +7,6 @@ else peers read by themselves.
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable
 
@@ -61,7 +60,7 @@ class NixlSource:
         self._reader = reader
         self._helper = helper
         self._note = note
-        self._registering = threading.Lock()
+        self._registering = asyncio.Lock()
         self._agent = ""
         self._extents: frozenset[int] = frozenset()
         self._metadata = b""
@@ -87,23 +86,9 @@ class NixlSource:
         Raises:
             TransportError: peers cannot read from here.
         """
-        loop = asyncio.get_running_loop()
-        answer, computed = await loop.run_in_executor(
-            self._helper.executor, self._locate, key_array(keys), known
-        )
-        for slot, generation, value in computed:
-            self._note(slot, generation, value)
-        return encode(answer)
-
-    def _locate(self, keys: KeyArray, known: str) -> tuple[Located, list[Summed]]:
-        """In a thread: the answer, and new checksums."""
-        found, computed = self._look_up(keys)
-        offsets = np.frombuffer(found["offsets"], np.uint64)
-        there = np.frombuffer(found["nbytes"], np.int64) >= 0
-        extent_bytes = self._reader.geometry.extent_bytes
-        extents = frozenset((offsets[there] // np.uint64(extent_bytes)).tolist())
-        with self._registering:
-            ready = self._register(extents)
+        found, computed = await asyncio.to_thread(self._look_up, key_array(keys))
+        async with self._registering:
+            ready = await self._register(self._extents_of(found))
             sizes = self._reader.slot_bytes
             unregistered = np.ones(len(sizes), np.bool_)
             unregistered[list(self._extents)] = False
@@ -112,6 +97,8 @@ class NixlSource:
             news = known != version
             metadata = self._metadata if news else b""
         self._helper.serve()
+        for slot, generation, value in computed:
+            self._note(slot, generation, value)
         geometry = self._reader.geometry
         tables = Tables(
             capacity=geometry.capacity,
@@ -128,10 +115,17 @@ class NixlSource:
             tables=tables if news else None,
             **found,
         )
-        return located, computed
+        return encode(located)
+
+    def _extents_of(self, found: dict[str, bytes]) -> frozenset[int]:
+        """Where chunks lie."""
+        offsets = np.frombuffer(found["offsets"], np.uint64)
+        there = np.frombuffer(found["nbytes"], np.int64) >= 0
+        extent_bytes = np.uint64(self._reader.geometry.extent_bytes)
+        return frozenset((offsets[there] // extent_bytes).tolist())
 
     def _look_up(self, keys: KeyArray) -> tuple[dict[str, bytes], list[Summed]]:
-        """The arrays of ``Located``, and the new checksums."""
+        """In a thread: the arrays of ``Located``, and the new checksums."""
         reader = self._reader
         hits = reader.lookup(keys)
         checksums, computed = reader.summed(hits)
@@ -147,7 +141,7 @@ class NixlSource:
         }
         return arrays, computed
 
-    def _register(self, extents: frozenset[int]) -> Ready:
+    async def _register(self, extents: frozenset[int]) -> Ready:
         """Make sure that peers can read from extents; by which agent."""
         ready = self._helper.agent
         if ready is None or ready.agent != self._agent:
@@ -157,7 +151,7 @@ class NixlSource:
         wanted = self._extents | extents
         command = Register(extents=sorted(wanted))
         try:
-            result = self._helper.call(command, time.monotonic() + REGISTER_SECONDS)
+            result = await self._helper.call(command, time.monotonic() + REGISTER_SECONDS)
         except HelperError as error:
             raise TransportError(
                 f"NIXL cannot read from here: {error}.",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -24,19 +24,17 @@ from lmkv_ray.transports.base import (
     Outcome,
     PeerInfo,
     groups,
-    to_the_end,
 )
 from lmkv_ray.transports.chunk_reader import CHANGED
 from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
 from lmkv_ray.transports.nixl.source import Located
 from lmkv_ray.transports.nixl.wire import (
-    LOOK_MOST,
-    ROW,
+    BRING_MOST,
     Arrived,
+    Bring,
+    Brought,
     Command,
-    Look,
-    Looked,
     Meet,
     Read,
     Result,
@@ -45,6 +43,8 @@ from lmkv_ray.transports.windows import failed, in_windows
 
 logger = logging.getLogger(__name__)
 
+Flags = npt.NDArray[np.bool_]
+
 WINDOW_BYTES = 8 << 20, 32 << 20
 """Read together, at first and at most: the first chunks are there soon, and what many cost is their
 bytes, not the asking."""
@@ -52,9 +52,11 @@ IN_FLIGHT = 4
 RETRY_SECONDS = 60.0
 """How long a peer is not read from after a READ has failed or hung."""
 SLOW_SECONDS = 2e-3
-"""A READ of a few bytes that takes longer had to wait for the peer: then asking is as quick."""
+"""A READ of a few bytes that takes longer had to wait for the peer, which was asleep."""
 ASKING_SECONDS = 300.0
-"""For how long a peer is asked then."""
+"""For how long that is held against it."""
+AWAKE_SECONDS = 1.0
+"""For so long after it was asked a peer is not asleep: half of what ``process`` promises."""
 
 
 @dataclass(frozen=True)
@@ -71,15 +73,15 @@ class _Known:
 class NixlTransport:
     """Reads from the peer's arena into ours. See ``Transport``.
 
-    A fetch takes three round trips and nobody's help: our process reads where the peer's index has
-    the keys, the rows of those slots, and, in windows, the chunks, which are verified where they
-    have arrived. Bytes that have the checksum are right, whatever happened to the slot meanwhile.
+    A window takes three round trips and nobody's help: our process reads where the peer's index has
+    the keys, the rows of those slots, and the chunks, which are verified where they have arrived.
+    Bytes that have the checksum are right, whatever happened to the slot meanwhile.
 
-    A window that this does not settle takes two: the peer's actor says where its chunks are and
-    what their checksums are, and our process reads them. That is so at first, when its tables are
+    What this does not settle takes two more: the peer's actor says where the chunks are and what
+    their checksums are, and our process reads them. That is so at first, when the peer's tables are
     not known; for chunks whose checksum was not noted yet; for what is not there, or has changed
-    (only an actor knows); and where the network has no hardware that reads memory, as then the
-    peer's process has to be woken for each READ.
+    (only an actor knows). Where the network has no hardware that reads memory, the peer's process
+    sleeps, and asking wakes it: that comes first then, once a second.
 
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
@@ -104,7 +106,8 @@ class NixlTransport:
         self._window_bytes = window_bytes
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[float, str]] = {}
-        self._ask_until: dict[str, float] = {}
+        self._sleepy_until: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
 
     def obstacle(self, peer: PeerInfo) -> str | None:
         """Why this transport cannot serve a peer; gets ready if it can."""
@@ -126,78 +129,93 @@ class NixlTransport:
         deadline = time.monotonic() + fetch.within
         first, largest = self._window_bytes
         windows = groups([len(d) for d in fetch.destinations], largest, first)
-        looked = await self._look(peer, fetch.keys, deadline)
-        bring = partial(self._bring, peer, fetch, deadline, looked)
+        bring = partial(self._window, peer, fetch, deadline)
         async with contextlib.aclosing(in_windows(windows, bring, IN_FLIGHT)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
-    async def _bring(
-        self, peer: PeerInfo, fetch: Fetch, deadline: float, looked: Found, window: range
+    async def _window(
+        self, peer: PeerInfo, fetch: Fetch, deadline: float, window: range
     ) -> list[Outcome]:
         keys = fetch.keys[window.start : window.stop]
+        slots = fetch.destinations[window.start : window.stop]
+        places = np.array([self._arena.offset_of(slot) for slot in slots], np.uint64)
+        room = np.array([len(slot) for slot in slots])
         try:
-            found = looked.part(window)
+            found, intact = await self._bring(peer, keys, places, room, deadline)
             unknown = np.flatnonzero(found.nbytes == 0)
             if len(unknown):
                 found.fill(unknown, await self._locate(peer, keys[unknown], deadline))
-            outcomes = {}
-            wanted = []
-            for i, position in enumerate(window):
-                nbytes = int(found.nbytes[i])
-                failure = None
-                if nbytes < 0:
-                    failure = Failure.CHANGED if nbytes == CHANGED else Failure.MISSING
-                elif nbytes > len(fetch.destinations[position]):
-                    failure = Failure.TOO_LARGE
-                else:
-                    wanted.append(i)
-                outcomes[i] = Outcome(position, failure=failure)
-            slots = [fetch.destinations[window[i]] for i in wanted]
-            intact = await self._read(peer, found, wanted, slots, deadline) if wanted else b""
-            damaged = []
-            for i, good in zip(wanted, intact, strict=True):
-                if good:
-                    nbytes, value = int(found.nbytes[i]), int(found.checksums[i])
-                    outcomes[i] = Outcome(window[i], nbytes, value)
-                else:
-                    damaged.append(i)
-            if damaged:  # evicted meanwhile, or worse?
-                now = await self._locate(peer, keys, deadline)
-                for i in damaged:
-                    same = now.generations[i] == found.generations[i]
-                    same &= now.offsets[i] == found.offsets[i]  # its extent may be cut anew
-                    failure = Failure.CORRUPT if same else Failure.CHANGED
-                    outcomes[i] = Outcome(window[i], failure=failure)
-            return [outcomes[i] for i in range(len(window))]
+                wanted = unknown[found.fitting(room)[unknown]]
+                if len(wanted):
+                    rows = found.rows(wanted, places)
+                    intact[wanted] = await self._read(peer, rows, deadline)
+            damaged = np.flatnonzero(found.fitting(room) & ~intact)
+            now = Found.unknown(len(keys))
+            if len(damaged):  # evicted meanwhile, or worse?
+                now.fill(damaged, await self._locate(peer, keys[damaged], deadline))
+            same = now.generations == found.generations
+            same &= now.offsets == found.offsets  # its extent may be cut anew
         except NoAnswerError as error:
             return failed(window, error.failure, error.detail)
+        outcomes = []
+        for i, position in enumerate(window):
+            nbytes, failure = int(found.nbytes[i]), None
+            if nbytes < 0:
+                failure = Failure.CHANGED if nbytes == CHANGED else Failure.MISSING
+            elif nbytes > room[i]:
+                failure = Failure.TOO_LARGE
+            elif not intact[i]:
+                failure = Failure.CORRUPT if same[i] else Failure.CHANGED
+            if failure is not None:
+                outcomes.append(Outcome(position, failure=failure))
+            else:
+                outcomes.append(Outcome(position, nbytes, int(found.checksums[i])))
+        return outcomes
 
-    async def _look(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
-        """What the peer's tables say, read by ourselves."""
-        found = Found.unknown(len(keys))
+    async def _bring(
+        self,
+        peer: PeerInfo,
+        keys: KeyArray,
+        places: npt.NDArray[np.uint64],
+        room: npt.NDArray[np.int64],
+        deadline: float,
+    ) -> tuple[Found, Flags]:
+        """What the peer's tables say, and which chunks arrived intact by that: nobody was asked."""
+        found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
         known = self._current(peer)
-        asking = time.monotonic() < self._ask_until.get(peer.node_id, 0)
-        if known is None or asking or not len(keys):
-            return found
-        command = Look(agent=known.agent, keys=keys[:LOOK_MOST].tobytes())
+        if known is None or self._sleeps(peer):
+            return found, intact
+        n = min(len(keys), BRING_MOST)
+        slots = np.stack([places[:n], room[:n].astype(np.uint64)], axis=1)
+        command = Bring(agent=known.agent, keys=keys[:n].tobytes(), slots=slots.tobytes())
         try:
-            looked = await self._call(peer, command, deadline)
+            brought = await self._call(peer, command, deadline)
         except NoAnswerError:
-            if time.monotonic() < deadline:
-                # Its agent is gone, but there may be a new one: its actor knows.
-                self._failed.pop(peer.node_id, None)
-            return found
-        assert isinstance(looked, Looked)
-        if looked.seconds > SLOW_SECONDS:
+            if time.monotonic() >= deadline:
+                raise
+            # Its agent is gone, but there may be a new one: its actor knows.
+            self._failed.pop(peer.node_id, None)
+            return found, intact
+        assert isinstance(brought, Brought)
+        if brought.seconds > SLOW_SECONDS and not self._sleepy(peer):
             logger.info(
-                "Node %s has to be woken to be read from (%.1f ms): for %.0f s it is asked instead",
-                peer.node_id, 1000 * looked.seconds, ASKING_SECONDS,
+                "Node %s has to be woken to be read from (%.1f ms): for %.0f s it is asked first",
+                peer.node_id, 1000 * brought.seconds, ASKING_SECONDS,
             )  # fmt: skip
-            self._ask_until[peer.node_id] = time.monotonic() + ASKING_SECONDS
-        n = min(len(keys), LOOK_MOST)
-        found.fill(np.arange(n), Found.of(looked, n))
-        return found
+            self._sleepy_until[peer.node_id] = time.monotonic() + ASKING_SECONDS
+        found.fill(np.arange(n), Found.of(brought, n))
+        intact[:n] = np.frombuffer(brought.intact, np.bool_)
+        return found, intact
+
+    def _sleepy(self, peer: PeerInfo) -> bool:
+        """Whether it attends to READs only for a while after it was asked."""
+        return time.monotonic() < self._sleepy_until.get(peer.node_id, 0)
+
+    def _sleeps(self, peer: PeerInfo) -> bool:
+        """Whether it has to be asked, so that it attends to READs."""
+        asked = self._asked_at.get(peer.node_id, 0)
+        return self._sleepy(peer) and time.monotonic() > asked + AWAKE_SECONDS
 
     async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
         """What the peer's actor says, whose agent our process knows then."""
@@ -205,6 +223,7 @@ class NixlTransport:
         assert locate is not None, "obstacle"
         known = self._current(peer)
         version = known.version if known is not None else ""
+        self._asked_at[peer.node_id] = time.monotonic()
         answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline)
         try:
             located = decode(answer, Located)
@@ -226,32 +245,19 @@ class NixlTransport:
                 self._known[peer.node_id] = known
         return found
 
-    async def _read(
-        self,
-        peer: PeerInfo,
-        found: Found,
-        wanted: Sequence[int],
-        slots: Sequence[npt.NDArray[np.uint8]],
-        deadline: float,
-    ) -> bytes:
-        """Which of the wanted chunks arrived intact in their slots, 1 or 0 each."""
+    async def _read(self, peer: PeerInfo, rows: npt.NDArray[np.uint64], deadline: float) -> Flags:
+        """Which chunks arrived intact in their slots."""
         known = self._current(peer)
         if known is None:
             raise NoAnswerError(Failure.LOST, "its agent, or ours, has just gone")
-        rows = np.empty((len(wanted), ROW), np.uint64)
-        rows[:, 0] = [self._arena.offset_of(slot) for slot in slots]
-        rows[:, 1] = found.offsets[wanted]
-        rows[:, 2] = found.nbytes[wanted]
-        rows[:, 3] = found.checksums[wanted]
         arrived = await self._call(peer, Read(agent=known.agent, rows=rows.tobytes()), deadline)
         assert isinstance(arrived, Arrived)
-        return arrived.intact
+        return np.frombuffer(arrived.intact, np.bool_)
 
     async def _call(self, peer: PeerInfo, command: Command, deadline: float) -> Result:
         """The answer of our process."""
-        call = partial(self._helper.call, command, deadline)
         try:
-            return await to_the_end(call, self._helper.executor)
+            return await self._helper.call(command, deadline)
         except HelperError as error:
             known = self._known.get(peer.node_id)
             if known is not None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 import struct
-from typing import TypeVar
+from collections.abc import Iterator
+from typing import Generic, TypeVar
 
 import msgspec
 
@@ -16,8 +17,10 @@ ROW = 4
 """Numbers of a row of ``Read``: offset here, offset there, bytes, checksum; uint64 each."""
 AT_ONCE = 8
 """Commands under way at a time; more wait."""
-LOOK_MOST = 2048
-"""Keys of one ``Look``."""
+SLOT_ROW = 2
+"""Numbers of a row of ``Bring``: offset here, bytes there is room for; uint64 each."""
+BRING_MOST = 2048
+"""Keys of one ``Bring``."""
 
 
 class Tables(Message, frozen=True):
@@ -56,19 +59,21 @@ class Read(Message, frozen=True, tag=True):
     """uint64[n, ROW]."""
 
 
-class Look(Message, frozen=True, tag=True):
-    """Look chunks up in a peer's tables."""
+class Bring(Message, frozen=True, tag=True):
+    """Look chunks up in a peer's tables, and read those that are found, as ``Read`` does."""
 
     agent: str
     keys: bytes
-    """At most ``LOOK_MOST``, 16 bytes each."""
+    """At most ``BRING_MOST``, 16 bytes each."""
+    slots: bytes
+    """uint64[n, SLOT_ROW]."""
 
 
 class Serve(Message, frozen=True, tag=True):
     """A peer is about to read: attend to it. Not answered."""
 
 
-Command = Register | Meet | Read | Look
+Command = Register | Meet | Read | Bring
 
 
 class Request(Message, frozen=True):
@@ -104,7 +109,7 @@ class Arrived(Message, frozen=True, tag=True):
     """For each row: 1 if the bytes have the checksum, else 0."""
 
 
-class Looked(Message, frozen=True, tag=True):
+class Brought(Message, frozen=True, tag=True):
     """What the tables say; the arrays are those of ``Located``."""
 
     nbytes: bytes
@@ -112,6 +117,8 @@ class Looked(Message, frozen=True, tag=True):
     offsets: bytes
     generations: bytes
     checksums: bytes
+    intact: bytes
+    """As in ``Arrived``; 0 also for chunks that were not read."""
     seconds: float
     """What the first READ took."""
 
@@ -122,7 +129,7 @@ class Failed(Message, frozen=True, tag=True):
     why: str
 
 
-Result = Ready | Registered | Met | Arrived | Looked | Failed
+Result = Ready | Registered | Met | Arrived | Brought | Failed
 
 
 class Answer(Message, frozen=True):
@@ -136,31 +143,39 @@ _LENGTH = struct.Struct("<I")
 M = TypeVar("M", bound=Message)
 
 
+def framed(message: Message) -> bytes:
+    """A message as it is sent."""
+    body = encode(message)
+    return _LENGTH.pack(len(body)) + body
+
+
 def send(link: socket.socket, message: Message) -> None:
     """Send a message. Blocks while the other side does not read.
 
     Raises:
         OSError: the other side is gone.
     """
-    body = encode(message)
-    link.sendall(_LENGTH.pack(len(body)) + body)
+    link.sendall(framed(message))
 
 
-def receive(link: socket.socket, decoder: msgspec.msgpack.Decoder[M]) -> M | None:
-    """The next message; None when the other side is gone."""
-    try:
-        head = _exactly(link, _LENGTH.size)
-        body = _exactly(link, *_LENGTH.unpack(head)) if head else None
-    except OSError:
-        return None
-    return decoder.decode(body) if body else None
+class Incoming(Generic[M]):
+    """Makes messages of what arrives, in whatever pieces.
 
+    Args:
+        kind: of the messages.
+    """
 
-def _exactly(link: socket.socket, n: int) -> bytes | None:
-    data = bytearray()
-    while len(data) < n:
-        part = link.recv(n - len(data))
-        if not part:
-            return None
-        data += part
-    return bytes(data)
+    def __init__(self, kind: type[M]) -> None:
+        self._decoder = msgspec.msgpack.Decoder(kind)
+        self._data = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[M]:
+        """The messages that are complete with this piece."""
+        self._data += data
+        while len(self._data) >= _LENGTH.size:
+            end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
+            if len(self._data) < end:
+                return
+            message = self._decoder.decode(self._data[_LENGTH.size : end])
+            del self._data[:end]
+            yield message
