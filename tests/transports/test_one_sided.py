@@ -13,7 +13,7 @@ from lmkv_ray.arena import checksum, this_process
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason
 from lmkv_ray.transports import Failure, Fetch, Outcome, PeerInfo
-from lmkv_ray.transports.nixl import transport
+from lmkv_ray.transports.nixl import attention
 from lmkv_ray.transports.nixl.wire import Register
 from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
 
@@ -34,7 +34,8 @@ async def here() -> AsyncIterator[Here]:
 @pytest_asyncio.fixture(loop_scope="module")
 async def store(here: Here, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Store]:
     """A peer whose tables are known, and all whose checksums are."""
-    monkeypatch.setattr(transport, "SLOW_SECONDS", SECONDS)  # however busy the machine is
+    for name in ("SLOW_SECONDS", "FAR_SECONDS"):  # however busy the machine is
+        monkeypatch.setattr(attention, name, SECONDS)
     store = Store()
     for helper in (store.helper, here.helper):
         await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
@@ -129,21 +130,10 @@ async def test_damage_is_noticed_and_told_from_eviction(here: Here, store: Store
 async def test_a_peer_that_sleeps_is_asked_first(
     here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def asked() -> bool:
+    monkeypatch.setattr(attention, "SLOW_SECONDS", 0.0)
+    for awake, asked in ((SECONDS, False), (-SECONDS, True), (-SECONDS, True), (SECONDS, False)):
+        monkeypatch.setattr(attention, "AWAKE_SECONDS", awake)
         store.calls = 0
         assert failures(await _fetch(here, store, KEYS)) == [None] * COUNT
-        return store.calls > 0
-
-    monkeypatch.setattr(transport, "SLOW_SECONDS", 0.0)
-    monkeypatch.setattr(transport, "AWAKE_SECONDS", SECONDS)
-    assert not await asked(), "it was when its tables were not known, and is awake"
-    monkeypatch.setattr(transport, "AWAKE_SECONDS", 0.0)
-    assert await asked()
-    assert await asked()
-    monkeypatch.setattr(transport, "AWAKE_SECONDS", SECONDS)
-    assert not await asked()
-    monkeypatch.setattr(transport, "AWAKE_SECONDS", 0.0)
-    monkeypatch.setattr(transport, "SLOW_SECONDS", SECONDS)
-    assert await asked()
-    here.transport._sleepy_until.clear()  # a while later
-    assert not await asked(), "maybe it was not asleep, but busy"
+        assert (store.calls > 0) == asked
+    here.transport._attention.clear()

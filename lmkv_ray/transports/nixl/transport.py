@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -26,6 +27,7 @@ from lmkv_ray.transports.base import (
     groups,
 )
 from lmkv_ray.transports.chunk_reader import CHANGED
+from lmkv_ray.transports.nixl.attention import Attention
 from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
 from lmkv_ray.transports.nixl.source import Located
@@ -51,12 +53,6 @@ bytes, not the asking."""
 IN_FLIGHT = 4
 RETRY_SECONDS = 60.0
 """How long a peer is not read from after a READ has failed or hung."""
-SLOW_SECONDS = 2e-3
-"""A READ of a few bytes that takes longer had to wait for the peer, which was asleep."""
-ASKING_SECONDS = 300.0
-"""For how long that is held against it."""
-AWAKE_SECONDS = 1.0
-"""For so long after it was asked a peer is not asleep: half of what ``process`` promises."""
 
 
 @dataclass(frozen=True)
@@ -80,8 +76,7 @@ class NixlTransport:
     What this does not settle takes two more: the peer's actor says where the chunks are and what
     their checksums are, and our process reads them. That is so at first, when the peer's tables are
     not known; for chunks whose checksum was not noted yet; for what is not there, or has changed
-    (only an actor knows). Where the network has no hardware that reads memory, the peer's process
-    sleeps, and asking wakes it: that comes first then, once a second.
+    (only an actor knows). Peers that sleep or are far away are asked first (see ``Attention``).
 
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
@@ -106,8 +101,7 @@ class NixlTransport:
         self._window_bytes = window_bytes
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[float, str]] = {}
-        self._sleepy_until: dict[str, float] = {}
-        self._asked_at: dict[str, float] = {}
+        self._attention: defaultdict[str, Attention] = defaultdict(Attention)
 
     def obstacle(self, peer: PeerInfo) -> str | None:
         """Why this transport cannot serve a peer; gets ready if it can."""
@@ -183,8 +177,8 @@ class NixlTransport:
     ) -> tuple[Found, Flags]:
         """What the peer's tables say, and which chunks arrived intact by that: nobody was asked."""
         found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
-        known = self._current(peer)
-        if known is None or self._sleeps(peer):
+        known, attention = self._current(peer), self._attention[peer.node_id]
+        if known is None or attention.wants_asking(time.monotonic()):
             return found, intact
         n = min(len(keys), BRING_MOST)
         slots = np.stack([places[:n], room[:n].astype(np.uint64)], axis=1)
@@ -198,24 +192,15 @@ class NixlTransport:
             self._failed.pop(peer.node_id, None)
             return found, intact
         assert isinstance(brought, Brought)
-        if brought.seconds > SLOW_SECONDS and not self._sleepy(peer):
+        news = attention.looked(time.monotonic(), brought.seconds)
+        if news is not None:
             logger.info(
-                "Node %s has to be woken to be read from (%.1f ms): for %.0f s it is asked first",
-                peer.node_id, 1000 * brought.seconds, ASKING_SECONDS,
+                "Node %s %s: a READ of its tables took %.1f ms",
+                peer.node_id, news, 1000 * brought.seconds,
             )  # fmt: skip
-            self._sleepy_until[peer.node_id] = time.monotonic() + ASKING_SECONDS
         found.fill(np.arange(n), Found.of(brought, n))
         intact[:n] = np.frombuffer(brought.intact, np.bool_)
         return found, intact
-
-    def _sleepy(self, peer: PeerInfo) -> bool:
-        """Whether it attends to READs only for a while after it was asked."""
-        return time.monotonic() < self._sleepy_until.get(peer.node_id, 0)
-
-    def _sleeps(self, peer: PeerInfo) -> bool:
-        """Whether it has to be asked, so that it attends to READs."""
-        asked = self._asked_at.get(peer.node_id, 0)
-        return self._sleepy(peer) and time.monotonic() > asked + AWAKE_SECONDS
 
     async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
         """What the peer's actor says, whose agent our process knows then."""
@@ -223,7 +208,7 @@ class NixlTransport:
         assert locate is not None, "obstacle"
         known = self._current(peer)
         version = known.version if known is not None else ""
-        self._asked_at[peer.node_id] = time.monotonic()
+        self._attention[peer.node_id].asked(time.monotonic())
         answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline)
         try:
             located = decode(answer, Located)
