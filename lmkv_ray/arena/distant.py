@@ -1,9 +1,9 @@
 """An arena in the memory of another process or host, which can be read but not mapped.
 
-Says where to read, and what was read means; whoever reads does so three times: the keys' buckets of
-the index, the rows of the slots they name, the chunks. What is torn, stale or spilled leaves a key
-unknown, or gives bytes that have not the checksum of its row; nothing worse, so the arena's writer
-need not know of us. Chunks whose checksum was not noted are unknown, too.
+Says where to read, and what was read means; whoever reads does so twice: the keys' buckets of the
+index; then the rows of the slots they name, and the slots. What is torn, stale or spilled leaves a
+key unknown, or gives bytes that have not the checksum of its row; nothing worse, so the arena's
+writer need not know of us. Chunks whose checksum was not noted are unknown, too.
 """
 
 from __future__ import annotations
@@ -59,21 +59,22 @@ class DistantArena:
         """Second reading: addresses of the rows (64 bytes) of slots."""
         return self.slots + slots * SLOT.itemsize
 
-    def chunks(
+    def places(self, slots: Numbers) -> tuple[Numbers, Numbers]:
+        """And where the slots begin in the data, and their sizes; anything where there is none."""
+        _, offsets, sizes = locate(self.geometry, self.slot_bytes, slots)
+        return offsets, sizes
+
+    def holds(
         self, keys: KeyArray, slots: Numbers, rows: npt.NDArray[np.void]
-    ) -> tuple[npt.NDArray[np.bool_], Numbers]:
-        """What it said: which of the slots hold their key's chunk, and where those begin.
+    ) -> npt.NDArray[np.bool_]:
+        """What it said: which of the slots hold their key's chunk, of the row's size and checksum.
 
         Args:
             keys: uint64[n, 2].
             slots: int64[n], of ``slots_of``.
             rows: SLOT[n], anything where there is no slot.
-
-        Returns:
-            bool[n], and for the third reading offsets in the data, int64[n]; sizes and checksums
-            are the rows'.
         """
-        here, offsets, size = locate(self.geometry, self.slot_bytes, slots)
+        here, _, sizes = locate(self.geometry, self.slot_bytes, slots)
         here &= is_readable(rows["generation"]) & (rows["key"] == keys).all(axis=1)
-        here &= (rows["checksum"] != 0) & (rows["nbytes"] > 0) & (rows["nbytes"] <= size)
-        return here, offsets
+        here &= (rows["checksum"] != 0) & (rows["nbytes"] > 0) & (rows["nbytes"] <= sizes)
+        return here

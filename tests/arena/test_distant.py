@@ -74,7 +74,7 @@ def distant(reader: ArenaReader, memory: Memory, hidden: int = -1) -> DistantAre
 
 
 def find(arena: DistantArena, memory: Memory, keys: KeyArray) -> dict[int, np.ndarray]:
-    """Three readings: the chunks that are said to be there, by position."""
+    """Two readings: the chunks that are said to be there, by position."""
     tags, rows = arena.buckets(keys)
     slots = arena.slots_of(
         keys,
@@ -84,11 +84,16 @@ def find(arena: DistantArena, memory: Memory, keys: KeyArray) -> dict[int, np.nd
     read = np.zeros(len(keys), SLOT)
     named = slots >= 0
     read[named] = memory.read(arena.rows(slots[named]), SLOT.itemsize).view(SLOT).ravel()
-    there, offsets = arena.chunks(keys, slots, read)
+    offsets, sizes = arena.places(slots)
+    places = {
+        i: memory.read(arena.data + offsets[i : i + 1], int(sizes[i]))[0]
+        for i in np.flatnonzero(named).tolist()
+    }
+    there = arena.holds(keys, slots, read)
     found = {}
     for i in np.flatnonzero(there).tolist():
         nbytes = int(read["nbytes"][i])
-        found[i] = memory.read(np.array([arena.data + offsets[i]]), nbytes)[0]
+        found[i] = places[i][:nbytes]
         assert checksum(np.ascontiguousarray(found[i])) == read["checksum"][i]
     return found
 
@@ -135,9 +140,10 @@ def test_rows_that_lie_are_not_followed(writer: ArenaWriter, reader: ArenaReader
     rows["generation"][5] = 3
     rows["checksum"][6] = 0
     rows["key"][7] = 0
-    there, offsets = arena.chunks(KEYS[:8], slots, rows)
-    assert there.tolist() == [True, True] + [False] * 6
-    assert offsets[:2].tolist() == [0, SIZES[0]]
+    assert arena.holds(KEYS[:8], slots, rows).tolist() == [True, True] + [False] * 6
+    offsets, sizes = arena.places(slots)
+    assert offsets.tolist() == [i * SIZES[0] for i in range(8)]
+    assert set(sizes.tolist()) == {SIZES[0]}
     tags, lanes = np.zeros((2, LANES), np.uint64), np.full((2, LANES), 2**32 - 1, np.uint32)
     tags[:, 3] = key_tags(KEYS[:2])
     assert arena.slots_of(KEYS[:2], tags, lanes).tolist() == [-1, -1]

@@ -11,14 +11,17 @@ peers, each started when it is first needed (half a second, 60 MiB) and ended wi
   holds for every kind of network.
 * The calls block for as long as some transfers take, and some of them keep the GIL.
 
-    transport   ``NixlTransport``: chunks are found in the peer's tables, or its actor is asked;
-                then they are read in windows, and verified
-    found       what is known of chunks, from either
+    transport   ``NixlTransport``: chunks are found in the peer's tables and read, in windows; or
+                the peer's actor is asked where they are, then they are read
+    attention     which of the two comes first
+    found         what is known of chunks, from either
     source      ``NixlSource``: the actor's answer (``locate``), with where its tables are
     helper      the process, as its parent sees it
     process     the program it runs: it alone knows NIXL, with
+    bringing      two READs: what the index says; then the slots that it names
+    reading       READs of known places, and verifying what has arrived
     transfers     READs under way
-    looking       two READs that look keys up in a peer's tables
+    regions       what is registered
     wire        what the two say to each other
 
 Targets are slots of the arena, in DRAM. GPU memory as a target needs no other protocol: a row of
