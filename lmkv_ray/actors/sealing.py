@@ -1,4 +1,4 @@
-"""Checksums of what engines have saved, noted a moment later: then peers can read without asking.
+"""Checksums of what engines have saved, noted before others hear of it: they can read unasked.
 
 Engines do not compute them: a GPU's copies never pass a processor. Whoever needs one that was not
 noted computes it (``ArenaReader.summed``), but peers that read by themselves cannot.
@@ -30,9 +30,14 @@ class Sealing:
 
     async def step(self) -> None:
         """Note what is missing, as far as the shard remembers what that is."""
+        while self.wanted and self._shard.unsealed:
+            await self.batch()
+
+    async def batch(self) -> None:
+        """Note what is missing of the last chunks: what the directory is going to be told of."""
         unsealed = self._shard.unsealed
-        while self.wanted and unsealed:
-            keys = [unsealed.popleft() for _ in range(min(len(unsealed), BATCH))]
+        if self.wanted and unsealed:
+            keys = [unsealed.pop() for _ in range(min(len(unsealed), BATCH))]
             for slot, generation, value in await asyncio.to_thread(self._sum, keys):
                 self._shard.writer.set_checksum(slot, generation, value)
 

@@ -112,9 +112,11 @@ class ShardActor:
             return
         self._clearing = Clearing(self._shard, self._tiers, self._peers)
         await self._clearing.start()
-        self._telling = Telling(self._shard, self._directory, self._clearing.catch_up)
-        self._handover = Handover(self._shard, node_id, self._peers, self._directory)
         self._sealing = Sealing(self._shard)
+        self._telling = Telling(
+            self._shard, self._directory, self._clearing.catch_up, self._sealing.batch
+        )
+        self._handover = Handover(self._shard, node_id, self._peers, self._directory)
         self._replication = Replication(self._shard, self._handover, settings.replicas)
         self._operations = Operations(
             self._shard, node_id, self._tiers, self._demotion, self._peers

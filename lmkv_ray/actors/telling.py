@@ -28,6 +28,7 @@ class Telling:
         shard: about whom.
         directory: whom.
         catch_up: carries out clears that were missed.
+        seal: called before the directory is told of anything.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Telling:
         shard: Shard,
         directory: Directory,
         catch_up: Callable[[list[Clear]], Awaitable[object]],
+        seal: Callable[[], Awaitable[object]],
     ) -> None:
         self.draining = False
         """Whether the node is about to leave."""
@@ -43,6 +45,7 @@ class Telling:
         self._shard = shard
         self._directory = directory
         self._catch_up = catch_up
+        self._seal = seal
         self._told: dict[int, tuple[float, int, bool]] = {}
 
     def start(self) -> list[asyncio.Task[None]]:
@@ -63,6 +66,7 @@ class Telling:
         if not beat and not state.deltas.pending(part):
             return
         self._told[part] = (now, *facts)
+        await self._seal()
         while True:
             delta = msgspec.structs.replace(
                 state.delta(part),

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from collections.abc import Iterator
+from typing import cast
 
 import pytest
 
 from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.sealing import BATCH, Sealing
+from lmkv_ray.actors.telling import Telling
 from lmkv_ray.arena import checksum
 from lmkv_ray.config import load_settings
-from lmkv_ray.messages import Commit
+from lmkv_ray.messages import Clear, Commit, Delta
 from tests.actors.fakes import CHUNK_BYTES, make_keys
 
 SETTINGS = load_settings({"capacity": 16 << 20})
@@ -55,6 +59,28 @@ async def test_what_was_saved_gets_its_checksum(shard: Shard) -> None:
     sums = [checksum(shard.writer.payload(shard.state.chunks.slot(k))[:CHUNK_BYTES]) for k in KEYS]
     assert noted(shard, KEYS) == [17, *sums[1:]]
     assert not shard.unsealed
+
+
+async def test_the_directory_hears_of_chunks_that_have_their_checksums(shard: Shard) -> None:
+    """Who has heard of them from it can read them without asking."""
+    told: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+
+    class Listening:
+        async def tell(self, part: int, delta: Delta) -> None:
+            if not told.done():
+                told.set_result(noted(shard, KEYS[:5]))
+
+    async def no_clears(clears: list[Clear]) -> None:
+        assert not clears
+
+    sealing = Sealing(shard)
+    sealing.wanted = True
+    directory = cast(Directory, Listening())
+    publish(shard, KEYS[:5])
+    tasks = Telling(shard, directory, no_clears, sealing.batch).start()
+    assert all(await asyncio.wait_for(told, 30))
+    for task in tasks:
+        task.cancel()
 
 
 async def test_what_went_meanwhile_is_let_go(shard: Shard) -> None:
