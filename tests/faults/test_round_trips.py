@@ -28,9 +28,9 @@ def fresh() -> Iterator[Lab]:
 def test_the_first_chunk_is_here_after_three_round_trips(fresh: Lab) -> None:
     """One asks the directory, one the peer where its chunks are, one reads them.
 
-    Once in a while a reader tries whether it can look into the peer's tables by itself, which is
-    two more here, and pays only where a round trip is nothing. A connection that was idle may send
-    but a few packets at first, which would be a fourth one: that is TCP's, and switched off here.
+    Once in a while a reader looks into the peer's tables by itself, which takes as many. A
+    connection that was idle may send but a few packets at first, which would be a fourth one: that
+    is TCP's, and switched off here.
     """
     lab = fresh
     lab.wait_healthy(60)

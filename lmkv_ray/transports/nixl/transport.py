@@ -76,7 +76,7 @@ class NixlTransport:
     What this does not settle takes two more: the peer's actor says where the chunks are and what
     their checksums are, and our process reads them. That is so at first, when the peer's tables are
     not known; for chunks whose checksum was not noted yet; for what is not there, or has changed
-    (only an actor knows). Peers that sleep are asked first (see ``Attention``).
+    (only an actor knows). Peers that sleep or are far away are asked first (see ``Attention``).
 
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
@@ -192,10 +192,11 @@ class NixlTransport:
             self._failed.pop(peer.node_id, None)
             return found, intact
         assert isinstance(brought, Brought)
-        if attention.looked(time.monotonic(), brought.seconds):
+        news = attention.looked(time.monotonic(), brought.seconds)
+        if news is not None:
             logger.info(
-                "Node %s sleeps: a READ of its index took %.1f ms. From now on it is woken first",
-                peer.node_id, 1000 * brought.seconds,
+                "Node %s %s: a READ of its index took %.1f ms. From now on it is asked first",
+                peer.node_id, news, 1000 * brought.seconds,
             )  # fmt: skip
         found.fill(np.arange(n), Found.of(brought, n))
         intact[:n] = np.frombuffer(brought.intact, np.bool_)
