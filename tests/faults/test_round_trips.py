@@ -15,12 +15,16 @@ ROUND_TRIP = 0.4
 """Seconds: long beside what computing takes, also on a busy machine."""
 
 
+WARM_UP, CHUNKS = 3, 16
+"""Documents fetched before, until TCP has learnt how much may be under way at a time."""
+
+
 @pytest.fixture
 def fresh() -> Iterator[Lab]:
     """Hosts whose connections have not learnt from lost packets to send but a few at a time."""
     if reason := why_not():
         pytest.skip(reason)
-    lab = Lab(2)
+    lab = Lab(2, stage_seconds=60.0)
     yield lab
     lab.close()
 
@@ -34,11 +38,13 @@ def test_the_first_chunk_is_here_after_three_round_trips(fresh: Lab) -> None:
     """
     lab = fresh
     lab.wait_healthy(60)
-    lab.ask(1, lab.shared())  # the nodes know each other
+    learning = [lab.shared(CHUNKS) for _ in range(WARM_UP)]
     documents = [lab.shared(1) for _ in range(3)]
     for host in lab.hosts:
         host.run("echo 0 > /proc/sys/net/ipv4/tcp_slow_start_after_idle")
     lab.hosts.degrade(Path(delay=ROUND_TRIP / 2))
+    for number in learning:
+        assert lab.engines[1].call("gather", [number], CHUNKS)[2] == CHUNKS
     taken = []
     for number in documents:
         first, _, present = lab.engines[1].call("gather", [number], 1)
