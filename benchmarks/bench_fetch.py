@@ -188,7 +188,7 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
         assert len(await actor.raw.remote(n)) == n * chunk
 
     async def read(n: int) -> None:
-        await asyncio.to_thread(raw.read, n)
+        raw.read(n)  # nothing else waits for the event loop
 
     async def wake(_: int) -> None:
         await actor.locate.remote(b"", "")

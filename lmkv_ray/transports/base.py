@@ -169,7 +169,8 @@ async def to_the_end(function: Callable[[], T], executor: Executor | None = None
 
 async def all_ended(futures: Iterable[asyncio.Future[T]]) -> None:
     """Wait until all have ended, also when cancelled meanwhile (that is passed on afterwards)."""
-    running = [future for future in futures if not future.done()]
+    awaited = list(futures)
+    running = [future for future in awaited if not future.done()]
     cancelled = False
     while running:
         try:
@@ -178,6 +179,9 @@ async def all_ended(futures: Iterable[asyncio.Future[T]]) -> None:
             cancelled = True
         running = [future for future in running if not future.done()]
     if cancelled:
+        for future in awaited:
+            if not future.cancelled():
+                future.exception()  # nobody is left to ask for it, which asyncio would log
         raise asyncio.CancelledError
 
 

@@ -70,7 +70,7 @@ class RayClusterSpec(Strict):
 
     headGroupSpec: HeadGroup  # noqa: N815
     workerGroupSpecs: list[WorkerGroup] = []  # noqa: N815
-    rayVersion: str | None = None  # noqa: N815
+    rayVersion: str  # noqa: N815
     authOptions: AuthOptions | None = None  # noqa: N815
     enableInTreeAutoscaling: bool | None = None  # noqa: N815
     autoscalerOptions: AutoscalerOptions | None = None  # noqa: N815

@@ -47,9 +47,11 @@ async def store(here: Here, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[St
     await store.close()
 
 
-async def _fetch(here: Here, store: Store, keys: KeyArray) -> list[Outcome]:
+async def _fetch(
+    here: Here, store: Store, keys: KeyArray, within: float = SECONDS
+) -> list[Outcome]:
     peer = PeerInfo("peer", *store.describe(), read=store.read, locate=store.locate)
-    wish = Fetch(keys, here.places(len(keys)), SECONDS)
+    wish = Fetch(keys, here.places(len(keys)), within)
     outcomes = [outcome async for outcome in here.transport.fetch(peer, wish)]
     for outcome in outcomes:
         landed = here.writer.payload(here.slots[outcome.position])[: CHUNK - 4096]
@@ -68,6 +70,15 @@ async def test_a_busy_peer_is_read_from_all_the_same(here: Here, store: Store) -
     assert [o.checksum for o in outcomes] == store.reader.checksums(store.slots).tolist()
     assert await _fetch(here, store, KEYS[:0]) == []
     assert store.calls == 0
+
+
+async def test_what_has_arrived_is_used_though_its_actor_is_silent(
+    here: Here, store: Store
+) -> None:
+    store.set_mood("hang")
+    keys = np.concatenate([KEYS[:9], OTHERS[:1], KEYS[9:]])
+    outcomes = await _fetch(here, store, keys, within=1.0)
+    assert failures(outcomes) == [None] * 9 + [Failure.LATE] + [None] * (COUNT - 9)
 
 
 async def test_its_actor_is_asked_about_what_is_not_there(here: Here, store: Store) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import threading
 from collections.abc import AsyncIterator
@@ -17,7 +18,7 @@ from lmkv_ray.arena import checksum
 from lmkv_ray.errors import TransportError
 from lmkv_ray.messages import MissReason
 from lmkv_ray.transports import ChunkReader, Helper, Transport, Transports, all_transports, host_id
-from lmkv_ray.transports.base import groups, to_the_end
+from lmkv_ray.transports.base import all_ended, groups, to_the_end
 from lmkv_ray.transports.chunk_reader import MISSING
 from tests.transports.harness import CHUNK, COUNT, LocalPeer, content_of, some_keys
 
@@ -135,3 +136,23 @@ async def test_a_cancelled_copy_is_waited_for() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert done
+
+
+async def test_what_a_cancelled_wait_missed_is_not_logged() -> None:
+    said: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: said.append(context["message"]))
+
+    async def fail() -> None:
+        await asyncio.sleep(0.01)
+        raise OSError
+
+    async def give_up() -> None:
+        waiting = asyncio.create_task(all_ended([asyncio.ensure_future(fail())]))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.wait([waiting])
+
+    await give_up()
+    gc.collect()
+    assert not said

@@ -41,7 +41,7 @@ from lmkv_ray.transports.nixl.wire import (
     Read,
     Result,
 )
-from lmkv_ray.transports.windows import failed, in_windows
+from lmkv_ray.transports.windows import in_windows
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,9 @@ class NixlTransport:
         slots = fetch.destinations[window.start : window.stop]
         places = np.array([self._arena.offset_of(slot) for slot in slots], np.uint64)
         room = np.array([len(slot) for slot in slots])
+        found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
+        now = Found.unknown(len(keys))
+        silence: NoAnswerError | None = None
         try:
             found, intact = await self._bring(peer, keys, places, room, deadline)
             unknown = np.flatnonzero(found.nbytes == 0)
@@ -145,26 +148,27 @@ class NixlTransport:
                     rows = found.rows(wanted, places)
                     intact[wanted] = await self._read(peer, rows, deadline)
             damaged = np.flatnonzero(found.fitting(room) & ~intact)
-            now = Found.unknown(len(keys))
             if len(damaged):  # evicted meanwhile, or worse?
                 now.fill(damaged, await self._locate(peer, keys[damaged], deadline))
-            same = now.generations == found.generations
-            same &= now.offsets == found.offsets  # its extent may be cut anew
         except NoAnswerError as error:
-            return failed(window, error.failure, error.detail)
+            silence = error
+        same = now.generations == found.generations
+        same &= now.offsets == found.offsets  # its extent may be cut anew
         outcomes = []
         for i, position in enumerate(window):
-            nbytes, failure = int(found.nbytes[i]), None
+            nbytes, detail = int(found.nbytes[i]), ""
+            if intact[i]:
+                outcomes.append(Outcome(position, nbytes, int(found.checksums[i])))
+                continue
             if nbytes < 0:
                 failure = Failure.CHANGED if nbytes == CHANGED else Failure.MISSING
             elif nbytes > room[i]:
                 failure = Failure.TOO_LARGE
-            elif not intact[i]:
-                failure = Failure.CORRUPT if same[i] else Failure.CHANGED
-            if failure is not None:
-                outcomes.append(Outcome(position, failure=failure))
+            elif silence is not None:
+                failure, detail = silence.failure, silence.detail
             else:
-                outcomes.append(Outcome(position, nbytes, int(found.checksums[i])))
+                failure = Failure.CORRUPT if same[i] else Failure.CHANGED
+            outcomes.append(Outcome(position, failure=failure, detail=detail))
         return outcomes
 
     async def _bring(
