@@ -82,7 +82,7 @@ class FarLink:
     def locate(self, number: int, chunks: int) -> StageReply | None:
         """Where the chunks of a document are."""
         keys = b"".join(document(number, chunks))
-        ticket = self._link.stage(keys, 1.0, locate=True)
+        ticket = self._link.stage(keys, 10.0, locate=True)
         assert ticket is not None
         self._wait(lambda: not ticket.pending)
         return ticket.reply
