@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -17,6 +18,8 @@ from lmkv_ray.messages import Clear
 TELL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 1.0
 """How often the directory hears of a shard that has nothing to tell."""
+SEAL_SECONDS = 1.0
+"""For so long the directory waits for checksums."""
 GUEST_SHARE = 8
 """A full shard takes in as much from nodes that leave as this part of itself (an eighth)."""
 
@@ -28,7 +31,7 @@ class Telling:
         shard: about whom.
         directory: whom.
         catch_up: carries out clears that were missed.
-        seal: called before the directory is told of anything.
+        seal: notes checksums of what the directory is going to be told of.
     """
 
     def __init__(
@@ -66,7 +69,8 @@ class Telling:
         if not beat and not state.deltas.pending(part):
             return
         self._told[part] = (now, *facts)
-        await self._seal()
+        with contextlib.suppress(TimeoutError):  # who needs a checksum that was not noted asks
+            await asyncio.wait_for(self._seal(), SEAL_SECONDS)
         while True:
             delta = msgspec.structs.replace(
                 state.delta(part),

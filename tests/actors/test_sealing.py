@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import pytest
@@ -61,26 +61,44 @@ async def test_what_was_saved_gets_its_checksum(shard: Shard) -> None:
     assert not shard.unsealed
 
 
-async def test_the_directory_hears_of_chunks_that_have_their_checksums(shard: Shard) -> None:
-    """Who has heard of them from it can read them without asking."""
-    told: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+class Listening:
+    """A directory: what it was told first, as far as checksums of these keys go."""
 
-    class Listening:
-        async def tell(self, part: int, delta: Delta) -> None:
-            if not told.done():
-                told.set_result(noted(shard, KEYS[:5]))
+    def __init__(self, shard: Shard, keys: list[bytes]) -> None:
+        self._shard, self._keys = shard, keys
+        self.told: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+
+    async def tell(self, part: int, delta: Delta) -> None:
+        if not self.told.done():
+            self.told.set_result(noted(self._shard, self._keys))
+
+
+async def hear(shard: Shard, seal: Callable[[], Awaitable[object]]) -> list[int]:
+    """What the directory hears of the first keys."""
 
     async def no_clears(clears: list[Clear]) -> None:
         assert not clears
 
+    directory = Listening(shard, KEYS[:5])
+    tasks = Telling(shard, cast(Directory, directory), no_clears, seal).start()
+    try:
+        return await asyncio.wait_for(directory.told, 30)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def test_the_directory_hears_of_chunks_that_have_their_checksums(shard: Shard) -> None:
+    """Who has heard of them from it can read them without asking."""
     sealing = Sealing(shard)
     sealing.wanted = True
-    directory = cast(Directory, Listening())
     publish(shard, KEYS[:5])
-    tasks = Telling(shard, directory, no_clears, sealing.batch).start()
-    assert all(await asyncio.wait_for(told, 30))
-    for task in tasks:
-        task.cancel()
+    assert all(await hear(shard, sealing.batch))
+
+
+async def test_checksums_that_do_not_come_keep_nothing_from_the_directory(shard: Shard) -> None:
+    publish(shard, KEYS[:5])
+    assert not any(await hear(shard, asyncio.Event().wait))
 
 
 async def test_what_went_meanwhile_is_let_go(shard: Shard) -> None:
