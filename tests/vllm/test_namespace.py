@@ -11,7 +11,7 @@ from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.messages import Owner
 from lmkv_ray.vllm.metadata import LayoutReport
 from lmkv_ray.vllm.namespace import derive_namespace, hashing
-from tests.vllm.test_places import GROUP, config
+from tests.vllm.two_places import GROUP, config
 
 
 def digest(*layers: int, ranks: list[int] | None = None) -> bytes:
