@@ -82,6 +82,8 @@ class Staging:
         self._shard = shard
         self._finders = finders
         self._flights: dict[bytes, asyncio.Future[None]] = {}
+        self._windows: set[asyncio.Future[None]] = set()
+        """Those under way: each done when its slots are free or filled."""
 
     async def stage(self, stage: Stage) -> StageReply:
         """Return when all chunks are here, no more can come, or the deadline has passed."""
@@ -101,16 +103,16 @@ class Staging:
 
     async def take(
         self, space: int, slot_bytes: int, keys: list[bytes], within: float, finder: Finder
-    ) -> int:
+    ) -> list[bytes]:
         """Fetch chunks that no engine asked for, whatever it costs.
 
         Returns:
-            how many of them are here now.
+            those that are here now.
         """
         deadline = time.monotonic() + within
         job = _Job(space, slot_bytes, keys, [], deadline, self._shard.clears, [finder])
         await self._bring(job)
-        return sum(key in self._shard.state.chunks for key in keys)
+        return [key for key in keys if key in self._shard.state.chunks]
 
     async def _bring(self, job: _Job) -> None:
         keys, state = job.keys, self._shard.state
@@ -199,18 +201,27 @@ class Staging:
         model = self.models[source.name]
         while wanted and job.left > 0 and job.clears == self._shard.clears:
             slots = self._shard.reserve(job.space, job.slot_bytes, min(len(wanted), WINDOW))
-            window, wanted = wanted[: len(slots)], wanted[len(slots) :]
             if not slots:
-                self._failed(job, None, wanted, "no slot is free")
-                return
+                if not self._windows:
+                    self._failed(job, None, wanted, "no slot is free")
+                    return
+                await asyncio.wait(
+                    self._windows, timeout=job.left, return_when=asyncio.FIRST_COMPLETED
+                )
+                continue
+            window, wanted = wanted[: len(slots)], wanted[len(slots) :]
             began, nbytes = time.monotonic(), len(slots) * job.slot_bytes
             expected = float(model.seconds(nbytes))
+            filled = asyncio.get_running_loop().create_future()
+            self._windows.add(filled)
             try:
                 if not await self._fill(job, source, window, slots):
                     self._failed(job, None, wanted, "an earlier chunk did not arrive")
                     return
             finally:
                 self._shard.release(job.space, job.slot_bytes, slots)
+                self._windows.remove(filled)
+                filled.set_result(None)
             taken = time.monotonic() - began
             model.observe(nbytes, taken)
             self.counters.expected_seconds += expected

@@ -228,3 +228,26 @@ async def test_a_prompt_larger_than_a_window(
         nodes["a"].engine.save(keys[i : i + 30])
     assert await staging.stage(request(here, keys)) == StageReply(ready=90, reason=None)
     assert here.engine.intact(keys) == 90
+
+
+async def test_many_prompts_share_the_slots(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    """What is being staged has a quarter of the arena: 50 slots here."""
+    nodes["a"].delay = 0.01
+    prompts = [make_keys(40, seed) for seed in (6, 7, 8, 9)]
+    for keys in prompts:
+        for i in range(0, 40, 20):
+            nodes["a"].engine.save(keys[i : i + 20])
+    replies = await asyncio.gather(*(staging.stage(request(here, keys)) for keys in prompts))
+    assert replies == [StageReply(ready=40, reason=None)] * len(prompts)
+
+
+async def test_slots_that_engines_keep_are_not_waited_for(
+    staging: Staging, here: Node, nodes: dict[str, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nodes["a"].engine.save(KEYS)
+    monkeypatch.setattr(here.shard, "reserve", lambda *args: [])
+    async with asyncio.timeout(5):
+        reply = await staging.stage(request(here, KEYS, within=60))
+    assert reply == StageReply(ready=0, reason=MissReason.FETCH_FAILED)
