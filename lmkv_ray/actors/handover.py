@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Collection, Sequence
+from itertools import chain
 
 from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.parts import Directory
@@ -51,16 +52,17 @@ class Handover:
         nobody would find them.
         """
         deadline = time.monotonic() + within
-        copied = left = 0
+        copied: set[bytes] = set()  # a directory that hears late has chunks copied twice
+        left = 0
         budget: dict[str, int] = {}
         for _ in range(PASSES):
             keys = self._shard.state.chunks.by_worth()
             arrived, left = await self.spread(keys, 1, deadline, budget=budget)
-            copied += arrived
+            copied.update(arrived)
             if not (arrived or left) or time.monotonic() > deadline:
                 break
             await asyncio.sleep(AGAIN_SECONDS)
-        return Drained(copied=copied, left=left)
+        return Drained(copied=len(copied), left=left)
 
     async def spread(
         self,
@@ -70,7 +72,7 @@ class Handover:
         *,
         budget: dict[str, int] | None = None,
         shared: bool = False,
-    ) -> tuple[int, int]:
+    ) -> tuple[list[bytes], int]:
         """See to it that chunks have so many copies on other nodes.
 
         Args:
@@ -81,10 +83,11 @@ class Handover:
             shared: all nodes do this: leave chunks to the first of those that hold them.
 
         Returns:
-            copies that were made, and copies that are still missing.
+            of which chunks copies were made, one element a copy, and how many are still missing.
         """
         budget = {} if budget is None else budget
-        made = missing = 0
+        made: list[bytes] = []
+        missing = 0
         for i in range(0, len(keys), BATCH):
             batch = keys[i : i + BATCH]
             left = deadline - time.monotonic()
@@ -105,9 +108,10 @@ class Handover:
             wanted = sum(max(copies - len(chunk.elsewhere), 0) for chunk in held)
             orders = plan_handoff(held, rooms, copies)
             budget |= rooms
-            arrived = sum(await asyncio.gather(*(self._send(o, deadline) for o in orders)))
+            sent = await asyncio.gather(*(self._send(order, deadline) for order in orders))
+            arrived = [*chain.from_iterable(sent)]
             made += arrived
-            missing += max(wanted - arrived, 0)
+            missing += max(wanted - len(arrived), 0)
         return made, missing
 
     async def _held(
@@ -129,7 +133,7 @@ class Handover:
                 held.append(Held(key, *place, elsewhere=frozenset(others)))
         return held
 
-    async def _send(self, order: Order, deadline: float) -> int:
+    async def _send(self, order: Order, deadline: float) -> list[bytes]:
         within = min(deadline - time.monotonic(), TAKE_SECONDS)
         take = Take(
             node_id=self._node_id,

@@ -100,8 +100,7 @@ class Operations:
                 keys=b"".join(its),
                 within=max(deadline - time.monotonic(), 0),
             )
-            if await self._peers.take(node_id, take) == len(its):
-                given += its
+            given += await self._peers.take(node_id, take)
         return given
 
     def _here(self, keys: bytes) -> list[bytes]:

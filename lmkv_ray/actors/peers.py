@@ -11,6 +11,7 @@ from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.parts import SILENT_SECONDS, Directory
 from lmkv_ray.actors.wire import PeerAddress, Take, Taken
 from lmkv_ray.directory import Holding
+from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import decode, encode
 from lmkv_ray.transports import PeerInfo, host_id
 
@@ -72,11 +73,11 @@ class RayPeers:
         self._peers[node_id] = peer
         return peer
 
-    async def take(self, node_id: str, take: Take) -> int:
-        """Ask a node to fetch chunks; how many it has then, 0 if it does not answer in time."""
+    async def take(self, node_id: str, take: Take) -> list[bytes]:
+        """Ask a node to fetch chunks; which it has then, none if it does not answer in time."""
         within = take.within + SILENT_SECONDS
         answer = await self._actor(node_id).ask("take", encode(take), within=within)
-        return 0 if answer is None else decode(answer, Taken).chunks
+        return [] if answer is None else key_list(key_array(decode(answer, Taken).keys))
 
     def forget(self, node_id: str) -> None:
         """What is known about a node was wrong."""

@@ -198,14 +198,14 @@ class ShardActor:
         take = decode(message, Take)
         writer = self._working.writer
         if self._telling.draining:  # the directory did not know yet
-            return encode(Taken(chunks=0))
+            return encode(Taken(keys=b""))
         size = writer.geometry.slot_size(take.slot_bytes)
         keys = key_list(key_array(take.keys))
         finder = GivenFinder(self._fetching, take.node_id)
-        chunks = await self._staging.take(take.space, size, keys, take.within, finder)
+        taken = await self._staging.take(take.space, size, keys, take.within, finder)
         if take.pinned:
-            self._shard.pin(keys, True)
-        return encode(Taken(chunks=chunks))
+            self._shard.pin(taken, True)
+        return encode(Taken(keys=b"".join(taken)))
 
     async def drain(self, message: bytes) -> bytes:
         """``Drain`` -> ``Drained``: the node leaves; hand over what only it holds.

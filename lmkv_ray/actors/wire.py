@@ -38,9 +38,9 @@ class Take(Message, frozen=True):
 
 
 class Taken(Message, frozen=True):
-    """How many chunks of a ``Take`` are there now."""
+    """Which chunks of a ``Take`` are there now."""
 
-    chunks: int
+    keys: bytes
 
 
 class Drain(Message, frozen=True):
