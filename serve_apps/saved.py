@@ -1,4 +1,4 @@
-"""When has the cache taken everything in?"""
+"""When has the cache taken everything in, and do all know that there is something?"""
 
 from __future__ import annotations
 
@@ -6,19 +6,26 @@ import time
 
 from lmkv_ray.actors import Cache
 
-QUIET_S = 1.0  # engines commit ten times a second
+QUIET_S = 2.5  # engines commit ten times a second; in two all have heard that others have chunks
 TIMEOUT_S = 30.0
 
 
-def wait(cache: Cache) -> None:
-    """Return when no chunk has been added for a second; TimeoutError if that does not happen."""
+def wait(cache: Cache, at_least: int = 0) -> None:
+    """Return when no chunk has been added for some seconds; TimeoutError if that does not happen.
+
+    Args:
+        cache: whose.
+        at_least: chunks that it has then.
+    """
     deadline = time.monotonic() + TIMEOUT_S
     last, since = -1, time.monotonic()
     while time.monotonic() < deadline:
         chunks = cache.status().chunks
-        if chunks != last:
+        if chunks != last or chunks < at_least:
             last, since = chunks, time.monotonic()
-        elif time.monotonic() - since > QUIET_S:
+        elif time.monotonic() > since + QUIET_S:
             return
-        time.sleep(QUIET_S / 10)
-    raise TimeoutError(f"the cache still takes chunks in after {TIMEOUT_S:.0f} s ({last} so far)")
+        time.sleep(0.1)
+    raise TimeoutError(
+        f"after {TIMEOUT_S:.0f} s the cache has {last} chunks, and still takes some in"
+    )

@@ -95,7 +95,7 @@ def test_a_cluster_from_nothing_to_nothing(hosts: Hosts, smollm2: Path) -> None:
     visitor.call("new_document", TOKENS)
     cold, floor = visitor.call("ask", a), visitor.call("ask", a)
     assert (cold.prompt_tokens, cold.cached_tokens, floor.cached_tokens) == (TOKENS, 0, CACHED)
-    visitor.call("wait_saved")
+    visitor.call("wait_saved", CACHED // 32)
     other = visitor.call("ask", b)
     assert (other.cached_tokens, other.text) == (CACHED, floor.text)
     assert visitor.call("staged") == CACHED // 32, "both replicas run on one host"

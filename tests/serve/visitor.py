@@ -46,9 +46,9 @@ class Visitor:
         """What a replica says about the document."""
         return ask(PORT, self._name, self._document.messages, replica=replica, max_tokens=8)
 
-    def wait_saved(self) -> None:
-        """Until the cache has taken everything in."""
-        saved.wait(connect(settings=load_settings(), start=False))
+    def wait_saved(self, chunks: int) -> None:
+        """Until the cache has taken everything in, which is so many chunks."""
+        saved.wait(connect(settings=load_settings(), start=False), chunks)
 
     def staged(self) -> int:
         """Chunks that shards have fetched from one another."""
