@@ -47,7 +47,6 @@ lint: $(INSTALLED)
 	@$(RUN) ruff check
 	@$(RUN) ruff format --check
 	@$(RUN) mypy
-	@$(RUN) mypy -p serve_apps
 	@.venv/bin/lint-imports
 
 .venv-$(GPU)/installed: pyproject.toml requirements/install

@@ -170,7 +170,7 @@ def _seconds(call: Callable[[], None]) -> float:
     return statistics.median(took)
 
 
-def _mix(numbers: np.ndarray) -> KeyArray:  # type: ignore[type-arg]
+def _mix(numbers: np.ndarray) -> KeyArray:
     """Random-looking keys from numbers (splitmix64, Steele et al. 2014)."""
     z = numbers.astype(np.uint64)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

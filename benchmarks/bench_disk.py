@@ -141,14 +141,14 @@ def _plain(
     files: list[Path],
     slots: list[np.ndarray[Any, Any]],
     flags: int,
-    call: Callable[[int, list[np.ndarray[Any, Any]], int], int],
+    call: Callable[[int, list[memoryview], int], int],
 ) -> Turn:
     """What can be had: one system call a file, and nothing else."""
-    header = np.frombuffer(mmap.mmap(-1, PAGE), np.uint8) if flags & os.O_WRONLY == 0 else None
+    header = memoryview(mmap.mmap(-1, PAGE)) if flags & os.O_WRONLY == 0 else None
 
     def move(i: int) -> None:
         fd = os.open(files[i], flags, 0o600)
-        buffers = [slots[i]] if header is None else [header, slots[i]]
+        buffers = [slots[i].data] if header is None else [header, slots[i].data]
         assert call(fd, buffers, 0) == sum(map(len, buffers))
         os.close(fd)
 

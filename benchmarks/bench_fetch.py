@@ -148,7 +148,8 @@ def run(batches: Mapping[int, Sequence[int]] = BATCHES, rounds: int = ROUNDS) ->
     ray.init(address=cluster.address, log_to_driver=False)
     try:
         where = NodeAffinitySchedulingStrategy(other.node_id, soft=False)
-        actor = ray.remote(num_cpus=0, max_concurrency=16, scheduling_strategy=where)(Peer)
+        actor_class: Any = ray.remote(Peer)
+        actor = actor_class.options(num_cpus=0, max_concurrency=16, scheduling_strategy=where)
         rows = []
         for mib, counts in batches.items():
             peer = actor.remote(max(counts), mib << 20)

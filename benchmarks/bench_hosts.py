@@ -8,6 +8,7 @@ by the delay, as over a long line, and all of them together by what this machine
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -60,7 +61,7 @@ def _fetch(lab: Lab, peers: int, chunks: int) -> tuple[float, float]:
     for engine, number in zip(lab.engines[1:], numbers, strict=False):
         assert engine.call("save", number, chunks) == chunks
     for number in numbers:
-        lab.eventually(lambda number=number: lab.engines[0].call("known", number, chunks))
+        lab.eventually(partial(lab.engines[0].call, "known", number, chunks))
     first, last, present = lab.engines[0].call("gather", numbers, chunks)
     assert present == peers * chunks
     return first, last

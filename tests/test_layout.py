@@ -13,7 +13,9 @@ from lmkv_ray.layout import ChunkLayout, PageView, derive_layout
 LAYOUTS = ["LBHNC", "LBNHC", "LHBNC", "BLHNC", "BLNHC", "BHLNC"]
 
 
-def engine_views(name: str, sizes: dict[str, int], pad: int = 0) -> tuple[torch.Tensor, list]:
+def engine_views(
+    name: str, sizes: dict[str, int], pad: int = 0
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """One allocation in the physical order ``name``, and each layer's [B, H, N, C] view of it."""
     physical = [sizes[d] + (pad if d == "N" and name.index("N") < 3 else 0) for d in name]
     storage = torch.arange(int(np.prod(physical)), dtype=torch.int16)
@@ -29,7 +31,7 @@ def page_views(layers: list[torch.Tensor]) -> list[PageView]:
             shape=tuple(t.shape),
             strides=tuple(s * t.element_size() for s in t.stride()),
             itemsize=t.element_size(),
-            offset=t.storage_offset() * t.element_size(),
+            offset=int(t.storage_offset()) * t.element_size(),
         )
         for i, t in enumerate(layers)
     ]

@@ -37,8 +37,11 @@ def run(machine: Machine) -> tuple[list[Row], Floors]:
     ways = {"to the device": (ours, host), "from the device": (host, ours)}
 
     def copy(to: int, source: int, size: int, step: int) -> Callable[[], None]:
-        starts = range(0, size, step)
-        return lambda: [machine.copy(to + at, source + at, step) for at in starts] and None
+        def queue() -> None:
+            for at in range(0, size, step):
+                machine.copy(to + at, source + at, step)
+
+        return queue
 
     def measure(to: int, source: int, step: int) -> float:
         size = min(nbytes, COPIES * step)
@@ -52,7 +55,7 @@ def run(machine: Machine) -> tuple[list[Row], Floors]:
         for page in (page for page in PAGES if page <= nbytes):
             value = measure(to.address, from_.address, page)
             rows.append(_row(f"one copy for each {page >> 10} KiB {way}", value, large[way]))
-    return rows, Floors(*large.values(), within)
+    return rows, Floors(large["to the device"], large["from the device"], within)
 
 
 def _row(name: str, value: float, floor: float) -> Row:

@@ -23,8 +23,8 @@ from lmkv_ray.messages import Owner
 from tests.actors.fakes import FakeEngine
 
 # Port 0: any free one, as there may be another cluster on this machine.
-NODE = {"num_cpus": 2, "object_store_memory": 80 << 20, "dashboard_port": 0}
-SETTINGS = {"capacity": 16 << 20, "reconcile_seconds": 0.2}
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 << 20, "dashboard_port": 0}
+SETTINGS: dict[str, Any] = {"capacity": 16 << 20, "reconcile_seconds": 0.2}
 
 
 @pytest.fixture(scope="package")
@@ -153,4 +153,5 @@ def directory_pid(namespace: str, name: str = "lmkv-directory") -> int:
             ("name", "=", name),
         ]
     )
+    assert actor.pid is not None
     return int(actor.pid)

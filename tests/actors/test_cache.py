@@ -93,6 +93,7 @@ def test_a_killed_shard_keeps_its_chunks(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
     here.exchange(want=3)
+    assert here.reader is not None
     arena_id, held = here.reader.header.arena_id, list(here.slots)
     os.kill(nodes.pid(nodes.cache.node_id), signal.SIGKILL)
     assert here.intact(KEYS) == 30  # no shard is needed for that

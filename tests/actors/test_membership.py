@@ -43,16 +43,17 @@ def test_a_node_that_is_drained_hands_over_what_only_it_holds(
 
 
 def test_a_node_that_ray_drains_leaves_its_chunks(cluster: Cluster, nodes: Nodes) -> None:
-    from ray.core.generated.autoscaler_pb2 import DRAIN_NODE_REASON_PREEMPTION
+    from ray.core.generated import autoscaler_pb2
 
     third = cluster.add_node(**NODE)
     nodes.wait_for(lambda status: len(status.nodes) == 3)
     engine = nodes.engine(third.node_id)
     engine.save(KEYS)
     nodes.wait_until_known(KEYS)
-    gcs = ray._raylet.GcsClient(address=cluster.address)
+    gcs = ray._raylet.GcsClient(address=cluster.address)  # type: ignore[attr-defined]
+    reason = autoscaler_pb2.DRAIN_NODE_REASON_PREEMPTION  # type: ignore[attr-defined]
     ends = int(1000 * (time.time() + 120))
-    assert gcs.drain_node(third.node_id, DRAIN_NODE_REASON_PREEMPTION, "spot", ends)[0]
+    assert gcs.drain_node(third.node_id, reason, "spot", ends)[0]
     # Ray ends a node on which nothing runs any more: the shard has gone when it was done.
     eventually(lambda: third.node_id not in alive_nodes())
     nodes.wait_for(lambda s: len(s.nodes) == 2 and s.chunks == 30)

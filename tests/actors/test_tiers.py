@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -30,11 +31,11 @@ KEYS = make_keys(12)
 def nodes(cluster: Cluster, request: pytest.FixtureRequest) -> Iterator[Nodes]:
     """A cache with a disk tier, or a remote one; a disk directory is for one shard only."""
     directory = Path(tempfile.mkdtemp(dir="/tmp"))
-    place = {
+    places: dict[str, dict[str, Any]] = {
         "disk": {"disk_dir": str(directory / "disk"), "disk_capacity": 8 << 20},
         "remote": {"remote_url": f"file://{directory}/remote"},
-    }[request.param]
-    overrides = SETTINGS | {"ray_namespace": f"lmkv-{uuid.uuid4().hex[:6]}"} | place
+    }
+    overrides = SETTINGS | {"ray_namespace": f"lmkv-{uuid.uuid4().hex[:6]}"} | places[request.param]
     nodes = Nodes(connect(settings=load_settings(overrides)))
     try:
         nodes.wait_for(lambda status: len(status.nodes) == 2)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from lmkv_ray.arena import ArenaReader, ArenaWriter
+from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
 from lmkv_ray.errors import ArenaError
 from tests.arena.conftest import CAPACITY, SLOT, Spawn, content_of, fill, some_keys
 
@@ -42,7 +42,7 @@ def use_a_full_tmpfs(connection: Connection, directory: str) -> None:
     with pytest.raises(ArenaError, match=r"MiB are wanted.*LMKV_CAPACITY"):
         writer.assign_extent(1, SLOT)
     with pytest.raises(ArenaError, match="assigned extents"):
-        writer.reserve(first + writer.geometry.slots_per_extent, None)
+        writer.reserve(first + writer.geometry.slots_per_extent, this_process())
 
     reader = ArenaReader.attach(writer.path)
     assert sum(reader.populate()) == MIB

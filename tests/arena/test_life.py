@@ -188,7 +188,7 @@ class SlotsAsAModel(RuleBasedStateMachine):
     @invariant()
     def a_successor_would_see_it_too(self) -> None:
         content = self.writer.scan()
-        by_state = {state: [] for state in ("free", "reserved", "ready")}
+        by_state: dict[str, list[int]] = {state: [] for state in ("free", "reserved", "ready")}
         for slot, state in zip(self.slots.tolist(), self.state, strict=True):
             by_state[state].append(slot)
         assert content.ready.tolist() == by_state["ready"]

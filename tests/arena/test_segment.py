@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def segment(name: str):
+def segment(name: str) -> Iterator[Segment]:
     segment = Segment.create(DEFAULT_DIRECTORY, name, MIB)
     yield segment
     segment.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -31,19 +31,19 @@ def recovery(request: pytest.FixtureRequest) -> Recovery:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[pytest.TestReport]:
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Note what became of each fault."""
-    report: pytest.TestReport = yield
+    report = yield
     item.stash[FAILED] = report.failed
     marker = item.get_closest_marker("fault")
     if marker is not None and (call.when == "call" or report.outcome != "passed"):
         made = item.stash.get(_RECOVERY, None)
-        verdict = report.outcome
+        verdict: str = report.outcome
         if report.skipped and isinstance(report.longrepr, tuple):
             verdict = f"skipped: {report.longrepr[2].removeprefix('Skipped: ')}"
-        _ROWS[item.nodeid] = Row(
-            *marker.args, marker.kwargs["heals_within"], made and made.seconds, verdict
-        )
+        name, promise = marker.args
+        seconds = None if made is None else made.seconds
+        _ROWS[item.nodeid] = Row(name, promise, marker.kwargs["heals_within"], seconds, verdict)
     return report
 
 

@@ -110,7 +110,8 @@ class StandIn:
         keys = document(number, chunks)
         ticket = self._stage(keys)
         hits, wrong = self._take(keys)
-        answer = Answer(hits, wrong, time.monotonic() - began, ticket and _reason(ticket))
+        reason = None if ticket is None else _reason(ticket)
+        answer = Answer(hits, wrong, time.monotonic() - began, reason)
         self._save(keys[hits:])
         return answer
 

@@ -21,7 +21,7 @@ def test_clock_jumps(lab: Lab, recovery: Recovery, ahead: int) -> None:
     host = lab.hosts[1]
     document = lab.shared(by=1)
     host.write(CLOCK, str(ahead))
-    told = host.run(["python", "-c", "import time; print(time.time())"], **lab.env)
+    told = host.run(["python", "-c", "import time; print(time.time())"], env=lab.env)
     assert abs(float(told) - time.time() - ahead) < 100
     assert lab.ask(1, document).hits == 8
     lab.ask(0, document)

@@ -56,7 +56,7 @@ class Host:
         pid1 = [sys.executable, str(Path(__file__).with_name("pid1.py")), self.name]
         pid1 += [f"02:00:00:00:00:{number:02x}", self.ip, shm, key]
         pid1 += [str(CHECKOUT), sys.prefix, sys.base_prefix]
-        self._process = subprocess.Popen(["unshare", *flags, *pid1], stdin=theirs)
+        self._process = subprocess.Popen(["unshare", *flags, *pid1], stdin=theirs.fileno())
         theirs.close()
         ours.settimeout(START_SECONDS)
         self._socket = ours
@@ -66,7 +66,13 @@ class Host:
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
         self.pid1 = int(children.read_text())
 
-    def run(self, command: Sequence[str] | str, *, timeout: float = 60, **env: str) -> str:
+    def run(
+        self,
+        command: Sequence[str] | str,
+        *,
+        timeout: float = 60,
+        env: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a command (a text: in bash) and return what it says on standard output.
 
         Raises:
@@ -76,7 +82,7 @@ class Host:
         words = ["bash", "-c", command] if isinstance(command, str) else list(command)
         done = subprocess.run(
             self.enter(words),
-            env=environment(env),
+            env=environment(env or {}),
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -36,7 +36,7 @@ def _start(host: Host, role: str, env: dict[str, str]) -> None:
     options += " --disable-usage-stats"
     for attempt in range(1, ATTEMPTS + 1):
         try:
-            host.run(f"ray start {role} {options}", timeout=START_SECONDS, **env)
+            host.run(f"ray start {role} {options}", timeout=START_SECONDS, env=env)
             return
         except AssertionError:
             if attempt == ATTEMPTS:

@@ -1,5 +1,7 @@
 """Nothing that lies outside its memory gets past the host; what does is exact."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -15,14 +17,19 @@ BUFFER = 2 * LAYOUT.chunk_bytes
 
 
 def write(
-    chunks: list[int], indices: list[int], blocks: list[int], **options: object
+    chunks: list[int],
+    indices: list[int],
+    blocks: list[int],
+    *,
+    room: int = 8,
+    buffer_bytes: int = BUFFER,
+    runs: range | None = None,
 ) -> tuple[PageLaunch, np.ndarray]:
-    room = int(options.pop("room", 8))  # type: ignore[call-overload]
     out = np.zeros(room, PLACE)
     arrays = (np.array(values, np.int64) for values in (chunks, indices, blocks))
-    options = {"buffer_bytes": BUFFER, **options}
+    table = PageTable(LAYOUT, cache_bytes=CACHE)
     try:
-        launch = PageTable(LAYOUT, cache_bytes=CACHE).write(out, *arrays, **options)
+        launch = table.write(out, *arrays, buffer_bytes=buffer_bytes, runs=runs)
     except IndexError:
         assert not any(map(any, out.tolist())), "written in spite of the error"
         raise
@@ -59,7 +66,7 @@ def test_tables_are_as_pages_cu_declares_them() -> None:
     ],
 )
 def test_what_lies_outside_is_refused(
-    chunks: list[int], indices: list[int], blocks: list[int], options: dict[str, object]
+    chunks: list[int], indices: list[int], blocks: list[int], options: dict[str, Any]
 ) -> None:
     with pytest.raises(IndexError):
         write(chunks, indices, blocks, **options)

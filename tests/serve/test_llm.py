@@ -61,7 +61,7 @@ def test_arguments_of_the_command_line_are_strings() -> None:
     ],
 )
 def test_the_name_in_requests(args: dict[str, str], name: str) -> None:
-    assert AppArgs(**args).served_name == name  # type: ignore[arg-type]
+    assert AppArgs(**args).served_name == name
 
 
 def test_the_connector_gets_the_cluster_and_the_settings() -> None:

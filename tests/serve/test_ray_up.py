@@ -86,10 +86,10 @@ def test_a_cluster_from_nothing_to_nothing(hosts: Hosts, smollm2: Path) -> None:
     )
     assert visitor.call("wait_nodes", 2) == [head.ip, worker.ip]
     with pytest.raises(AssertionError, match="InvalidAuthToken"):
-        laptop.run(f"ray status --address={head.ip}:6379", RAY_AUTH_MODE="disabled")
+        laptop.run(f"ray status --address={head.ip}:6379", env={"RAY_AUTH_MODE": "disabled"})
 
     head.write("/root/llm.yaml", app(smollm2))
-    head.run("serve deploy llm.yaml", RAY_AUTH_MODE="token")
+    head.run("serve deploy llm.yaml", env={"RAY_AUTH_MODE": "token"})
     visitor.start("replicas", 2)
     a, b = visitor.result(timeout=500)
     visitor.call("new_document", TOKENS)

@@ -53,7 +53,7 @@ class Visitor:
     def staged(self) -> int:
         """Chunks that shards have fetched from one another."""
         status = connect(settings=load_settings(), start=False).status()
-        return sum(node.counters["staged"] for node in status.nodes)
+        return int(sum(node.counters["staged"] for node in status.nodes))
 
     def close(self) -> None:
         """Leave the cluster."""

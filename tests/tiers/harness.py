@@ -147,8 +147,11 @@ class DiskHarness:
 
     def __init__(self, path: Path) -> None:
         self.path = path / "tier"
-        self.files: Any = type("Files", (TestFiles,), {})
-        self.files.writable, self.files.readable = threading.Event(), threading.Event()
+
+        class Files(TestFiles):
+            writable, readable = threading.Event(), threading.Event()
+
+        self.files = Files
         self.files.writable.set()
         self.files.readable.set()
 
@@ -202,11 +205,11 @@ class DiskHarness:
 
     def hold_writes(self) -> Callable[[], None]:
         self.files.writable.clear()
-        return self.files.writable.set  # type: ignore[no-any-return]
+        return self.files.writable.set
 
     def hold_reads(self) -> Callable[[], None]:
         self.files.readable.clear()
-        return self.files.readable.set  # type: ignore[no-any-return]
+        return self.files.readable.set
 
 
 class EncryptedDiskHarness(DiskHarness):

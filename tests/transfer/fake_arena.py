@@ -29,7 +29,8 @@ class FakeArena:
         return self.order[slots] * self.slot_bytes
 
     def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
-        return self.generations[slots] == generations
+        same: npt.NDArray[np.bool_] = self.generations[slots] == generations
+        return same
 
     def assigned(self) -> list[tuple[int, int]]:
         return [(0, len(self.data))]

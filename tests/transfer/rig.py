@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
+from functools import partial
 
 from lmkv_ray.transfer.base import Bytes, Ended, Load, Save
 from lmkv_ray.transfer.device import Direction
@@ -64,9 +65,8 @@ class Rig:
         """Queue a step of the model that leaves the cache's blocks of the case like ``cache``."""
         mine, theirs = self.cache.ctypes.data, cache.ctypes.data
         for _, at, nbytes in self.case.pairs():
-            self.device.compute.work.append(
-                lambda at=at, n=nbytes: ctypes.memmove(mine + at, theirs + at, n)  # type: ignore[misc]
-            )
+            step = partial(ctypes.memmove, mine + at, theirs + at, nbytes)
+            self.device.compute.work.append(step)
 
     def load(self) -> Load:
         case = self.case

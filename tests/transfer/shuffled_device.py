@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from lmkv_ray.kernels import PageAddresses, PageLaunch
 from lmkv_ray.transfer.base import Ints
@@ -34,7 +35,7 @@ class Queue:
 
     name: str
     weight: float
-    work: deque[Recorded | Callable[[], None]] = field(default_factory=deque)
+    work: deque[Recorded | Callable[[], object]] = field(default_factory=deque)
 
     @property
     def ready(self) -> bool:
@@ -147,9 +148,7 @@ class ShuffledDevice(HostDevice):
     def _tear(self, stream: Queue, to: int, source: int, nbytes: int) -> None:
         half = nbytes // 2
         for at, size in ((0, half), (half, nbytes - half)):
-            stream.work.append(
-                lambda at=at, size=size: ctypes.memmove(to + at, source + at, size)  # type: ignore[misc]
-            )
+            stream.work.append(partial(ctypes.memmove, to + at, source + at, size))
 
     def _kernel(
         self, stream: Queue, launch: PageLaunch, at: PageAddresses, *, gather: bool
@@ -161,7 +160,7 @@ class ShuffledDevice(HostDevice):
             ctypes.memmove(to, source, nbytes)
 
         for i in range(launch.places * launch.runs):
-            stream.work.append(lambda i=i: page(i))  # type: ignore[misc]
+            stream.work.append(partial(page, i))
 
     def _call(self) -> None:
         number, self.calls = self.calls, self.calls + 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ SETTINGS = load_settings({"gpu_ring_bytes": 1 << 20, "direct_copy_bytes": 65})
 
 
 @pytest.fixture
-def cupy(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cupy(monkeypatch: pytest.MonkeyPatch) -> Any:
     faked, host = fake_cupy(), HostDevice()
     monkeypatch.setattr(pages, "import_cupy", lambda: faked)
     monkeypatch.setattr(pages, "prepare", lambda: None)

@@ -1,5 +1,7 @@
 """Copies between arena and pages, against a per-block reference, over any order of blocks."""
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,9 +14,12 @@ from lmkv_ray.transfer.places import BlockPlaces, place_blocks
 NUM_BLOCKS = 24
 
 
+Case = tuple[ChunkLayout, np.ndarray, np.ndarray, int]
+"""A layout, chunk offsets in the arena, block ids, and blocks to skip."""
+
+
 @st.composite
-def cases(draw: st.DrawFn) -> tuple[ChunkLayout, np.ndarray, np.ndarray, int]:
-    """A layout, chunk offsets in the arena, block ids, and blocks to skip."""
+def cases(draw: st.DrawFn) -> Case:
     nbytes = draw(st.lists(st.sampled_from([8, 24]), min_size=1, max_size=3))
     if draw(st.booleans()):  # a run per layer
         starts = np.cumsum([0, *(n * NUM_BLOCKS for n in nbytes)])
@@ -48,10 +53,12 @@ def reference_save(
 
 
 @given(cases(), st.randoms(use_true_random=False))
-def test_save_and_load_agree_with_copying_block_by_block(case, random) -> None:
+def test_save_and_load_agree_with_copying_block_by_block(
+    case: Case, source_of_seeds: random.Random
+) -> None:
     layout, chunks, blocks, skip = case
     cache_bytes = max(r.offset + (NUM_BLOCKS - 1) * r.stride + r.nbytes for r in layout.runs)
-    generator = np.random.default_rng(random.randrange(1 << 32))
+    generator = np.random.default_rng(source_of_seeds.randrange(1 << 32))
     cache = generator.integers(0, 256, cache_bytes, np.uint8)
     arena = generator.integers(0, 256, 8 * (layout.chunk_bytes + 16), np.uint8)
     places = place_blocks(chunks, blocks, skip=skip, per_chunk=layout.blocks)
@@ -74,7 +81,7 @@ def test_save_and_load_agree_with_copying_block_by_block(case, random) -> None:
 
 
 @given(cases())
-def test_a_plan_covers_every_block_once_and_in_order(case) -> None:
+def test_a_plan_covers_every_block_once_and_in_order(case: Case) -> None:
     layout, chunks, blocks, skip = case
     places = place_blocks(chunks, blocks, skip=skip, per_chunk=layout.blocks)
     rows = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkv_ray.layout import ChunkLayout, Run
-from lmkv_ray.transfer.base import Save
+from lmkv_ray.transfer.base import Load, Save
 from tests.transfer.cases import NUM_BLOCKS, SLOTS, Case, cases, random_bytes
 from tests.transfer.rig import Rig
 from tests.transfer.shuffled_device import ShuffledDevice
@@ -124,7 +125,7 @@ class _Hasty:
     def __init__(self, device: ShuffledDevice) -> None:
         self._of = device
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._of, name)
 
     def done(self, event: object) -> bool:
@@ -249,7 +250,7 @@ def test_an_error_at_any_call_fails_jobs_and_nothing_else(case: Case, dead: bool
     for number in range(first + marks, counting.calls):
         device = ShuffledDevice(7, fail_at=number, dead=dead)
         rig = Rig(case, device)
-        jobs = [rig.load(), rig.save()]
+        jobs: list[Load | Save] = [rig.load(), rig.save()]
         for job in jobs:
             rig.submit(job)
         ended = rig.run()

@@ -80,7 +80,10 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def covered(pinning: Pinning, arena: FakeArena) -> list[int]:
-    return np.flatnonzero(pinning.covers(arena, np.arange(EXTENTS) * EXTENT + 7)).tolist()
+    extents: list[int] = np.flatnonzero(
+        pinning.covers(arena, np.arange(EXTENTS) * EXTENT + 7)
+    ).tolist()
+    return extents
 
 
 def test_what_has_memory_is_pinned_as_it_grows(registry: FakeRegistry, pinning: Pinning) -> None:

@@ -91,10 +91,10 @@ class Store:
                 if ArenaReader.lookup is wrapped:
                     self.writer.retire(self.slots, MissReason.EVICTED)
                     self.fill(some_keys(seed=1))
-                    ArenaReader.lookup = lookup
+                    ArenaReader.lookup = lookup  # type: ignore[method-assign]
                 return hits
 
-        ArenaReader.lookup = wrapped
+        ArenaReader.lookup = wrapped  # type: ignore[method-assign, assignment]
 
     async def read(self, keys: bytes) -> Batch:
         await self.behave(keys)
@@ -196,14 +196,17 @@ class RayPeer:
 
         self.ray = ray
         self.alive = True
-        self.actor: Any = ray.remote(num_cpus=0, max_concurrency=8)(Store).remote()
+        actor_class: Any = ray.remote(Store)
+        self.actor = actor_class.options(num_cpus=0, max_concurrency=8).remote()
 
     def info(self) -> PeerInfo:
-        description = self.ray.get(self.actor.describe.remote())
+        host, path, arena_id = self.ray.get(self.actor.describe.remote())
         # A lambda, not the bound method: what a shard actor does.
         return PeerInfo(
             "peer",
-            *description,
+            host,
+            path,
+            arena_id,
             read=lambda keys: self.actor.read.remote(keys),
             locate=lambda keys, known: self.actor.locate.remote(keys, known),
         )

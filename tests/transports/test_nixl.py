@@ -261,8 +261,7 @@ async def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
     helper = Helper(store.writer)
     with pytest.raises(HelperError, match="did not start"):
         await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
-    assert helper.problem == "the NIXL process did not start"
-    assert helper.pid is None
+    assert (helper.problem, helper.pid) == ("the NIXL process did not start", None)
     monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
     assert helper.problem is None
     await helper.close()

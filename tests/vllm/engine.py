@@ -303,16 +303,17 @@ def _take_in(worker: Any) -> None:
 
 def _join(node_id: str) -> None:
     """A driver joins the first raylet of its machine; a test cluster has several."""
-    import lmkv_ray.vllm.connector
     from lmkv_ray.actors.launch import find
     from lmkv_ray.actors.names import shard_name
+    from lmkv_ray.vllm import connector
+    from lmkv_ray.vllm.shard_client import RayShardClient
 
-    class Client(lmkv_ray.vllm.connector.RayShardClient):
+    class Client(RayShardClient):
         def __init__(self, settings: Any, *, start: bool, host: str | None = None) -> None:
             super().__init__(settings, start=start)
             self._shard = find(shard_name(node_id), settings.ray_namespace)
 
-    lmkv_ray.vllm.connector.RayShardClient = Client  # type: ignore[misc]
+    connector.RayShardClient = Client  # type: ignore[attr-defined]
 
 
 def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -57,4 +57,4 @@ def assert_nothing_is_held(engine: Engine) -> None:
 def preemptions(engine: Engine) -> float:
     """Requests that made room for others, ever."""
     metrics = engine.llm().get_metrics()
-    return sum(its.value for its in metrics if its.name == "vllm:num_preemptions")
+    return float(sum(its.value for its in metrics if its.name == "vllm:num_preemptions"))

@@ -48,7 +48,7 @@ class DeviceMachine(RuleBasedStateMachine):
         super().__init__()
         self.pool = Pool()
         self.watch = DeviceWatch()
-        self.watch.pool = self.pool  # type: ignore[assignment]
+        self.watch.pool = self.pool
         self.told: set[bytes] = set()
         self.chunks = {
             tracked.keys(group)[i].tobytes(): (
@@ -115,19 +115,13 @@ def test_the_prefix_on_the_device_is_found_by_halves(limit: int, there: list[int
     hashes = tracked.request.block_hashes
     for group, blocks in zip((FULL, WINDOW), there, strict=True):
         pool.cached |= {(block, group.number) for block in hashes[:blocks]}
-    found = device_prefix(
-        pool,  # type: ignore[arg-type]
-        (FULL, WINDOW),
-        hashes,
-        limit=limit,
-        align=32,
-    )
+    found = device_prefix(pool, (FULL, WINDOW), hashes, limit=limit, align=32)
     assert found == min(limit, min(there) * 16 // 32 * 32)
 
 
 def test_a_reset_is_told_at_once_and_anything_less_in_turn() -> None:
     watch, pool, tracked = DeviceWatch(), Pool(), track(1, 80)
-    watch.pool = pool  # type: ignore[assignment]
+    watch.pool = pool
     pool.cached = {(block, 0) for block in tracked.request.block_hashes}
     watch.note(tracked, 80 * 16)
     assert len(watch.news()[0]) == 20 * 16
@@ -185,7 +179,7 @@ def test_a_step_costs_the_engine_microseconds() -> None:
 def test_a_request_that_was_preempted_is_noted_anew() -> None:
     """Its chunks went, were told to have gone, and are computed again."""
     watch, pool, tracked = DeviceWatch(), Pool(), track(1, 16)
-    watch.pool = pool  # type: ignore[assignment]
+    watch.pool = pool
     cached = {(block, 0) for block in tracked.request.block_hashes}
     keys = tracked.keys(FULL).tobytes()
     for _ in range(2):

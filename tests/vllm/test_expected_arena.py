@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from lmkv_ray.actors.names import arena_name
-from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.transfer import DeviceEngine
 from lmkv_ray.transfer.host_device import HostDevice
 from lmkv_ray.vllm.metadata import ArenaRef, Share, StepMetadata
@@ -91,9 +91,9 @@ def step(half: WorkerHalf, arena: ArenaWriter) -> None:
     half.begin_loads(StepMetadata((ref,), [], [], idle=False))
 
 
-def arena_of(half: WorkerHalf) -> int:
+def arena_of(half: WorkerHalf) -> ArenaReader:
     assert half._arena is not None
-    return half._arena[1].arena_id
+    return half._arena[1]
 
 
 def test_the_nodes_arena_is_pinned_before_the_first_step(
@@ -108,9 +108,9 @@ def test_the_nodes_arena_is_pinned_before_the_first_step(
     assert half._arena is None, "a guess is used for nothing"
     before = dict(device.pinned_at)
     step(half, arena)
-    assert arena_of(half) == arena.arena_id
-    assert half._arena is not None
-    wait_for(lambda: not half._arena[1].grown)  # type: ignore[index]
+    used = arena_of(half)
+    assert used.arena_id == arena.arena_id
+    wait_for(lambda: not used.grown)
     assert device.pinned_at == before, "the same mapping"
     assert len(device.threads) == 2
 
@@ -126,7 +126,7 @@ def test_a_wrong_guess_is_unpinned_with_the_first_step(
     assert len(guessed) == 2
     right = make_arena("other")
     step(half, right)
-    assert arena_of(half) == right.arena_id
+    assert arena_of(half).arena_id == right.arena_id
     wait_for(lambda: len(device.pinned_at) == 2 and not guessed & set(device.pinned_at))
 
 

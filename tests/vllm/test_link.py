@@ -111,7 +111,8 @@ def test_an_engine_that_was_idle_has_slots_that_it_may_fill(
 ) -> None:
     link = make_link(LocalShard(16 << 20, grant_seconds=0.3))
     first = set(link.slots._free)
-    wait_for(lambda: first and not first & set(link.slots._free) and len(link.slots) > 0)
+    assert first
+    wait_for(lambda: first.isdisjoint(link.slots._free) and len(link.slots) > 0)
 
 
 def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., ShardLink]) -> None:
@@ -231,7 +232,7 @@ def test_a_shard_is_told_of_the_device_and_told_again_after_its_restart(
     make_link: Callable[..., ShardLink],
 ) -> None:
     shard, watch, pool, tracked = LocalShard(16 << 20), DeviceWatch(), Pool(), track(1, 16)
-    watch.pool = pool  # type: ignore[assignment]
+    watch.pool = pool
     pool.cached = {(block, 0) for block in tracked.request.block_hashes}
     make_link(shard, device=watch)
     watch.note(tracked, 256)

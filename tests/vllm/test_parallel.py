@@ -199,7 +199,7 @@ def test_a_load_that_is_torn_for_one_rank_is_recomputed(
     step = SchedulerHalf.step
 
     def lose_and_step(half: SchedulerHalf, output: object) -> object:
-        made = step(half, output)  # type: ignore[arg-type]
+        made = step(half, output)
         if made.loads:
             shards.evict_all()
         return made

@@ -146,7 +146,8 @@ def test_a_load_that_fails_in_one_group_is_recomputed(
 ) -> None:
     prompt = tokens(4, 8 * CHUNK + 9)
     own = start_anew(engine, shard, prompt)
-    load, failed = HostEngine._load, []
+    load = HostEngine._load
+    failed: list[Load] = []
 
     def fail_once(host: HostEngine, copy: Load) -> Ended:
         if copy.group == group and not failed:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from lmkv_ray.arena import this_process
 from lmkv_ray.errors import LmkvError, UnsupportedError
+from lmkv_ray.transports import host_id
 from lmkv_ray.vllm import support
 
 
@@ -96,8 +99,10 @@ def test_a_load_that_fails_needs_a_vllm_that_can_hear_it(monkeypatch: pytest.Mon
 
 
 def test_an_engine_out_of_sight_of_all_its_workers_is_refused() -> None:
-    near = SimpleNamespace(rank=1, host=support.host_id())
-    far = SimpleNamespace(rank=0, host="elsewhere")
+    from lmkv_ray.vllm.metadata import LayoutReport
+
+    far = LayoutReport(0, "elsewhere", this_process(), layouts=(), packing="")
+    near = replace(far, rank=1, host=host_id())
     support.check_workers(engine(), [far, near])
     with pytest.raises(UnsupportedError, match=r"without any of its workers.*Next step"):
         support.check_workers(engine(), [far])

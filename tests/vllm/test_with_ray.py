@@ -25,7 +25,7 @@ from tests.vllm.engine import Answer, EngineProcess
 
 pytestmark = [pytest.mark.vllm, pytest.mark.ray, pytest.mark.timeout(600)]
 
-NODE = {"num_cpus": 2, "object_store_memory": 100 << 20}
+NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 100 << 20}
 CAPACITY = 32 << 20
 STAGE_SECONDS = 4.0
 
@@ -225,7 +225,7 @@ def test_shard_killed_while_requests_run(world: World, recovery: Recovery) -> No
 
 @fault("vLLM: directory killed while requests run", "requests go on", heals_within=60)
 def test_directory_killed_while_requests_run(world: World, recovery: Recovery) -> None:
-    directory = ray.get_actor(DIRECTORY, namespace=world.connector["ray_namespace"])
+    directory: Any = ray.get_actor(DIRECTORY, namespace=world.connector["ray_namespace"])
     pid = ray.get(directory.__ray_call__.remote(lambda _: os.getpid()))
     kill_while_running(world, pid, 200)
     recovery.measure(world)

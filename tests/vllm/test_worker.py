@@ -104,7 +104,11 @@ def test_one_rank_writes_a_chunk_and_all_read_it(
         found = hits.slots.tolist(), hits.generations.tolist()
         job = LoadJob("r", ref.arena_id, 0, 0, *found, 0, blocks)
         half.begin_loads(StepMetadata((ref,), [job], [], idle=True))
-        wait_for(lambda half=half: half.finished_loads() == ({"r"}, set()))
+
+        def loaded(half: WorkerHalf = half) -> bool:
+            return half.finished_loads() == ({"r"}, set())
+
+        wait_for(loaded)
         assert torch.equal(pages[:, :8], filled[:, :8])
 
 

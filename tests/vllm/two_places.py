@@ -123,7 +123,7 @@ class Engine:
         )
         self.half = SchedulerHalf(settings, self.groups, self.places, device)
         self.pool = Pool()
-        self.half.bind(self.pool)  # type: ignore[arg-type]
+        self.half.bind(self.pool)
         self.finished: Counter[str] = Counter()
         self.invalid: set[int] = set()
         self.reasons: Counter[str] = Counter()
@@ -163,7 +163,12 @@ class Engine:
         request.num_computed_tokens = computed
         self.half.on_new_request(request)
         self.step(request, request.num_tokens - computed, table)
-        wait_for(lambda: self.step() is None and not self.half.saving)
+
+        def saved() -> bool:
+            self.step()
+            return not self.half.saving
+
+        wait_for(saved)
         self.half.on_finished(request, [table] * len(self.groups))
         for place in self.places:
             wait_for(lambda place=place: place.link.slots.settled)  # type: ignore[misc]
@@ -190,7 +195,12 @@ class Engine:
         for _, _, page in self.pages:
             page.zero_()
         self.half.admitted(request, [table] * len(self.groups), tokens)
-        wait_for(lambda: self.step() is None and self.finished[request.request_id] == 2)
+
+        def loaded() -> bool:
+            self.step()
+            return self.finished[request.request_id] == 2
+
+        wait_for(loaded)
 
     def right(self, request: Any, tokens: int, table: list[int]) -> bool:
         """Whether all pages of all workers have what was computed once, as far as it is needed."""

@@ -47,10 +47,10 @@ class IndexMachine(RuleBasedStateMachine):
         assert set(victims) <= set(candidates)
         for entry in victims:
             self._erase(entry)
-        entry = self.index.reserve(Label(key, space, blocks), blocks)
-        assert entry is not None
-        self.writing.append(entry)
-        self.files.add(entry)
+        reserved = self.index.reserve(Label(key, space, blocks), blocks)
+        assert reserved is not None
+        self.writing.append(reserved)
+        self.files.add(reserved)
 
     @precondition(lambda self: self.writing)
     @rule(data=st.data(), success=st.booleans())
