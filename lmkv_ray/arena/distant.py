@@ -69,6 +69,9 @@ class DistantArena:
     ) -> npt.NDArray[np.bool_]:
         """What it said: which of the slots hold their key's chunk, of the row's size and checksum.
 
+        Key, generation and checksum are the first half of one cache line, and are read together: by
+        hardware, and by a processor that copies 32 bytes at a time.
+
         Args:
             keys: uint64[n, 2].
             slots: int64[n], of ``slots_of``.

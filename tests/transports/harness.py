@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -220,3 +221,10 @@ class RayPeer:
 
     async def close(self) -> None:
         self.ray.kill(self.actor)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for something that another process does."""
+    async with asyncio.timeout(60):
+        while not condition():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)

@@ -9,21 +9,22 @@ import os
 import signal
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import pytest_asyncio
 
-from lmkv_ray.messages import MissReason
+from lmkv_ray.messages import MissReason, decode, encode
 from lmkv_ray.transports import Failure, Fetch, Helper, Outcome, PeerInfo
+from lmkv_ray.transports.nixl import Located, transport
 from lmkv_ray.transports.nixl import helper as helper_module
-from lmkv_ray.transports.nixl import transport
 from lmkv_ray.transports.nixl.helper import HelperError
-from lmkv_ray.transports.nixl.wire import ROW, SLOT_ROW, Bring, Read, Register
-from tests.transports.harness import COUNT, Here, Store, content_of, some_keys
+from lmkv_ray.transports.nixl.wire import ROW, SLOT_ROW, Bring, Meet, Read, Register
+from tests.transports.harness import COUNT, Here, Store, content_of, some_keys, until
 
 KEYS = some_keys()
 SECONDS = 60.0
@@ -85,12 +86,6 @@ def landed(here: Here, start: int = 0) -> list[bool]:
         bool((here.writer.payload(slot)[: len(content)] == content).all())
         for slot, content in zip(slots, map(content_of, KEYS), strict=True)
     ]
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(SECONDS):
-        while not condition():  # noqa: ASYNC110  another process is waited for
-            await asyncio.sleep(0.01)
 
 
 async def test_an_agent_killed_in_a_read_is_noticed_at_once(here: Here, store: Store) -> None:
@@ -252,19 +247,52 @@ async def test_without_the_package_there_is_an_obstacle(
     assert store.source.obstacle == "the package nixl is not installed"
 
 
-@pytest.mark.parametrize("program", ["lmkv_ray.no_such_program", "tests.transports.stuck"])
-async def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
-    store: Store, monkeypatch: pytest.MonkeyPatch, program: str
+async def test_tables_that_are_of_no_arena_are_the_peers_fault_alone(
+    here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(helper_module, "PROGRAM", program)
-    monkeypatch.setattr(helper_module, "START_SECONDS", 1.0)
-    helper = Helper(store.writer)
-    with pytest.raises(HelperError, match="did not start"):
-        await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
-    assert (helper.problem, helper.pid) == ("the NIXL process did not start", None)
-    monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
-    assert helper.problem is None
-    await helper.close()
+    async def lying(keys: bytes, known: str) -> bytes:
+        located = decode(await store.locate(keys, ""), Located)
+        assert located.tables is not None
+        tables = msgspec.structs.replace(located.tables, slot_bytes=b"")
+        return encode(msgspec.structs.replace(located, tables=tables))
+
+    pid = here.helper.pid
+    here.transport._known.clear()
+    for _ in range(2):
+        outcomes = await fetch(here, replace(peer_of(store), locate=lying))
+        assert {outcome.failure for outcome in outcomes} == {Failure.LOST}
+    monkeypatch.setattr(transport, "RETRY_SECONDS", 0.0)
+    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert here.helper.pid == pid
+
+
+async def test_an_agent_is_replaced_while_a_read_from_it_hangs(here: Here, store: Store) -> None:
+    """Its transfers end by themselves, or with our process; those from others go on."""
+    await fetch(here, peer_of(store))
+    known, pid, ours = here.transport._known["peer"], store.helper.pid, here.helper.pid
+    assert pid is not None
+    other = Store()
+    await fetch(here, replace(peer_of(other), node_id="other"))
+    os.kill(pid, signal.SIGSTOP)
+    hanging = asyncio.create_task(fetch(here, peer_of(store)))
+    await asyncio.sleep(0.2)
+    located = decode(await other.locate(KEYS.tobytes(), ""), Located)
+    assert located.tables is not None
+    meet = Meet(
+        agent=located.agent,
+        metadata=located.metadata,
+        replaces=known.agent,
+        tables=located.tables,
+    )
+    await here.helper.call(meet, time.monotonic() + SECONDS)
+    await asyncio.sleep(0.2)
+    assert here.helper.pid == ours
+    os.kill(pid, signal.SIGCONT)
+    outcomes = await hanging
+    under_way, later = outcomes[: 2 * transport.IN_FLIGHT], outcomes[2 * transport.IN_FLIGHT :]
+    assert all(outcome.ok for outcome in under_way)
+    assert {outcome.detail for outcome in later} == {"another agent has just taken its place"}
+    await other.close()
 
 
 async def test_processes_with_nothing_to_do_leave_the_processor_alone(

@@ -2,18 +2,34 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkv_ray.transports.nixl.transfers import descriptors
-from lmkv_ray.transports.nixl.wire import Incoming, Registered, framed
-from tests.transports.harness import CHUNK
+from lmkv_ray.arena import ArenaReader
+from lmkv_ray.transports.nixl.process import Process
+from lmkv_ray.transports.nixl.transfers import Transfers, descriptors
+from lmkv_ray.transports.nixl.wire import (
+    Failed,
+    Incoming,
+    Meet,
+    Read,
+    Registered,
+    Result,
+    Tables,
+    framed,
+)
+from tests.transports.harness import CHUNK, Here
 
 SECONDS = 60.0
 
@@ -78,3 +94,140 @@ def test_messages_arrive_whole_in_whatever_pieces(contents: list[bytes], size: i
     incoming = Incoming(Registered)
     pieces = [stream[i : i + size] for i in range(0, len(stream), size)]
     assert [message for piece in pieces for message in incoming.feed(piece)] == sent
+
+
+class LostError(Exception):
+    """As NIXL says that a peer is gone."""
+
+
+class FakeAgent:
+    """States of transfers, by the peer's name; an exception is raised."""
+
+    def __init__(self) -> None:
+        self.states: dict[str, str | Exception] = {}
+        self.removed: list[str] = []
+        self.lockable = True
+        """Whether memory can be registered."""
+
+    def register_memory(self, regions: Any, kind: str) -> None:
+        if not self.lockable:
+            raise OSError("too much is locked in memory")
+
+    def add_remote_agent(self, metadata: bytes) -> None:
+        pass
+
+    def get_xfer_descs(self, spans: Any, kind: str) -> Any:
+        return spans
+
+    def initialize_xfer(self, what: str, here: Any, there: Any, agent: str) -> Any:
+        return SimpleNamespace(agent=agent, release=lambda: None)
+
+    def check_xfer_state(self, handle: Any) -> str:
+        state = self.states[handle.agent]
+        if isinstance(state, Exception):
+            raise state
+        return state
+
+    transfer = check_xfer_state
+
+    def remove_remote_agent(self, agent: str) -> None:
+        self.removed.append(agent)
+
+
+@pytest.fixture
+def agent() -> FakeAgent:
+    return FakeAgent()
+
+
+class Events(list[str]):
+    """What was said of transfers."""
+
+    def post(self, transfers: Transfers, agent: str) -> None:
+        spans = np.zeros((1, 3), np.uint64)
+        transfers.post(agent, spans, spans, lambda _: self.append(f"{agent} arrived"), self.append)
+
+
+@pytest.fixture
+def process(agent: FakeAgent) -> Iterator[Process]:
+    """Has met the agents a and b, of arenas like its own."""
+    api = SimpleNamespace(
+        nixl_agent=lambda name, config: agent,
+        nixl_agent_config=lambda **_: None,
+        nixlBind=SimpleNamespace(nixlRemoteDisconnectError=LostError),
+    )
+    here, (ours, theirs) = Here(), socket.socketpair()
+    with ours, theirs:
+        process = Process(api, ArenaReader.attach(here.writer.path), theirs)
+        capacity, extents = here.writer.geometry.capacity, here.writer.geometry.extents
+        tables = Tables(
+            capacity=capacity,
+            extent_bytes=here.writer.geometry.extent_bytes,
+            slot_bytes=np.full(extents, CHUNK).tobytes(),
+            index=0,
+            slots=0,
+            data=0,
+        )
+        for name in ("a", "b"):
+            meet = Meet(agent=name, metadata=b"", replaces="", tables=tables)
+            process._obey(meet, list[Result]().append)
+        yield process
+    here.writer.close()
+
+
+def test_an_error_that_may_leave_a_part_under_way_is_not_answered(
+    agent: FakeAgent, process: Process
+) -> None:
+    """It ends the process, which is the only fence there is."""
+    said: list[Result] = []
+    read = Read(agent="a", rows=np.array([[0, 0, CHUNK, 1]], np.uint64).tobytes())
+    agent.states = {"a": OSError("the third of 64 could not be posted")}
+    with pytest.raises(OSError, match="third"):
+        process._obey(read, said.append)
+    agent.states = {"a": "PROC"}
+    process._obey(read, said.append)
+    agent.states = {"a": OSError("backend")}
+    with pytest.raises(OSError, match="backend"):
+        process._transfers.look()
+    assert not said
+
+
+def test_what_is_not_posted_costs_nobody_else(agent: FakeAgent, process: Process) -> None:
+    said: list[Result] = []
+    read = Read(agent="a", rows=np.array([[0, 0, CHUNK, 1]], np.uint64).tobytes())
+    agent.lockable = False
+    process._obey(read, said.append)
+    process._obey(Read(agent="c", rows=b""), said.append)
+    assert said == [
+        Failed(why="OSError: too much is locked in memory"),
+        Failed(why="another agent has just taken its place"),
+    ]
+
+
+def test_an_agent_is_removed_when_nothing_of_it_is_under_way(agent: FakeAgent) -> None:
+    transfers, events = Transfers(agent, LostError), Events()
+    agent.states = {"a": "PROC", "b": "PROC"}
+    for name in ("a", "a", "b"):
+        events.post(transfers, name)
+    transfers.forget("a")
+    assert not transfers.look()
+    assert agent.removed == []
+    agent.states["a"] = "DONE"
+    assert transfers.look()
+    assert agent.removed == ["a"]
+    agent.states["b"] = LostError("connection reset")
+    assert transfers.look()
+    assert agent.removed == ["a", "b"]
+    assert events == ["a arrived", "a arrived", "the peer is gone: connection reset"]
+    assert len(transfers) == 0
+
+
+def test_a_transfer_that_ends_and_begins_another_has_ended(agent: FakeAgent) -> None:
+    """What follows is looked at again at once."""
+    transfers, spans = Transfers(agent, LostError), np.zeros((1, 3), np.uint64)
+    agent.states = {"a": "PROC", "b": "PROC"}
+    follow = lambda _: transfers.post("b", spans, spans, lambda _: None, print)  # noqa: E731
+    transfers.post("a", spans, spans, follow, print)
+    agent.states["a"] = "DONE"
+    assert transfers.look()
+    assert not transfers.look()
+    assert len(transfers) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -105,15 +106,12 @@ class Bringing:
         if not len(named):
             self._arrived(slots, at_once=True)
             return
-        try:
-            here, there = self._reading.spans(chunks, self._peer)
-        except Exception as error:  # of NIXL, when it registers memory
-            self._failed(f"{type(error).__name__}: {error}")
-            return
-        here = np.concatenate([_parts(self._rows, SLOT.itemsize)[named], here])
-        there = np.concatenate([_spans(self._peer.rows(slots[named]), SLOT.itemsize), there])
-        arrived = lambda at_once: self._arrived(slots, at_once)  # noqa: E731
-        self._transfers.post(self._agent, here, there, arrived, self._failed)
+        rows = (
+            _parts(self._rows, SLOT.itemsize)[named],
+            _spans(self._peer.rows(slots[named]), SLOT.itemsize),
+        )
+        arrived = partial(self._arrived, slots)
+        self._reading.post(self._agent, self._peer, chunks, arrived, self._failed, rows)
 
     def _arrived(self, slots: npt.NDArray[np.int64], at_once: bool) -> None:
         rows = self._rows

@@ -66,6 +66,8 @@ class Helper:
         self._arena = arena
         self._life: _Life | None = None
         self._closed = False
+        self._refused = -math.inf, ""
+        """When and why the system let us start none."""
         self._turns = asyncio.Semaphore(AT_ONCE)
 
     @property
@@ -75,9 +77,10 @@ class Helper:
             return "the shard ends"
         if not any(importlib.util.find_spec(package) for package in PACKAGES):
             return "the package nixl is not installed"
-        life = self._life
-        recent = life is not None and time.monotonic() < life.ended_at + RETRY_SECONDS
-        return life.failure if life is not None and recent else None
+        at, why = self._refused
+        if self._life is not None and self._life.failure is not None:
+            at, why = max((at, why), (self._life.ended_at, self._life.failure))
+        return why if time.monotonic() < at + RETRY_SECONDS else None
 
     @property
     def agent(self) -> Ready | None:
@@ -115,14 +118,15 @@ class Helper:
         return work.result()
 
     async def _call(self, command: Command, deadline: float) -> Result:
+        late = HelperError("the deadline had passed", late=True)
         left = deadline - time.monotonic()
+        if left <= 0:
+            raise late
         try:
             async with asyncio.timeout(left):
                 await self._turns.acquire()
         except TimeoutError:
-            left = 0.0
-        if left <= 0:
-            raise HelperError("the deadline had passed", late=True)
+            raise late from None
         try:
             life = self._living()
             if not life.ready.done():
@@ -163,7 +167,11 @@ class Helper:
             problem = self.problem
             if problem is not None:
                 raise HelperError(problem)
-            self._life = _Life(self._arena)
+            try:
+                self._life = _Life(self._arena)
+            except OSError as error:  # too many processes or files
+                self._refused = time.monotonic(), f"the NIXL process cannot be started: {error}"
+                raise HelperError(self._refused[1]) from None
         return self._life
 
 
@@ -177,8 +185,9 @@ class _Life(asyncio.Protocol):
         self.agent: Ready | None = None
         """Its agent, once it is ready and while it lives."""
         self.failure: str | None = None
-        """Why it could not start."""
+        """Why it could not start, or ended before it did anything."""
         self.ended_at = math.inf
+        self._works = False
         self._number = 0
         self._open: dict[int, asyncio.Future[Result | None]] = {}
         self._answers = Incoming(Answer)
@@ -190,11 +199,13 @@ class _Life(asyncio.Protocol):
             arena.path, str(arena.arena_id), str(os.getpid()), str(theirs.fileno()),
         ]  # fmt: skip
         path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with theirs:
+        with contextlib.ExitStack() as failing, theirs:
+            failing.callback(ours.close)
             self._process = subprocess.Popen(
                 command, pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": path},
                 stdin=subprocess.DEVNULL,
             )  # fmt: skip
+            failing.pop_all()
         ours.setblocking(False)
         self._linking = asyncio.ensure_future(loop.create_unix_connection(lambda: self, sock=ours))
         self._hurry = loop.call_later(START_SECONDS, self._process.kill)
@@ -235,8 +246,9 @@ class _Life(asyncio.Protocol):
         # No limit: until it is gone, all that it may still write to must stay reserved.
         await to_the_end(self._process.wait)
         self._hurry.cancel()
-        if self.agent is None and self.failure is None:
-            self.failure = "the NIXL process did not start"
+        if not self._works and self.failure is None:
+            did = "start" if self.agent is None else "carry out its first command"
+            self.failure = f"the NIXL process did not {did}"
         self.agent = None
         self.ended_at = time.monotonic()
         self._settle()
@@ -281,5 +293,6 @@ class _Life(asyncio.Protocol):
                 self._settle()
             case result:
                 waiting = self._open.pop(answer.number, None)
+                self._works = True
                 if waiting is not None:
                     waiting.set_result(result)

@@ -115,7 +115,7 @@ class Process:
                     bring, self._peers[agent], self._transfers, self._reading, self._scratch, say
                 ).start()
             case Read(agent=agent) as read:
-                self._answer(say, lambda: self._reading.read(read, self._peers[agent], say))
+                self._reading.read(read, self._peers[agent], say)
             case Meet() as meet:
                 self._answer(say, lambda: say(self._meet(meet)))
             case Register(extents=extents):
@@ -155,9 +155,14 @@ def _why(error: Exception) -> str:
 
 
 def _arena_at(tables: Tables) -> DistantArena:
+    geometry = Geometry.of(tables.capacity, tables.extent_bytes)
+    slot_bytes = np.frombuffer(tables.slot_bytes, np.int64)
+    sizes = (slot_bytes >= 0) & (slot_bytes <= geometry.extent_bytes)
+    if len(slot_bytes) != geometry.extents or not sizes.all():
+        raise ValueError("the peer's tables are of no arena")
     return DistantArena(
-        Geometry.of(tables.capacity, tables.extent_bytes),
-        np.frombuffer(tables.slot_bytes, np.int64),
+        geometry,
+        slot_bytes,
         tables.index,
         tables.slots,
         tables.data,
@@ -195,7 +200,8 @@ def main(arena_path: str, arena_id: str, parent: str, descriptor: str) -> None:
     """
     end_with(int(parent))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the parent
-    link = socket.socket(fileno=int(descriptor))
+    # The parent may have thousands of files open, and select() takes only low numbers.
+    link = socket.socket(fileno=os.dup(int(descriptor)))
     try:
         api = load_nixl()
         if "NIXL_LOG_LEVEL" not in os.environ:

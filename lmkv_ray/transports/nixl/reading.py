@@ -9,7 +9,7 @@ import numpy as np
 
 from lmkv_ray.arena import ArenaReader, DistantArena, checksum
 from lmkv_ray.transports.nixl.regions import Regions
-from lmkv_ray.transports.nixl.transfers import Numbers, Transfers, descriptors
+from lmkv_ray.transports.nixl.transfers import Numbers, Then, Transfers, descriptors
 from lmkv_ray.transports.nixl.wire import ROW, Arrived, Failed, Read, Result
 
 VERIFIERS = 4
@@ -37,20 +37,42 @@ class Reading:
     def read(self, read: Read, peer: DistantArena, say: Say) -> None:
         """From known places; says ``Arrived`` or ``Failed``."""
         rows = np.frombuffer(read.rows, np.uint64).reshape(-1, ROW)
-        here, there = self.spans(rows, peer)
 
         def arrived(at_once: bool) -> None:
             self.verify(rows, at_once, lambda intact: say(Arrived(intact=intact)))
 
-        self._transfers.post(read.agent, here, there, arrived, lambda why: say(Failed(why=why)))
+        self.post(read.agent, peer, rows, arrived, lambda why: say(Failed(why=why)))
 
-    def spans(self, rows: Numbers, peer: DistantArena) -> tuple[Numbers, Numbers]:
-        """Descriptors, here and there, of registered memory; see ``descriptors``."""
+    def post(
+        self,
+        agent: str,
+        peer: DistantArena,
+        rows: Numbers,
+        then: Then,
+        failed: Callable[[str], None],
+        *more: tuple[Numbers, Numbers],
+    ) -> None:
+        """Read chunks into our slots; see ``Transfers.post``.
+
+        Args:
+            agent: the peer's.
+            peer: its arena.
+            rows: of ``Read``.
+            then: see there.
+            failed: also called when our slots cannot be registered.
+            more: descriptors, here and there, to be read with them.
+        """
         here, there = descriptors(rows, self._extent_bytes, peer.geometry.extent_bytes)
-        self._regions.add(set((here[:, 0] // np.uint64(self._extent_bytes)).tolist()))
+        extents = here[:, 0] // np.uint64(self._extent_bytes)
+        try:
+            self._regions.add(set(extents.tolist()))
+        except Exception as error:  # for instance: more than may be locked in memory
+            failed(f"{type(error).__name__}: {error}")
+            return
         here[:, 0] += np.uint64(self._regions.data)
         there[:, 0] += np.uint64(peer.data)
-        return here, there
+        ours, theirs = (np.concatenate(side) for side in zip((here, there), *more, strict=True))
+        self._transfers.post(agent, ours, theirs, then, failed)
 
     def verify(self, rows: Numbers, at_once: bool, then: Callable[[bytes], None]) -> None:
         """Compare checksums with what is in the slots.

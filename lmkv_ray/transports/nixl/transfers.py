@@ -34,6 +34,8 @@ class Transfers:
         self._agent = agent
         self._lost = lost
         self._under_way: list[_Transfer] = []
+        self._gone: set[str] = set()
+        """Agents to be removed."""
 
     def __len__(self) -> int:
         return len(self._under_way)
@@ -71,17 +73,28 @@ class Transfers:
 
     def look(self) -> bool:
         """Ask for the state of all; whether one has ended."""
-        before = len(self._under_way)
-        for transfer in [*self._under_way]:
+        before = [*self._under_way]
+        for transfer in before:
             if transfer in self._under_way:  # not lost with another one
                 self._under_way.remove(transfer)
                 self._look_at(transfer, self._agent.check_xfer_state)
-        return len(self._under_way) < before
+        if self._gone:
+            self._remove()
+        return not set(before) <= set(self._under_way)
 
     def forget(self, agent: str) -> None:
-        """A peer is gone."""
-        with contextlib.suppress(Exception):  # it is not known
-            self._agent.remove_remote_agent(agent)
+        """A peer is gone. What NIXL still reads from it (it may hang) has to end first: without the
+        agent nobody could tell when it has.
+        """
+        self._gone.add(agent)
+        self._remove()
+
+    def _remove(self) -> None:
+        busy = {transfer.agent for transfer in self._under_way}
+        for agent in self._gone - busy:
+            with contextlib.suppress(Exception):  # it is not known
+                self._agent.remove_remote_agent(agent)
+        self._gone &= busy
 
     def _look_at(
         self, transfer: _Transfer, state: Callable[[Any], str], *, at_once: bool = False

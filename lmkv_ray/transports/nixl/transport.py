@@ -116,7 +116,7 @@ class NixlTransport:
         if time.monotonic() < at + RETRY_SECONDS:
             return f"a READ has just failed: {why}"
         self._helper.start()
-        return None
+        return self._helper.problem
 
     async def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see ``Transport``."""
