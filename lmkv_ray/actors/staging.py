@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -67,6 +68,18 @@ class _Job:
         return self.deadline - time.monotonic()
 
 
+@dataclass
+class _Room:
+    """The slots that chunks are brought into; a quarter of the arena at most."""
+
+    windows: int = 0
+    """Those that have slots now."""
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+    queue: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Who waits for slots: first come, first served, or the next window of a long prompt would
+    always take what the last one has just released."""
+
+
 class Staging:
     """Fetches chunks once, however many engines ask for them.
 
@@ -82,8 +95,8 @@ class Staging:
         self._shard = shard
         self._finders = finders
         self._flights: dict[bytes, asyncio.Future[None]] = {}
-        self._windows: set[asyncio.Future[None]] = set()
-        """Those under way: each done when its slots are free or filled."""
+        self._rooms: defaultdict[tuple[int, int], _Room] = defaultdict(_Room)
+        """By space and size of slots."""
 
     async def stage(self, stage: Stage) -> StageReply:
         """Return when all chunks are here, no more can come, or the deadline has passed."""
@@ -200,33 +213,51 @@ class Staging:
         wanted = [keys[i] for i in plan.positions]
         model = self.models[source.name]
         while wanted and job.left > 0 and job.clears == self._shard.clears:
-            slots = self._shard.reserve(job.space, job.slot_bytes, min(len(wanted), WINDOW))
+            slots = await self._reserve(job, min(len(wanted), WINDOW))
+            if slots is None:
+                break
             if not slots:
-                if not self._windows:
-                    self._failed(job, None, wanted, "no slot is free")
-                    return
-                await asyncio.wait(
-                    self._windows, timeout=job.left, return_when=asyncio.FIRST_COMPLETED
-                )
-                continue
+                self._failed(job, None, wanted, "no slot is free")
+                return
             window, wanted = wanted[: len(slots)], wanted[len(slots) :]
             began, nbytes = time.monotonic(), len(slots) * job.slot_bytes
             expected = float(model.seconds(nbytes))
-            filled = asyncio.get_running_loop().create_future()
-            self._windows.add(filled)
             try:
                 if not await self._fill(job, source, window, slots):
                     self._failed(job, None, wanted, "an earlier chunk did not arrive")
                     return
             finally:
-                self._shard.release(job.space, job.slot_bytes, slots)
-                self._windows.remove(filled)
-                filled.set_result(None)
+                self._release(job, slots)
             taken = time.monotonic() - began
             model.observe(nbytes, taken)
             self.counters.expected_seconds += expected
             self.counters.taken_seconds += taken
         job.reason |= dict.fromkeys(wanted, MissReason.STAGE_TIMEOUT)
+
+    async def _reserve(self, job: _Job, n: int) -> list[int] | None:
+        """Up to ``n`` slots, in the order of asking; none if nobody is going to release any; None
+        if it is too late.
+        """
+        room = self._rooms[job.space, job.slot_bytes]
+        try:
+            async with asyncio.timeout(job.left), room.queue:
+                while job.clears == self._shard.clears:
+                    slots = self._shard.reserve(job.space, job.slot_bytes, n)
+                    if slots:
+                        room.windows += 1
+                    if slots or not room.windows:
+                        return slots
+                    room.released.clear()
+                    await room.released.wait()
+        except TimeoutError:
+            pass
+        return None
+
+    def _release(self, job: _Job, slots: list[int]) -> None:
+        room = self._rooms[job.space, job.slot_bytes]
+        room.windows -= 1
+        room.released.set()
+        self._shard.release(job.space, job.slot_bytes, slots)
 
     async def _fill(self, job: _Job, source: Source, keys: list[bytes], slots: list[int]) -> bool:
         """Fetch into reserved slots, publishing each chunk as it arrives; whether all did."""

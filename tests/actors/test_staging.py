@@ -4,6 +4,7 @@ import asyncio
 import secrets
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -241,6 +242,23 @@ async def test_many_prompts_share_the_slots(
             nodes["a"].engine.save(keys[i : i + 20])
     replies = await asyncio.gather(*(staging.stage(request(here, keys)) for keys in prompts))
     assert replies == [StageReply(ready=40, reason=None)] * len(prompts)
+
+
+async def test_a_short_prompt_does_not_wait_for_all_of_a_long_one(
+    staging: Staging, here: Node, nodes: dict[str, Node], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmkv_ray.actors.staging.WINDOW", 8)
+    here.shard.state.limits = replace(here.shard.state.limits, holder_slots=8)
+    nodes["a"].delay = 0.05
+    long, short = make_keys(80, 10), make_keys(4, 11)
+    for keys in (long[:40], long[40:], short):
+        nodes["a"].engine.save(keys)
+    first = asyncio.create_task(staging.stage(request(here, long)))
+    async with asyncio.timeout(5):
+        await nodes["a"].asked.wait()
+    assert (await staging.stage(request(here, short))).ready == 4
+    assert not first.done()
+    assert (await first).ready == 80
 
 
 async def test_slots_that_engines_keep_are_not_waited_for(
