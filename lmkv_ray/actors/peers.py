@@ -14,6 +14,7 @@ from lmkv_ray.directory import Holding
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import decode, encode
 from lmkv_ray.transports import PeerInfo, host_id
+from lmkv_ray.transports.select import AGAIN_SECONDS
 
 
 class RayPeers:
@@ -32,7 +33,8 @@ class RayPeers:
         self._node_id = node_id
         self._directory = directory
         self._actors: dict[str, NamedActor] = {}
-        self._peers: dict[str, PeerInfo] = {}
+        self._peers: dict[str, tuple[float, PeerInfo]] = {}
+        """And when they said so."""
 
     async def lookup(self, keys: bytes, within: float) -> list[Holding] | None:
         """Who holds what; None if the directory does not answer in time."""
@@ -40,8 +42,9 @@ class RayPeers:
 
     async def peer(self, node_id: str, within: float) -> PeerInfo | None:
         """How to read from a node; None if it does not answer in time."""
-        known = self._peers.get(node_id)
-        if known is not None:
+        at, known = self._peers.get(node_id, (0.0, None))
+        lasting = known is not None and known.nixl_obstacle is None
+        if known is not None and (lasting or time.monotonic() < at + AGAIN_SECONDS):
             return known
         actor = self._actor(node_id)
         deadline = time.monotonic() + min(within, SILENT_SECONDS)
@@ -70,7 +73,7 @@ class RayPeers:
             locate=locate,
             nixl_obstacle=address.nixl_obstacle,
         )
-        self._peers[node_id] = peer
+        self._peers[node_id] = time.monotonic(), peer
         return peer
 
     async def take(self, node_id: str, take: Take) -> list[bytes]:

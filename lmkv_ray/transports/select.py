@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.errors import TransportError
@@ -13,6 +15,9 @@ from lmkv_ray.transports.object_store import ObjectStoreTransport
 from lmkv_ray.transports.shared_memory import SharedMemoryTransport
 
 logger = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 60.0
+"""After so long it is seen whether there is something better for a peer now."""
 
 
 def all_transports(arena: ArenaWriter, helper: Helper) -> list[Transport]:
@@ -25,8 +30,17 @@ def all_transports(arena: ArenaWriter, helper: Helper) -> list[Transport]:
     return [SharedMemoryTransport(), NixlTransport(arena, helper), ObjectStoreTransport()]
 
 
+@dataclass(frozen=True)
+class _Choice:
+    arena_id: int
+    transport: Transport
+    at: float
+    """``time.monotonic()`` seconds."""
+    is_best: bool
+
+
 class Transports:
-    """Chooses a transport for each peer, once for each life of the peer's arena.
+    """Chooses a transport for each peer, for as long as it works.
 
     Args:
         known: best first.
@@ -35,7 +49,7 @@ class Transports:
 
     def __init__(self, known: Sequence[Transport], setting: str = "auto") -> None:
         self._transports = [t for t in known if setting in ("auto", t.name)]
-        self._chosen: dict[str, tuple[int, Transport]] = {}
+        self._chosen: dict[str, _Choice] = {}
         if not self._transports:
             raise TransportError(
                 f"There is no transport {setting!r}.",
@@ -48,16 +62,21 @@ class Transports:
         Raises:
             TransportError: the setting names one that cannot serve this peer.
         """
-        known = self._chosen.get(peer.node_id)
-        if known is not None and known[0] == peer.arena_id:
-            return known[1]
+        now, before = time.monotonic(), self._chosen.get(peer.node_id)
+        if before is not None and before.arena_id != peer.arena_id:
+            before = None
+        if before is not None and (before.is_best or now < before.at + AGAIN_SECONDS):
+            return before.transport
         obstacles: list[str] = []
         for transport in self._transports:
             obstacle = transport.obstacle(peer)
             if obstacle is None:
-                why = "; ".join(obstacles) or "it is the best there is"
-                logger.info("Fetching from node %s by %s: %s", peer.node_id, transport.name, why)
-                self._chosen[peer.node_id] = peer.arena_id, transport
+                if before is None or before.transport is not transport:
+                    why = "; ".join(obstacles) or "it is the best there is"
+                    name = transport.name
+                    logger.info("Fetching from node %s by %s: %s", peer.node_id, name, why)
+                choice = _Choice(peer.arena_id, transport, now, not obstacles)
+                self._chosen[peer.node_id] = choice
                 return transport
             obstacles.append(f"not {transport.name}, as {obstacle}")
         raise TransportError(

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from lmkv_ray.arena import checksum
 from lmkv_ray.errors import TransportError
 from lmkv_ray.messages import MissReason
-from lmkv_ray.transports import ChunkReader, Helper, Transport, Transports, all_transports, host_id
+from lmkv_ray.transports import (
+    ChunkReader,
+    Helper,
+    Transport,
+    Transports,
+    all_transports,
+    host_id,
+    select,
+)
 from lmkv_ray.transports.base import all_ended, groups, to_the_end
 from lmkv_ray.transports.chunk_reader import MISSING
 from tests.transports.harness import CHUNK, COUNT, LocalPeer, content_of, some_keys
@@ -75,6 +83,28 @@ async def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer, known: list[Tran
     transports.choose(peer.info())
     transports.forget("peer")
     assert transports.choose(replace(peer.info(), host="another")).name == "nixl"
+
+
+async def test_a_better_transport_is_found_when_its_obstacle_is_gone(
+    peer: LocalPeer,
+    known: list[Transport],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """A READ that failed leaves a peer to the object store for a minute, not for ever."""
+    caplog.set_level(logging.INFO)
+    transports, elsewhere = Transports(known), replace(peer.info(), host="another")
+    refusing = replace(elsewhere, nixl_obstacle="a READ has just failed")
+    assert transports.choose(refusing).name == "object_store"
+    assert transports.choose(elsewhere).name == "object_store"
+    monkeypatch.setattr(select, "AGAIN_SECONDS", 0.0)
+    caplog.clear()
+    assert transports.choose(refusing).name == "object_store"
+    assert not caplog.records, "nothing new"
+    assert transports.choose(elsewhere).name == "nixl"
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "Fetching from node peer by nixl"
+    ]
 
 
 def test_host_id_is_stable() -> None:
