@@ -35,7 +35,7 @@ REMEMBERED_KEYS = 8192
 class _Saving:
     key: bytes
     group: Group
-    slot: int
+    slot: GrantedSlot
     blocks: list[int]
     unreported: int
     """Workers whose report is still to come: until then they may write."""
@@ -193,7 +193,7 @@ class Saver:
         self.pool.touch([self.pool.blocks[b] for b in blocks])
         job = next(self._job_ids)
         workers = len(place.shares)
-        self._saving[job] = _Saving(key, group, granted.slot, blocks, workers, tracked, chunk)
+        self._saving[job] = _Saving(key, group, granted, blocks, workers, tracked, chunk)
         slot, arena_id, deadline = granted
         self._orders.append(
             SaveJob(job, group.number, arena_id, slot, blocks, deadline, place.number)

@@ -21,7 +21,7 @@ MAX_TOUCHED = 65536
 
 
 class GrantedSlot(NamedTuple):
-    """A slot that may be filled."""
+    """A slot that was taken to be filled: it is committed or released by whoever took it."""
 
     slot: int
     arena_id: int
@@ -56,7 +56,7 @@ class Slots:
         self._arena_id: int | None = None
         self._ahead = 0.0
         self._free: dict[int, float] = {}  # granted slots not in use, with their deadlines
-        self._in_use: dict[int, float] = {}
+        self._in_use: dict[int, GrantedSlot] = {}
         self._committing: set[bytes] = set()
 
     def __len__(self) -> int:
@@ -73,19 +73,22 @@ class Slots:
                 slot = next(iter(self._free))
                 deadline = self._free.pop(slot)
                 if deadline > now:
-                    self._in_use[slot] = deadline
+                    granted = self._in_use[slot] = GrantedSlot(slot, self._arena_id, deadline)
                     if self._wanted():
                         self._wake()
-                    return GrantedSlot(slot, self._arena_id, deadline)
+                    return granted
                 self._news.released.append(slot)
             self._wake()
         return None
 
-    def commit(self, slot: int, key: bytes, nbytes: int, hints: Hints = NO_HINTS) -> None:
-        """Make a filled slot visible under its key."""
+    def commit(
+        self, granted: GrantedSlot, key: bytes, nbytes: int, hints: Hints = NO_HINTS
+    ) -> None:
+        """Make a filled slot visible under its key, if it is still ours."""
         with self._lock:
-            if self._in_use.pop(slot, None) is not None:
-                self._news.commits.append(Commit(slot=slot, key=key, nbytes=nbytes, hints=hints))
+            if self._end_use(granted):
+                commit = Commit(slot=granted.slot, key=key, nbytes=nbytes, hints=hints)
+                self._news.commits.append(commit)
                 self._committing.add(key)
                 self._wake()
 
@@ -98,11 +101,11 @@ class Slots:
         """Whether every commit has been answered."""
         return not self._committing
 
-    def release(self, slot: int) -> None:
+    def release(self, granted: GrantedSlot) -> None:
         """Give a slot back unused. Nobody may write to it any more."""
         with self._lock:
-            if self._in_use.pop(slot, None) is not None:
-                self._news.released.append(slot)
+            if self._end_use(granted):
+                self._news.released.append(granted.slot)
 
     def touch(self, keys: list[bytes]) -> None:
         """Report chunks as used, deepest first."""
@@ -125,14 +128,16 @@ class Slots:
             ahead: seconds that the clock of the shard's node is ahead of ours.
         """
         with self._lock:
-            same = self._arena_id == arena_id
-            granted = dict.fromkeys(grant.slots, grant.deadline)
-            self._in_use = {s: granted.pop(s) for s in self._in_use if same and s in granted}
-            self._free = granted
-            self._arena_id, self._ahead = arena_id, ahead
-            if not same:
+            if self._arena_id != arena_id:
+                self._in_use = {}
                 self._news = News(touched=self._news.touched)
                 self._committing.clear()
+            slots = dict.fromkeys(grant.slots)
+            self._in_use = {s: its for s, its in self._in_use.items() if s in slots}
+            # What was held when we asked may have been filled or handed back since.
+            told = {commit.slot for commit in self._news.commits} | {*self._news.released}
+            self._free = {s: grant.deadline for s in slots if s not in self._in_use.keys() | told}
+            self._arena_id, self._ahead = arena_id, ahead
 
     @property
     def has_news(self) -> bool:
@@ -163,6 +168,13 @@ class Slots:
         with self._lock:
             self._news.released.extend(self._free)
             self._free.clear()
+
+    def _end_use(self, granted: GrantedSlot) -> bool:
+        """Whether this taking of the slot is the last one, in the arena of now."""
+        ours = self._in_use.get(granted.slot) is granted
+        if ours:
+            del self._in_use[granted.slot]
+        return ours
 
     def _hand_back_expired(self) -> None:
         """An engine that was idle for long has slots that it must not fill: it needs others."""

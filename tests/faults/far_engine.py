@@ -69,14 +69,14 @@ class FarLink:
         self._wait(lambda: len(self._link.slots) >= count)
         taken = [self._link.slots.take() for _ in range(count)]
         assert self._link.attachment is not None
-        slots = [granted for granted in taken if granted is not None]
-        deadline = min(granted.deadline for granted in slots)
-        return self._link.attachment.path, [granted.slot for granted in slots], deadline
+        self._taken = {granted.slot: granted for granted in taken if granted is not None}
+        deadline = min(granted.deadline for granted in self._taken.values())
+        return self._link.attachment.path, [*self._taken], deadline
 
     def commit(self, number: int, slots: list[int]) -> None:
         """Make them the chunks of a document."""
         for key, slot in zip(document(number, len(slots)), slots, strict=True):
-            self._link.slots.commit(slot, key, self._nbytes)
+            self._link.slots.commit(self._taken[slot], key, self._nbytes)
         self._wait(lambda: self._link.slots.settled)
 
     def locate(self, number: int, chunks: int) -> StageReply | None:

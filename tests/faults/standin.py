@@ -245,7 +245,7 @@ class StandIn:
             slot[:half] = self._payload(key)[:half]
             self._maybe_stop("save")
             slot[half:] = self._payload(key)[half:]
-            self._link.slots.commit(granted.slot, key, self._nbytes)
+            self._link.slots.commit(granted, key, self._nbytes)
 
     def _maybe_stop(self, copy: str) -> None:
         if self._stop_in == copy:

@@ -59,7 +59,7 @@ def key(i: int) -> bytes:
 def commit(link: ShardLink, i: int) -> None:
     taken = link.slots.take()
     assert taken is not None
-    link.slots.commit(taken.slot, key(i), SLOT_BYTES)
+    link.slots.commit(taken, key(i), SLOT_BYTES)
     wait_for(lambda: not link.slots.committing(key(i)))
 
 
@@ -86,7 +86,7 @@ def test_a_frozen_shard_never_blocks_the_engine(make_link: Callable[..., ShardLi
     began = time.monotonic()
     for i in range(1000):
         if taken := link.slots.take():
-            link.slots.commit(taken.slot, key(i % 250), SLOT_BYTES)
+            link.slots.commit(taken, key(i % 250), SLOT_BYTES)
         link.slots.touch([key(1)])
     tickets = [link.stage(key(1), 5.0) for _ in range(2 * MAX_STAGES)]
     assert time.monotonic() - began < 1
@@ -129,7 +129,7 @@ def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., Sh
     taken = tries[-1]
     assert taken is not None
     wait_for(lambda: time.monotonic() > taken.deadline + 0.01)
-    link.slots.commit(taken.slot, key(7), SLOT_BYTES)
+    link.slots.commit(taken, key(7), SLOT_BYTES)
     wait_for(lambda: not link.slots.committing(key(7)))
     assert not visible(link, 7)
     assert shard.state.counters.refused == 1
@@ -146,7 +146,7 @@ def test_after_a_restart_with_the_same_arena_chunks_and_slots_are_kept(
     shard.restart()
     wait_for(lambda: "e" in shard.state.engines())
     assert visible(link, 1)
-    link.slots.commit(held.slot, key(2), SLOT_BYTES)
+    link.slots.commit(held, key(2), SLOT_BYTES)
     wait_for(lambda: visible(link, 2))
 
 
@@ -165,7 +165,7 @@ def test_after_a_restart_with_another_arena_nothing_old_is_used(
     wait_for(
         lambda: link.attachment is not None and link.attachment.arena_id == new.writer.arena_id
     )
-    link.slots.commit(held.slot, key(2), SLOT_BYTES)
+    link.slots.commit(held, key(2), SLOT_BYTES)
     wait_for(lambda: len(link.slots) > 0)
     commit(link, 3)
     assert [visible(link, i) for i in (1, 2, 3)] == [False, False, True]
@@ -184,7 +184,7 @@ def test_clear_forgets_and_refuses_what_was_being_filled(
     link.clear()
     assert link.clearing
     wait_for(lambda: not link.clearing)
-    link.slots.commit(filling.slot, key(2), SLOT_BYTES)
+    link.slots.commit(filling, key(2), SLOT_BYTES)
     wait_for(lambda: not link.slots.committing(key(2)))
     assert not visible(link, 1)
     assert not visible(link, 2)
@@ -204,7 +204,7 @@ def test_payload_written_through_one_mapping_is_read_through_another(
     assert writer.readable is not None
     data = np.random.default_rng(0).integers(0, 256, SLOT_BYTES, np.uint8)
     writer.readable.payload(taken.slot, SLOT_BYTES)[:] = data
-    writer.slots.commit(taken.slot, key(1), SLOT_BYTES)
+    writer.slots.commit(taken, key(1), SLOT_BYTES)
     wait_for(lambda: visible(writer, 1))
     reader = type(writer.readable).attach(writer.attachment.path)
     hits = reader.lookup(key_array(key(1)))
