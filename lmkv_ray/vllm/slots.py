@@ -170,7 +170,7 @@ class Slots:
             self._free.clear()
 
     def _end_use(self, granted: GrantedSlot) -> bool:
-        """Whether this taking of the slot is the last one, in the arena of now."""
+        """End a use; False if the slot is not ours any more, or was taken again since."""
         ours = self._in_use.get(granted.slot) is granted
         if ours:
             del self._in_use[granted.slot]
