@@ -40,6 +40,8 @@ class MissReason(enum.StrEnum):
     """A lower tier or another node holds the chunk, but fetching it was expected to take longer."""
     LOAD_FAILED = "load_failed"
     """The chunk was replaced while it was copied, or the copy failed."""
+    IDENTITY_PENDING = "identity_pending"
+    """The engine does not know yet which weights it has, or is about to check them."""
     DETACHED = "detached"
     """The engine is not attached to a shard (starting, or the shard is down)."""
     TAIL = "tail"
@@ -68,7 +70,8 @@ class Hello(Message, frozen=True, kw_only=True, array_like=True):
     engine_id: str
     owner: Owner
     space: int
-    """The first 8 bytes of the namespace digest (little endian)."""
+    """The first 8 bytes of the namespace digest (little endian); 0: not known yet. An engine whose
+    namespace changes says hello again; what it fills of the old one is refused from then on."""
     model: str
     """What people call the model; for status pages only."""
     slot_bytes: int

@@ -73,9 +73,10 @@ class Leases:
             if lease is None and self.orphans.get(slot) == hello.owner:
                 lease = old[slot] = deadline
                 del self.orphans[slot]
-            # In a slot of another size or space there is nothing that could be committed now.
-            if lease is not None and same and fits(slot):
-                holder.leases[slot] = SPOILED if lease == SPOILED else deadline
+            # What is filled in another space must not be committed now; but until the holder hands
+            # the slot back, a worker may be writing into it.
+            if lease is not None and fits(slot):
+                holder.leases[slot] = deadline if same and lease != SPOILED else SPOILED
         return holder, [slot for slot in old if slot not in holder.leases]
 
     def own(self, owner: Owner, space: int, slot_bytes: int) -> Holder:

@@ -50,7 +50,7 @@ class DeviceWatch:
         self._noted: deque[_Run] = deque(maxlen=MAX_NOTED)
         self._watched: Watched[tuple[bytes, int]] = Watched(MAX_WATCHED)
         self._checked_at = 0.0
-        self._untold = False
+        self._untold = self._renamed = False
 
     # -- the engine's thread --------------------------------------------------------------------
 
@@ -72,10 +72,18 @@ class DeviceWatch:
                 tracked.noted[group.number] = end
         tracked.note_at = min((tracked.noted[g.number] + 1) * g.tokens for g in tracked.groups)
 
+    def rename(self) -> None:
+        """Keys are made anew: those known so far name nothing any more."""
+        self._renamed = True
+        self._noted.clear()
+
     # -- the link's thread ----------------------------------------------------------------------
 
     def start_over(self) -> None:
         """Whoever is told has forgotten everything."""
+        if self._renamed:
+            self._renamed = False
+            self._watched = Watched(MAX_WATCHED)
         self._untold = True
 
     def news(self) -> tuple[bytes, bytes]:

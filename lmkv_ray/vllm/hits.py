@@ -86,6 +86,8 @@ class Loader:
 
     def prefetch(self, tracked: TrackedRequest, pool: BlockPool | None) -> None:
         """Begin to stage what a new request needs and neither the arena nor the device has."""
+        if not tracked.identity.known:
+            return
         reader, limit = self._link.readable, self._limit(tracked)
         if reader is None or not (self._link.peers or self._far) or limit <= 0:
             return
@@ -105,6 +107,8 @@ class Loader:
             asked again: chunks, or answers, may still arrive from elsewhere.
         """
         tracked.claim = Claim(computed, computed)
+        if not tracked.identity.known:
+            return NOTHING_TO_LOAD
         reader, limit = self._link.readable, self._limit(tracked)
         if reader is None or limit <= computed or not self._far.usable:
             return NOTHING_TO_LOAD

@@ -109,6 +109,7 @@ class ShardLink:
     ) -> None:
         self._connect = connect
         self._hello = hello
+        self._space = hello.space
         self._period = period
         self._maps = maps
         self._device = device
@@ -166,6 +167,12 @@ class ShardLink:
             self._clearing += 1
         self._wake.set()
 
+    def rename(self, space: int) -> None:
+        """From now on chunks are committed in another space, and none in the old one."""
+        self._space = space
+        self.slots.start_over()
+        self._wake.set()
+
     @property
     def usable(self) -> Attachment | None:
         """The arena, if there is one and hits in it would not be stale."""
@@ -200,6 +207,8 @@ class ShardLink:
                 self._attach()
                 pause, heartbeat = RETRY_SECONDS[0], 0.0
                 while not self._stopping.is_set():
+                    if self._hello.space != self._space:
+                        self._attach()
                     self._send_stages()
                     self._send_clear()
                     if self.slots.has_news or time.monotonic() >= heartbeat:
@@ -224,6 +233,9 @@ class ShardLink:
 
     def _attach(self) -> None:
         client = self._connect()
+        if self._hello.space != self._space:
+            self.slots.return_free()  # they may have been granted since ``rename``
+            self._hello = msgspec.structs.replace(self._hello, space=self._space)
         hello = msgspec.structs.replace(self._hello, held=self.slots.held())
         sent = time.monotonic()
         welcome = decode(_call(client, "hello", encode(hello)), Welcome)

@@ -57,6 +57,9 @@ class MissCounter:
             self._stats.add_missed(MissReason.TAIL, tail)
         if begin >= chunks:
             return
+        if not tracked.identity.known:
+            self._stats.add_missed(MissReason.IDENTITY_PENDING, (chunks - begin) * size)
+            return
         reader = self._places[0].link.readable
         if reader is None or any(place.link.usable is None for place in self._places):
             self._stats.add_missed(MissReason.DETACHED, (chunks - begin) * size)

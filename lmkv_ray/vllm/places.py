@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import ShardLink
 from lmkv_ray.vllm.metadata import ArenaRef, Share
 
@@ -21,8 +22,8 @@ class Place:
 
     number: int
     """0: the engine's own node."""
-    namespace: bytes
-    """Digest of the engine's namespace, and of which ranks these are; 16 bytes."""
+    identity: Identity
+    """Of the engine."""
     links: Mapping[int, ShardLink]
     """By group: the link that has slots of its size. A place whose workers have no layer of a group
     (pipeline stages) keeps nothing of it."""
@@ -35,6 +36,11 @@ class Place:
     def link(self) -> ShardLink:
         """The one chunks are looked up through."""
         return next(iter(self.links.values()))
+
+    @property
+    def namespace(self) -> bytes:
+        """Digest of the engine's namespace, and of which ranks these are; 16 bytes."""
+        return self.identity.namespaces[self.number]
 
     def arena(self) -> ArenaRef | None:
         """What its workers need to know of the arena; None: it is not there yet."""

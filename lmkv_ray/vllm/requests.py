@@ -13,6 +13,7 @@ from msgspec import structs
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array
 from lmkv_ray.vllm.groups import Bools, Group
+from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import StageTicket
 from lmkv_ray.vllm.wishes import Wishes, wishes_of
 
@@ -97,12 +98,12 @@ class TrackedRequest:
 
     Args:
         request: vLLM's.
-        namespaces: of the engine, by place.
+        identity: of the engine.
         groups: of the engine.
     """
 
     request: Request
-    namespaces: Sequence[bytes]
+    identity: Identity
     groups: Sequence[Group]
     saved: list[list[int]] = field(init=False)
     """[place][group]: chunks that need not be considered for saving any more."""
@@ -119,22 +120,35 @@ class TrackedRequest:
     """Of other nodes of the engine."""
     claim: Claim | None = None
     counted: bool = False
+    mixed: bool = False
+    """Whether what it has computed belongs to no age of the engine's identity: it is not saved."""
     _keys: list[list[bytes]] = field(init=False)
 
     def __post_init__(self) -> None:
         self.wishes = wishes_of(getattr(self.request, "kv_transfer_params", None))
-        self.saved = [[0] * len(self.groups) for _ in self.namespaces]
-        self.noted = [0] * len(self.groups)
-        self._keys = [[b""] * len(self.groups) for _ in self.namespaces]
+        self.start_over()
+
+    def start_over(self) -> None:
+        """The engine's identity is another one: what was asked, found and saved counts no more."""
+        self.saved = [[0] * len(self.groups) for _ in range(self.identity.places)]
+        self.noted, self.note_at = [0] * len(self.groups), 0
+        self.tickets, self.asked, self.claim = [], None, None
+        self._keys = [[b""] * len(self.groups) for _ in range(self.identity.places)]
 
     def keys(self, group: Group, place: int = 0) -> KeyArray:
-        """Keys of all whole chunks of known tokens, made as they become known."""
+        """Keys of all whole chunks of known tokens, made as they become known.
+
+        There are none before the engine's identity is known.
+        """
+        if not self.identity.namespaces:
+            return key_array(b"")
         hashes, keys = self.request.block_hashes, self._keys[place][group.number]
         known = len(keys) // KEY_BYTES
         now = len(hashes) * group.hash_tokens // group.tokens
         if now > known:
+            namespace = self.identity.namespaces[place]
             self._keys[place][group.number] = keys = keys + b"".join(
-                chunk_key(self.namespaces[place], hashes[group.hash_index(i)], group.number)
+                chunk_key(namespace, hashes[group.hash_index(i)], group.number)
                 for i in range(known, now)
             )
         return key_array(keys)

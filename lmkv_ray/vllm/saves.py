@@ -41,6 +41,8 @@ class _Saving:
     """Workers whose report is still to come: until then they may write."""
     tracked: TrackedRequest
     chunk: int
+    age: int
+    """Of the engine's identity when its blocks were computed."""
     good: bool = True
 
 
@@ -100,6 +102,8 @@ class Saver:
             computed: tokens whose KV there will be after this step.
             tables: the request's blocks, per group.
         """
+        if tracked.mixed or not tracked.identity.known:
+            return
         if not self._settings.save_generated:
             computed = min(computed, tracked.request.num_prompt_tokens)
         for group, table in zip(self._groups, tables, strict=True):
@@ -117,6 +121,8 @@ class Saver:
         ]
         computed = min(computed, *sizes)
         self.plan(tracked, computed, tables)
+        if tracked.mixed or not tracked.identity.known:
+            return
         for group in self._groups:
             if not self._lacks(tracked, group, computed // group.tokens):
                 continue
@@ -193,7 +199,8 @@ class Saver:
         self.pool.touch([self.pool.blocks[b] for b in blocks])
         job = next(self._job_ids)
         workers = len(place.shares)
-        self._saving[job] = _Saving(key, group, granted, blocks, workers, tracked, chunk)
+        age = tracked.identity.age
+        self._saving[job] = _Saving(key, group, granted, blocks, workers, tracked, chunk, age)
         slot, arena_id, deadline = granted
         self._orders.append(
             SaveJob(job, group.number, arena_id, slot, blocks, deadline, place.number)
@@ -212,8 +219,10 @@ class Saver:
         assert self.pool is not None
         self.pool.free_blocks([self.pool.blocks[b] for b in reversed(saving.blocks)])
         place, number = self._place, saving.group.number
-        slots = place.links[number].slots
-        if saving.good:
+        slots, identity = place.links[number].slots, place.identity
+        if not identity.known or saving.age != identity.age:
+            slots.release(saving.slot)
+        elif saving.good:
             hints = saving.tracked.hints(saving.group, saving.chunk, place.number)
             slots.commit(saving.slot, saving.key, place.nbytes[number], hints)
             self._dropped.pop(saving.key, None)

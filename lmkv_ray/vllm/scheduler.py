@@ -7,6 +7,7 @@ engine: only an order to load, once vLLM counts on it, is never lost (see ``Load
 from __future__ import annotations
 
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.hits import NOTHING_TO_LOAD, Loader
 from lmkv_ray.vllm.metadata import StepMetadata, WorkerReport
+from lmkv_ray.vllm.own_cache import OwnCache
 from lmkv_ray.vllm.pace import Pace
 from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import TrackedRequest
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
+
+logger = logging.getLogger(__name__)
 
 
 class SchedulerHalf:
@@ -53,11 +57,12 @@ class SchedulerHalf:
     ) -> None:
         self._groups = groups
         self._places = places
-        self._namespaces = [place.namespace for place in places]
+        self._identity = places[0].identity
         self._link = places[0].link
         self._stats = LmkvStats()
         self._pace = Pace()
         self._device = device
+        self._own = OwnCache()
         self._events = events
         job_ids = itertools.count()
         self._savers = [
@@ -70,19 +75,21 @@ class SchedulerHalf:
 
     def bind(self, pool: BlockPool) -> None:
         """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
-        self._device.pool = pool
+        self._device.pool = self._own.pool = pool
         for saver in self._savers:
             saver.pool = pool
 
     @never_raises(None)
     def on_new_request(self, request: Request) -> None:
         """Begin to stage what is neither here nor on the device."""
+        self._adopt()
         self._loader.prefetch(self._track(request), self._savers[0].pool)
 
     @never_raises(NOTHING_TO_LOAD)
     def match(self, request: Request, computed: int) -> tuple[int | None, bool]:
         """See ``Loader.match``."""
         tracked = self._track(request)
+        tracked.mixed = computed > 0 and self._own.stale
         self._device.begin(tracked)
         return self._loader.match(tracked, computed)
 
@@ -101,6 +108,7 @@ class SchedulerHalf:
 
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """The worker half's orders for this step."""
+        self._adopt()
         self._plan_saves(output)
         self._watch(output)
         return StepMetadata(
@@ -113,6 +121,7 @@ class SchedulerHalf:
     @never_raises(None)
     def on_report(self, report: WorkerReport) -> None:
         """Take in what the workers did."""
+        self._adopt()
         for request_id, token in report.failed_loads.items():
             if tracked := self._tracked.get(request_id):
                 lost = tracked.load_failed(token)
@@ -138,7 +147,7 @@ class SchedulerHalf:
     def keys_of(self, request: Request) -> list[str] | None:
         """Keys of the prompt's chunks as hex, if the request wants them."""
         tracked = self._tracked.get(request.request_id)
-        if tracked is None or not tracked.wishes.keys:
+        if tracked is None or not tracked.wishes.keys or not self._identity.known:
             return None
         return [
             key.hex()
@@ -170,7 +179,7 @@ class SchedulerHalf:
             return
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
-            if tracked is None:
+            if tracked is None or tracked.mixed or not self._identity.known:
                 continue
             computed = tracked.request.num_computed_tokens + tokens
             if computed >= tracked.note_at:
@@ -191,9 +200,30 @@ class SchedulerHalf:
         if self._events is not None and reader is not None:
             self._events.check(reader)
 
+    @never_raises(None)
+    def _adopt(self) -> None:
+        """Go over to what is known of the engine's identity by now; never within a schedule."""
+        if not self._identity.adopt():
+            return
+        replaced = self._identity.age > 1
+        if replaced:
+            self._own.grow_stale()
+        for tracked in self._tracked.values():
+            tracked.start_over()
+            tracked.mixed = replaced
+        self._device.rename()
+        if self._events is not None:
+            self._events.cleared()
+        for saver, place in zip(self._savers, self._places, strict=True):
+            saver.forget_dropped()
+            for link in place.links.values():
+                link.rename(self._identity.space(place.number))
+        names = " ".join(namespace.hex() for namespace in self._identity.namespaces)
+        logger.info("lmkv_ray: age %d, namespace %s", self._identity.age, names)
+
     def _track(self, request: Request) -> TrackedRequest:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            tracked = TrackedRequest(request, self._namespaces, self._groups)
+            tracked = TrackedRequest(request, self._identity, self._groups)
             self._tracked[request.request_id] = tracked
         return tracked

@@ -112,6 +112,16 @@ class Slots:
         with self._lock:
             self._news.touched.extend(keys)
 
+    def start_over(self) -> None:
+        """What was not told yet is not told any more, and free slots go back: they are of a space
+        in which nothing is committed from now on.
+        """
+        with self._lock:
+            untold, self._news.commits = self._news.commits, []
+            self._committing.difference_update(commit.key for commit in untold)
+            self._news.released += [*(commit.slot for commit in untold), *self._free]
+            self._free.clear()
+
     # -- the link's thread ----------------------------------------------------------------------
 
     def held(self) -> list[int]:

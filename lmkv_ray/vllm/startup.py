@@ -13,6 +13,7 @@ from lmkv_ray.messages import Hello
 from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import ShardClient, ShardLink
 from lmkv_ray.vllm.metadata import LayoutReport, share_chunks
 from lmkv_ray.vllm.namespace import derive_namespace
@@ -60,11 +61,12 @@ def open_places(
     tokens = 2 * config.scheduler_config.max_num_batched_tokens
     here = host_id()
     hosts = sorted({report.host for report in reports}, key=lambda host: (host != here, host))
+    by_host = [[report for report in reports if report.host == host] for host in hosts]
+    ranks = [[report.rank for report in mine] for mine in by_host] if len(hosts) > 1 else [None]
+    identity = Identity([derive_namespace(config, settings, groups, reports, its) for its in ranks])
+    identity.adopt()
     places = []
-    for number, host in enumerate(hosts):
-        mine = [report for report in reports if report.host == host]
-        ranks = [report.rank for report in mine] if len(hosts) > 1 else None
-        namespace = derive_namespace(config, settings, groups, reports, ranks).digest()
+    for number, (host, mine) in enumerate(zip(hosts, by_host, strict=True)):
         nbytes, shares = share_chunks(mine, replicas)
         links: dict[int, ShardLink] = {}
         for size in dict.fromkeys(filter(None, nbytes)):
@@ -72,7 +74,7 @@ def open_places(
                 engine_id=f"{engine_id}-{size}" if links else engine_id,
                 # The shard watches a process that it can see.
                 owner=mine[0].owner if number else this_process(),
-                space=int.from_bytes(namespace[:8], "little"),
+                space=identity.space(number),
                 model=config.model_config.model,
                 slot_bytes=size,
                 held=[],
@@ -88,13 +90,12 @@ def open_places(
                 device=None if number or links else device,
             )
         by_group = {group: links[size] for group, size in enumerate(nbytes) if size}
-        places.append(Place(number, namespace, by_group, nbytes, shares))
+        places.append(Place(number, identity, by_group, nbytes, shares))
         logger.info(
-            "lmkv_ray: chunks of %s tokens (%s MiB) over %d of %d workers, namespace %s",
+            "lmkv_ray: chunks of %s tokens (%s MiB) over %d of %d workers",
             "/".join(str(group.tokens) for group in groups),
             "/".join(f"{size / 2**20:.2f}" for size in nbytes),
             len(mine),
             len(reports),
-            namespace.hex(),
         )
     return places

@@ -18,10 +18,10 @@ from lmkv_ray.vllm.device import DeviceWatch, device_prefix
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.watched import Watched
+from tests.vllm.test_identity import known_identity
 
 FULL = Group(number=0, block_tokens=16, blocks=4, hash_tokens=16)
 WINDOW = Group(number=1, block_tokens=32, blocks=1, hash_tokens=16, window=40)
-NAMESPACE = b"n" * 16
 
 
 class Pool:
@@ -38,7 +38,7 @@ class Pool:
 def track(prompt: int, hashes: int, groups: tuple[Group, ...] = (FULL,)) -> TrackedRequest:
     block_hashes = [bytes([prompt]) * 24 + i.to_bytes(8, "little") for i in range(hashes)]
     request: Any = SimpleNamespace(block_hashes=block_hashes, num_computed_tokens=0)
-    return TrackedRequest(request, [NAMESPACE], groups)
+    return TrackedRequest(request, known_identity(), groups)
 
 
 class DeviceMachine(RuleBasedStateMachine):

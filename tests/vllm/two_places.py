@@ -45,6 +45,7 @@ class Pool:
     def __init__(self) -> None:
         self.blocks = [SimpleNamespace(block_id=i, uses=0) for i in range(BLOCKS)]
         self.null_block = self.blocks[0]
+        self.cached_block_hash_to_block: dict[bytes, Any] = {}
 
     def touch(self, blocks: list[Any]) -> None:
         for block in blocks:
