@@ -19,7 +19,7 @@ SAVED, LOADED = list(range(1, 9)), list(range(11, 19))
 
 
 def namespace(**fields: Any) -> Namespace:
-    named = dict.fromkeys(
+    named: dict[str, Any] = dict.fromkeys(
         ["model", "weights", "dtype", "cache_dtype", "layout", "hash_algorithm", "parallel"], ""
     )
     return Namespace(**(named | {"engine": "", "block_tokens": 16, "chunk_tokens": 16} | fields))

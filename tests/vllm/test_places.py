@@ -17,6 +17,7 @@ from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.slots import Slots
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
+from tests.vllm.test_identity import known_identity
 from tests.vllm.two_places import MIXED, SIZE, Engine, prompt
 
 pytestmark = pytest.mark.vllm
@@ -186,8 +187,8 @@ def test_workers_know_the_arena_as_soon_as_one_link_has_it() -> None:
     """Else a save into a slot of this link would be nobody's, and its blocks pinned for ever."""
     attached = SimpleNamespace(attachment=Attachment("/arena", 7, None))
     links: Any = {0: SimpleNamespace(attachment=None), 1: attached}
-    ref = Place(0, b"", links, [1, 2], {0: Share((0, 0))}).arena()
+    ref = Place(0, known_identity(), links, [1, 2], {0: Share((0, 0))}).arena()
     assert ref is not None
     assert ref.arena_id == 7
     attached.attachment = None
-    assert Place(0, b"", links, [1, 2], {0: Share((0, 0))}).arena() is None
+    assert Place(0, known_identity(), links, [1, 2], {0: Share((0, 0))}).arena() is None
