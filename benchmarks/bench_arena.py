@@ -92,13 +92,13 @@ def copies(size: int) -> list[Row]:
     batch = min(count // 4, 128)
 
     def copy_in(first: int) -> None:
-        for i, at in enumerate(reader.offsets(slots[first : first + batch]).tolist(), first):
+        for i, at in enumerate(reader.offsets(slots[first : first + batch], size).tolist(), first):
             reader.data[at : at + size] = local[i]
 
     def copy_out(first: int) -> None:
         """As a worker does, who is told slots and generations."""
         mine = slice(first, first + batch)
-        for i, at in enumerate(reader.offsets(slots[mine]).tolist(), first):
+        for i, at in enumerate(reader.offsets(slots[mine], size).tolist(), first):
             local[i] = reader.data[at : at + size]
         assert reader.unchanged(slots[mine], generations[mine]).all()
 

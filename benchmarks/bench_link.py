@@ -120,7 +120,7 @@ class StillArena:
         self.extent_bytes = len(data)
         self._slot_bytes = slot_bytes
 
-    def offsets(self, slots: Ints) -> Ints:
+    def offsets(self, slots: Ints, nbytes: int) -> Ints:
         return slots * self._slot_bytes
 
     def unchanged(self, slots: Ints, generations: Any) -> npt.NDArray[np.bool_]:

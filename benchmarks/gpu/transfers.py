@@ -131,7 +131,8 @@ class Bench:
         self._writer.close()
 
     def _wait_pinned(self) -> None:
-        offsets = self._reader.offsets(np.concatenate([self._slots, self._other_slots]))
+        slots = np.concatenate([self._slots, self._other_slots])
+        offsets = self._reader.offsets(slots, self._layout.chunk_bytes)
         deadline = time.monotonic() + SECONDS
         while not self.engine._pinning.covers(self._reader, offsets).all():
             if time.monotonic() > deadline:
@@ -143,7 +144,9 @@ class Bench:
         random = np.random.default_rng(1)
         first, again = (
             self._reader.data[at : at + self._layout.chunk_bytes]
-            for at in self._reader.offsets(np.array([self._slots[0], self._other_slots[0]]))
+            for at in self._reader.offsets(
+                np.array([self._slots[0], self._other_slots[0]]), self._layout.chunk_bytes
+            )
         )
         first[:] = random.integers(0, 256, len(first), np.uint8)
         expected = first.copy()

@@ -4,6 +4,9 @@ A reader looks keys up, copies bytes out, and then asks ``unchanged``. The shard
 generation odd *before* anybody may overwrite the slot, so a copy whose generation is still the one
 of the lookup is intact; any other copy is thrown away. There is nothing to lock, or to leak.
 
+What a copy rests on is read after the generation, also where the slot lies: an extent without
+chunks may be cut anew (``tests/arena/test_interleavings.py`` tries all orders).
+
 On x86 loads are not reordered with loads, nor stores with stores, so the order in the program is
 the order that others see. On ARM it is the message that grants a slot to its next owner, between
 the generation and the overwrite, that orders the two.
@@ -123,16 +126,18 @@ class ArenaReader:
     def lookup(self, keys: KeyArray) -> Hits:
         """Find keys (n, 2): no RPC, no lock, no system call."""
         slots = self._tables.index.lookup(keys)
-        known, offsets, size = self._tables.locate(slots)
+        known, _, _ = self._tables.locate(slots)
         # Row 0 may always be touched; a row of an extent that is not assigned may not.
         rows = slots * known
-        # The generation before all that it vouches for.
+        # The generation before all that it vouches for: also before the size of the extent's slots,
+        # which gives the offset, as an empty extent may be cut anew.
         generations = self._generations[rows]
         known &= is_readable(generations)
         same = self._keys[rows] == keys
         known &= same[:, 0] & same[:, 1]
         nbytes = self._nbytes[rows]
-        known &= nbytes <= size
+        exists, offsets, size = self._tables.locate(rows)
+        known &= exists & (nbytes <= size)
         return Hits(
             slots=np.where(known, slots, -1),
             generations=generations * known,
@@ -150,23 +155,33 @@ class ArenaReader:
         same: npt.NDArray[np.bool_] = self._generations[slots] == generations
         return same
 
-    def offsets(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Where the bytes of slots begin in ``data``, int64[n]: for slots that were granted.
+    def offsets(self, slots: npt.NDArray[np.int64], nbytes: int) -> npt.NDArray[np.int64]:
+        """Where the bytes of slots begin in ``data``, int64[n].
+
+        Args:
+            slots: that were granted; or that were found, and then ``unchanged`` has the last word.
+            nbytes: that are to be copied from or to the beginning of each slot.
 
         Raises:
-            ArenaError: there is no such slot.
+            ArenaError: there is no such slot of that size.
         """
-        exists, offsets, _ = self._tables.locate(np.asarray(slots, np.int64))
-        if not exists.all():
+        exists, offsets, size = self._tables.locate(np.asarray(slots, np.int64))
+        if not (exists & (size >= nbytes)).all():
             raise ArenaError(
-                f"The arena does not have all of the slots {slots.tolist()[:8]} ...",
-                next_step="report this: a slot was used that the shard never granted.",
+                f"The arena does not have all of the slots {slots.tolist()[:8]} ... of {nbytes} "
+                "bytes any more.",
+                next_step="nothing, if a full arena serves several models: their slots change. "
+                "Report it if it was a save: those slots were granted.",
             )
         return offsets
 
     def payload(self, slot: int, nbytes: int) -> npt.NDArray[np.uint8]:
-        """Writable view of the first bytes of a slot."""
-        offset = int(self.offsets(np.array([slot]))[0])
+        """Writable view of the first bytes of a slot.
+
+        Raises:
+            ArenaError: there is no such slot of that size.
+        """
+        offset = int(self.offsets(np.array([slot]), nbytes)[0])
         return self.data[offset : offset + nbytes]
 
     def checksums(self, slots: npt.NDArray[np.int64]) -> npt.NDArray[np.uint64]:

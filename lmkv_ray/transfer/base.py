@@ -96,8 +96,8 @@ class Arena(Protocol):
     def extent_bytes(self) -> int:
         """Size of an extent."""
 
-    def offsets(self, slots: Ints) -> Ints:
-        """Where slots begin in ``data``."""
+    def offsets(self, slots: Ints, nbytes: int) -> Ints:
+        """Where slots of at least ``nbytes`` begin in ``data``."""
 
     def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
         """Which slots have kept their generation."""

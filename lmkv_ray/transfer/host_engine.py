@@ -99,7 +99,7 @@ class HostEngine:
         reader, copiers, offsets = arena
         began = time.perf_counter()
         try:
-            at = reader.offsets(load.slots) + offsets[load.group]
+            at = self._locate(reader, load, offsets)
             copiers[load.group].load(self._place(load, at))
             unchanged = reader.unchanged(load.slots, load.generations)
         except Exception:
@@ -117,12 +117,17 @@ class HostEngine:
         reader, copiers, offsets = arena
         began = time.perf_counter()
         try:
-            at = reader.offsets(save.slots) + offsets[save.group]
+            at = self._locate(reader, save, offsets)
             copiers[save.group].save(self._place(save, at))
         except Exception:
             logger.exception("lmkv_ray: a save failed; the chunk is not kept")
             return Ended(save, False, 0)
         return self._done(save, True, len(save.slots), began)
+
+    def _locate(self, reader: Arena, copy: Load | Save, offsets: list[int]) -> Ints:
+        """Where this worker's slices of chunks begin in the arena's data."""
+        offset = offsets[copy.group]
+        return reader.offsets(copy.slots, offset + self._layouts[copy.group].chunk_bytes) + offset
 
     def _place(self, copy: Load | Save, at: Ints) -> BlockPlaces:
         per_chunk = self._layouts[copy.group].blocks

@@ -204,7 +204,7 @@ class Lane:
         ):
             raise IndexError("a save of chunks that are not whole")
         return group.planner.plan(
-            arena.offsets(slots) + job.offset,
+            arena.offsets(slots, job.offset + group.planner.chunk_bytes) + job.offset,
             blocks,
             skip=job.copies[0].skip,
             arena_bytes=len(arena.data),

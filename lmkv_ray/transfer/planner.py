@@ -70,6 +70,11 @@ class Planner:
         self._tiles = [] if page > slot_bytes else self._cut()
 
     @property
+    def chunk_bytes(self) -> int:
+        """Of one chunk of the group."""
+        return self._chunk_bytes
+
+    @property
     def places(self) -> int:
         """Blocks in the largest batch."""
         return max(1, self._slot_bytes // self._pitch) * self._layout.blocks

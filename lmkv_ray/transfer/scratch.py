@@ -20,7 +20,7 @@ class ScratchArena:
         self.data: Bytes = np.zeros(nbytes, np.uint8)
         self.extent_bytes = nbytes
 
-    def offsets(self, slots: Ints) -> Ints:
+    def offsets(self, slots: Ints, nbytes: int) -> Ints:
         """0 for slot 0."""
         return slots * len(self.data)
 

@@ -11,7 +11,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
 from lmkv_ray.arena.ghosts import GhostTable
 from lmkv_ray.errors import ArenaError
-from lmkv_ray.messages import MissReason, Owner
+from lmkv_ray.messages import MissReason
 from tests.arena.conftest import CAPACITY, SLOT, SPACE, content_of, fill, some_keys
 
 KEYS = some_keys(8)
@@ -31,7 +31,7 @@ def test_a_chunk_is_visible_only_when_it_is_published(
     assert hits.nbytes[0] == SLOT - 5
     found = reader.data[hits.offsets[0] : hits.offsets[0] + hits.nbytes[0]]
     assert (found == content_of(KEYS[0])[:-5]).all()
-    assert hits.offsets[0] == reader.offsets(slots)[0]
+    assert hits.offsets[0] == reader.offsets(slots, SLOT)[0]
     assert reader.unchanged(hits.slots[:1], hits.generations[:1]).all()
 
 
@@ -100,7 +100,12 @@ def test_an_extent_can_be_cut_anew_when_it_is_empty(
     writer.reserve(large, this_process())
     assert not reader.unchanged(hits.slots, hits.generations).any()
     with pytest.raises(ArenaError, match="does not have"):
-        reader.offsets(small)
+        reader.offsets(small, SLOT)
+    writer.free(large)
+    tiny = writer.assign_extent(0, SLOT // 2)
+    assert len(reader.offsets(tiny, SLOT // 2)) == 2 * len(small)
+    with pytest.raises(ArenaError, match="does not have"):
+        reader.offsets(tiny[-1:], SLOT)  # would be copied from beyond the extent
     # The offsets of an old hit stay safe to touch.
     assert reader.data[hits.offsets[0] : hits.offsets[0] + hits.nbytes[0]].nbytes == SLOT
 
@@ -201,12 +206,3 @@ class SlotsAsAModel(RuleBasedStateMachine):
 
 TestSlotsAsAModel = SlotsAsAModel.TestCase
 TestSlotsAsAModel.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
-
-
-def test_owner_of_a_dead_process_is_dead() -> None:
-    from lmkv_ray.arena import is_alive
-
-    me = this_process()
-    assert is_alive(me)
-    assert not is_alive(Owner(pid=me.pid, start=me.start + 1)), "the pid was used again"
-    assert not is_alive(Owner(pid=2**22 + 1, start=0))

@@ -25,7 +25,8 @@ class FakeArena:
         self.populated = 0
         self.grown = False
 
-    def offsets(self, slots: Ints) -> Ints:
+    def offsets(self, slots: Ints, nbytes: int) -> Ints:
+        assert nbytes <= self.slot_bytes
         return self.order[slots] * self.slot_bytes
 
     def unchanged(self, slots: Ints, generations: Generations) -> npt.NDArray[np.bool_]:
