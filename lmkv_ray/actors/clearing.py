@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.peers import RayPeers
@@ -57,6 +57,21 @@ class Clearing:
                     self._shard.cleared = self._peers.cleared = clear.number
         pending = [tier.name for tier in self._tiers if not tier.settled]
         return Cleared(before=before, pending=pending)
+
+    async def hear(self, order: Callable[[bytes, int], Awaitable[bool]]) -> None:
+        """Let all nodes clear what others, who share a tier with us, have cleared there.
+
+        Args:
+            order: asks the directory for a clear of a space with a number; whether it agrees, and
+                has told all nodes that answer, this one too.
+        """
+        for tier in self._tiers:
+            for space, number in tier.unheard:
+                which = b"" if space is None else space.to_bytes(8, "little")
+                agreed = await order(which, number)
+                # What was carried out before the tier saw it is no news to memory.
+                if agreed and number <= self._shard.cleared and (space, number) in tier.unheard:
+                    await tier.clear(space, number)
 
     def settle(self) -> None:
         """Let the arena remember what no tier has yet to do."""

@@ -104,16 +104,22 @@ class DirectoryActor:
         """Bytes of other nodes' chunks that each node but this one would take."""
         return msgspec.msgpack.encode(self._state.rooms(node_id, time.monotonic()))
 
-    async def clear(self, space: bytes) -> bytes:
+    async def clear(self, space: bytes, number: int = 0) -> bytes:
         """Clear a space (8 bytes; none: all) on all nodes: ``Cleared``.
+
+        A ``number`` is that of a clear which a node found in a store that several share: it is
+        ordered here once, under this number if that is a new one. So caches that share a store
+        do not answer each other's clears for ever.
 
         Returns when every shard that answers serves nothing of it any more. The others do when they
         speak again; nobody is sent to them before.
         """
         if not self._shards:  # just started
             await self._reconcile()
+        if number and self._state.clears.knows(number):
+            return encode(Cleared(before=number))
         while True:
-            clear = self._state.clears.new(space, time.time_ns())
+            clear = self._state.clears.new(space, number or time.time_ns())
             # All that a node owes: it may have missed others, which a higher number would hide.
             owed = {n: (encode(Clears(clears=self._state.owed(n))),) for n in self._shards}
             answers = await self._ask_shards("catch_up", owed)

@@ -73,9 +73,10 @@ class Directory:
             return found[0]
         return merge(zip((p.tolist() for p in asked.values()), found, strict=True))
 
-    async def clear(self, space: bytes) -> bool:
-        """Ask for a clear on all nodes; whether it was accepted."""
-        return await self._parts[0].ask("clear", space, within=SILENT_SECONDS) is not None
+    async def clear(self, space: bytes, number: int = 0) -> bool:
+        """Ask for a clear on all nodes; whether it was accepted. See ``DirectoryActor.clear``."""
+        answer = await self._parts[0].ask("clear", space, number, within=SILENT_SECONDS)
+        return answer is not None
 
     async def rooms(self, asking: str) -> dict[str, int] | None:
         """Bytes that other nodes would take; None if the directory does not answer in time."""

@@ -126,6 +126,7 @@ class ShardActor:
             asyncio.create_task(forever("ticking", TICK_SECONDS, self._tick)),
             asyncio.create_task(forever("writing to tiers", TICK_SECONDS, self._demotion.step)),
             asyncio.create_task(forever("noting checksums", TICK_SECONDS, self._sealing.step)),
+            asyncio.create_task(forever("hearing of clears", TICK_SECONDS, self._hear)),
             asyncio.create_task(forever("replicating", PERIOD_SECONDS, self._replication.step)),
         ]
 
@@ -294,6 +295,9 @@ class ShardActor:
 
     def _caught_up(self) -> bool:
         return self._telling.caught_up
+
+    async def _hear(self) -> None:
+        await self._clearing.hear(self._directory.clear)
 
     async def _tick(self) -> None:
         self._shard.tick()

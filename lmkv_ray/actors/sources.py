@@ -6,8 +6,8 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -142,14 +142,15 @@ class GivenFinder:
 
 
 async def find_all(
-    finders: Sequence[Finder], keys: KeyArray, deadline: float
+    finders: Sequence[Finder], keys: KeyArray, deadline: float, avoid: Collection[str] = ()
 ) -> tuple[list[Source], bool]:
-    """Ask finders in turn, the quickest kind first, until every key has a holder.
+    """Ask finders in turn, the quickest kind first, for the keys that have no holder yet.
 
     Args:
         finders: in this order.
         keys: a run of chunks.
         deadline: ``time.monotonic()`` seconds.
+        avoid: names of sources that count as holding nothing.
 
     Returns:
         the sources, and whether every finder that was needed answered in time.
@@ -159,13 +160,17 @@ async def find_all(
     missing = np.ones(len(keys), np.bool_)
     for finder in finders:
         left = deadline - time.monotonic()
-        sources = await finder.find(keys, left) if left > 0 else None
+        asked = np.flatnonzero(missing)
+        sources = await finder.find(keys[asked], left) if left > 0 else None
         if sources is None:
             everybody = False
             continue
         for source in sources:
-            missing[list(source.positions)] = False
-        found += sources
+            if source.name in avoid:
+                continue
+            positions = asked[list(source.positions)]
+            missing[positions] = False
+            found.append(replace(source, positions=positions.tolist()))
         if not missing.any():
             break
     return found, everybody

@@ -164,8 +164,8 @@ class Staging:
         flights = {key: loop.create_future() for key in keys}
         self._flights |= flights
         try:
-            found, everybody = await find_all(job.finders, key_array(keys), job.deadline)
-            sources = {source.name: source for source in found if source.name not in job.avoid}
+            found, everybody = await find_all(job.finders, key_array(keys), job.deadline, job.avoid)
+            sources = {source.name: source for source in found}
             plans = plan_fetches(
                 range(len(keys)), [(s.name, s.positions) for s in sources.values()]
             )

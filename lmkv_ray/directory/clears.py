@@ -23,13 +23,17 @@ class ClearLog:
         self._clears: deque[Clear] = deque(maxlen=KEPT)
         self._since = 0  # all clears after this one are in the log
 
+    def knows(self, number: int) -> bool:
+        """Whether every shard is told of this clear, or was."""
+        return number == self._since or any(clear.number == number for clear in self._clears)
+
     def new(self, space: bytes, now_ns: int) -> Clear:
         """A clear that has to be carried out from now on.
 
         Args:
             space: 8 bytes, or none for all.
-            now_ns: wall-clock time; it makes numbers higher than those of a forgotten log. If the
-                clock was turned back, ``heard`` does.
+            now_ns: wall-clock time, or the number that others gave to this clear; it makes numbers
+                higher than those of a forgotten log. If the clock was turned back, ``heard`` does.
         """
         clear = Clear(number=max(self.highest + 1, now_ns), space=space)
         if len(self._clears) == KEPT:

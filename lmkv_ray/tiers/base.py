@@ -90,7 +90,11 @@ class Tier(Protocol):
         ...
 
     async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
-        """Which chunks it holds, as far as it can tell within so many seconds (others: no)."""
+        """Which chunks it holds, as far as it can tell within so many seconds (others: no).
+
+        The keys are a run, of which nothing is of use behind a gap: a tier that is not ``instant``
+        may stop at the first one that it does not hold.
+        """
         ...
 
     def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
@@ -126,6 +130,13 @@ class Tier(Protocol):
     @property
     def settled(self) -> bool:
         """No clear is left to be carried out."""
+        ...
+
+    @property
+    def unheard(self) -> list[tuple[int | None, int]]:
+        """Space (None: all) and number of clears by others who share the medium, which this node
+        was not told of with ``clear``. Nothing that they cover is stored until it is.
+        """
         ...
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:

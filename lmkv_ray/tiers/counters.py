@@ -24,6 +24,8 @@ class Counters:
     read_corrupt: int = 0
     read_late: int = 0
     read_failed: int = 0
+    read_too_large: int = 0
+    """What is stored is larger than the slot of the chunk that it is called after."""
     troubles: int = 0
     """How often the medium went out of use."""
 
@@ -44,3 +46,5 @@ class Counters:
                 self.read_late += 1
             case Failure.LOST:
                 self.read_failed += 1
+            case Failure.TOO_LARGE:
+                self.read_too_large += 1

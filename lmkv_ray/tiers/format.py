@@ -20,12 +20,12 @@ import xxhash
 
 PAGE = 4096
 MAGIC = b"lmkvdisk"
-VERSION = 1
+VERSION = 2
 
 # magic, version, overhead, key, space, nbytes: what a cipher binds the payload to.
 _BOUND = struct.Struct("<8sII16sQQ")
-# checksum, nonce
-_REST = struct.Struct("<Q12s4x")
+# checksum, nonce, mark
+_REST = struct.Struct("<Q12s4xQ")
 _SEAL = struct.Struct("<Q")
 _SEALED = PAGE - _SEAL.size
 
@@ -63,10 +63,12 @@ class Header:
     """``arena.checksum`` of the chunk; 0 if a cipher vouches for it."""
     nonce: bytes
     """12 bytes; zeros without a cipher."""
+    mark: int = 0
+    """Of its space when it was stored in a store that many share: see ``remote/clears.py``."""
 
     def pack(self) -> bytes:
         """One page."""
-        fields = self.label.bound(self.overhead) + _REST.pack(self.checksum, self.nonce)
+        fields = self.label.bound(self.overhead) + _REST.pack(self.checksum, self.nonce, self.mark)
         page = fields.ljust(_SEALED, b"\0")
         return page + _SEAL.pack(xxhash.xxh3_64_intdigest(page))
 
@@ -80,8 +82,8 @@ class Header:
         _, version, overhead, key, space, nbytes = _BOUND.unpack_from(page)
         if version != VERSION:
             return None
-        checksum, nonce = _REST.unpack_from(page, _BOUND.size)
-        return cls(Label(key, space, nbytes), overhead, checksum, nonce)
+        checksum, nonce, mark = _REST.unpack_from(page, _BOUND.size)
+        return cls(Label(key, space, nbytes), overhead, checksum, nonce, mark)
 
 
 def parse_path(path: str) -> tuple[Label, str] | None:

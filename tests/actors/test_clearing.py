@@ -54,3 +54,21 @@ async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None
     assert (await clearing.catch_up([Clear(number=5), Clear(number=6)])).before == 5
     assert tiers[0].numbers == [3, 5, 6]
     shard.close()
+
+
+async def test_what_others_cleared_in_a_shared_store_is_ordered_for_all_nodes() -> None:
+    name = f"clear.{secrets.token_hex(4)}"
+    shard, tier = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n"), MemoryTier()
+    clearing = Clearing(shard, [tier], RayPeers("none", "n", Directory("none", 1)))
+    ordered: list[tuple[bytes, int]] = []
+
+    async def order(space: bytes, number: int) -> bool:
+        ordered.append((space, number))
+        return number < 9  # the directory does not answer at first
+
+    await clearing.catch_up([Clear(number=4)])
+    tier.unheard = [(7, 3), (None, 5), (8, 9)]
+    await clearing.hear(order)
+    assert ordered == [((7).to_bytes(8, "little"), 3), (b"", 5), ((8).to_bytes(8, "little"), 9)]
+    assert tier.numbers == [4, 3], "memory had done it; the others come from the directory"
+    shard.close()

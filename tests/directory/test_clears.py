@@ -29,3 +29,14 @@ def test_who_has_missed_what_nobody_remembers_clears_everything() -> None:
     log.new(A, 0)
     assert owed(log, 9) == [(10, A)]
     assert owed(log, 8) == [(10, b"")]
+
+
+def test_a_clear_that_others_numbered_is_ordered_once() -> None:
+    log = ClearLog()
+    log.new(A, 5)
+    assert log.knows(5)
+    assert not log.knows(7)
+    assert log.new(B, 7).number == 7
+    assert log.knows(7)
+    assert log.new(B, 6).number == 8, "of a clock that is behind: a new number"
+    assert not ClearLog().knows(5)

@@ -234,10 +234,10 @@ class TestObjects(Objects):
         self.writable = asyncio.Event()
         self.writable.set()
 
-    async def get(self, name: str, within: float) -> tuple[Any, Any]:
+    async def get(self, name: str, most: int, within: float) -> Any:
         async with asyncio.timeout(within):
             await asyncio.sleep(self.seconds)
-            return await super().get(name, within)
+            return await super().get(name, most, within)
 
     async def put(self, name: str, parts: list[Any], within: float) -> None:
         await self.writable.wait()

@@ -29,6 +29,7 @@ class MemoryTier:
         self.written = 0
         self.settled = True
         self.cleared = 0
+        self.unheard: list[tuple[int | None, int]] = []
         self.numbers: list[int] = []
         """Of the clears."""
         self.delay = 0.0

@@ -76,12 +76,13 @@ def test_files_are_whole_pages(nbytes: int, overhead: int) -> None:
 
 
 def test_the_format_does_not_change_by_accident() -> None:
-    header = Header(Label(bytes(range(16)), 0x1122, 0x3344), 16, 0x5566, b"n" * 12)
+    header = Header(Label(bytes(range(16)), 0x1122, 0x3344), 16, 0x5566, b"n" * 12, 0x7788)
     expected = (
-        b"lmkvdisk" + b"\1\0\0\0" + b"\x10\0\0\0" + bytes(range(16)) + b"\x22\x11" + bytes(6)
+        b"lmkvdisk" + b"\2\0\0\0" + b"\x10\0\0\0" + bytes(range(16)) + b"\x22\x11" + bytes(6)
         + b"\x44\x33" + bytes(6) + b"\x66\x55" + bytes(6) + b"n" * 12
+        + bytes(4) + b"\x88\x77" + bytes(6)
     )  # fmt: skip
     page = header.pack()
     assert page.startswith(expected)
     assert not any(page[len(expected) : -8])
-    assert page[-8:].hex() == "04adea87658cc44b"
+    assert page[-8:].hex() == "176264046163fc5c"

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import os
+import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +18,12 @@ import pytest
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.keys import key_array
 from lmkv_ray.tiers import TierChunk
+from lmkv_ray.tiers.format import Header, Label
 from lmkv_ray.tiers.remote import RemoteTier
+from lmkv_ray.tiers.remote import tier as remote
 from lmkv_ray.tiers.remote.objects import Objects, open_objects
+from lmkv_ray.tiers.remote.recent import Recent, Stored
+from lmkv_ray.tiers.remote.turns import Turns
 from lmkv_ray.transports import Failure, Fetch, Outcome
 from tests.tiers.harness import until
 from tests.tiers.s3 import options, s3_server
@@ -101,9 +108,9 @@ async def test_a_clear_is_for_everybody_and_for_what_was_there(where: Any) -> No
         outcomes = await fetched(tier, KEYS[:2])
         assert outcomes[0].failure is Failure.MISSING
         assert outcomes[1].ok
-    # Times of stores have whole seconds: what is stored in the same second counts as cleared.
-    [cleared_at] = here._clears._times.values()
-    assert here._clears.covers(SPACE, cleared_at.replace(microsecond=999_999))
+    assert await here.store([chunk(KEYS[0])]) == [True], "at once, in place of the old one"
+    for tier in (here, there):
+        assert (await fetched(tier, KEYS[:1]))[0].ok
     await there.clear(None, 0)
     assert (await fetched(there, KEYS[1:2]))[0].failure is Failure.MISSING
     assert (await fetched(later, KEYS[1:2]))[0].failure is Failure.MISSING
@@ -163,19 +170,19 @@ class FaultyObjects(Objects):
             await self.sent.wait()
         await super().put(name, parts, within)
 
-    async def listed(self, prefix: str, within: float) -> dict[str, Any]:
+    async def listed(self, prefix: str, within: float) -> list[str]:
         if self.down:
             raise OSError("connection refused")
         return await super().listed(prefix, within)
 
-    async def get(self, name: str, within: float) -> tuple[Any, Any]:
+    async def get(self, name: str, most: int, within: float) -> Any:
         async with asyncio.timeout(within):
             if self.hang:
                 await asyncio.Event().wait()
         if self.error is not None:
             raise self.error
-        data, when = await super().get(name, within)
-        return (self.lie(bytes(data)) if self.lie else data), when
+        data = await super().get(name, most, within)
+        return self.lie(bytes(data)) if self.lie else data
 
 
 @pytest.fixture
@@ -207,7 +214,7 @@ async def test_a_lying_store_is_never_believed(faulty: FaultyObjects, lie: Any) 
 async def test_another_chunks_bytes_are_not_believed(faulty: FaultyObjects) -> None:
     tier = RemoteTier(faulty, None)
     await tier.store([chunk(KEYS[0]), chunk(KEYS[1])])
-    other, _ = await faulty.get(f"chunks/{KEYS[1].hex()[:2]}/{KEYS[1].hex()}.plain1", 5)
+    other = await faulty.get(f"chunks/{KEYS[1].hex()[:2]}/{KEYS[1].hex()}.plain1", 1 << 20, 5)
     faulty.lie = lambda _: bytes(other)
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.CORRUPT
 
@@ -269,7 +276,6 @@ async def test_a_clear_is_not_repeated_by_those_who_hear_of_it_later(where: Any)
     await here.clear(SPACE, 5)
     await here.clear(8, 6)
     await here.clear(SPACE, 7)
-    await asyncio.sleep(1.1)  # what is stored in the same second counts as cleared
     assert await there.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]
     for tier in (there, later):
         await tier.clear(SPACE, 7)
@@ -288,10 +294,9 @@ async def test_what_is_cleared_while_it_is_sent_does_not_come_back(faulty: Fault
     storing = asyncio.create_task(tier.store([chunk(KEYS[0])]))
     await until(faulty.sending.is_set)
     clearing = asyncio.create_task(tier.clear(SPACE, 5))
-    await asyncio.sleep(1.1)  # its bytes arrive in a later second than the clear was asked for
+    await until(lambda: tier.settled)
     faulty.sent.set()
     await asyncio.gather(storing, clearing)
-    await until(lambda: tier.settled)
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.MISSING
 
 
@@ -315,6 +320,187 @@ async def test_a_closed_fetch_writes_nothing_more(faulty: FaultyObjects) -> None
     await anext(fetch)
     await fetch.aclose()
     before = [slot.copy() for slot in slots]
-    await asyncio.gather(*(tier._try(faulty.get("x", 1)) for _ in range(20)))
+    await asyncio.gather(*(tier._try(faulty.get("x", 1, 1)) for _ in range(20)))
     assert all((a == b).all() for a, b in zip(before, slots, strict=True))
     assert len(asyncio.all_tasks()) == 1
+
+
+def change_times(path: Path, seconds: float) -> None:
+    """As if all chunks had been stored by a clock that is so many seconds ahead."""
+    for file in path.glob("store/chunks/*/*"):
+        os.utime(file, (time.time() + seconds, time.time() + seconds))
+
+
+async def test_clears_do_not_compare_clocks(tmp_path: Path) -> None:
+    """The clock of the node that stored was ahead: a clear that comes later covers it."""
+    where: Any = (f"file://{tmp_path}/store", {}, None)
+    here, there = await open_tier(where), await open_tier(where)
+    assert await here.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)]) == [True, True]
+    change_times(tmp_path, +3600)
+    await there.clear(SPACE, 1)
+    assert (await fetched(there, KEYS[:1]))[0].failure is Failure.MISSING
+    assert (await fetched(there, KEYS[1:2]))[0].ok
+    await there.clear(None, 2)
+    for tier in (there, await open_tier(where)):
+        assert not (await tier.lookup(key_array(KEYS[1:2]), 5)).any()
+        assert (await fetched(tier, KEYS[1:2]))[0].failure is Failure.MISSING
+    await there.store([chunk(KEYS[0])])
+    change_times(tmp_path, -3600)
+    assert (await fetched(there, KEYS[:1]))[0].ok, "stored after the clears, whatever clocks say"
+
+
+async def test_who_has_not_heard_of_a_clear_stores_nothing_that_counts(tmp_path: Path) -> None:
+    where: Any = (f"file://{tmp_path}/store", {}, None)
+    late, here = await open_tier(where), await open_tier(where)
+    assert await late.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)]) == [True, True]
+    await here.clear(SPACE, 5)
+    # It has not looked: its chunk bears the old mark.
+    await late.remove(key_array(KEYS[:1]))
+    assert await late.store([chunk(KEYS[0])]) == [True]
+    assert (await fetched(here, KEYS[:1]))[0].failure is Failure.MISSING
+    # It has looked, but nobody has told it to clear its memory.
+    late._clears._read_at = -math.inf
+    assert (await late.lookup(key_array(KEYS[2:3]), 5)).tolist() == [False]
+    assert late.unheard == [(SPACE, 5)]
+    assert await late.store([chunk(KEYS[2]), chunk(KEYS[3], space=8)]) == [False, True]
+    await late.clear(SPACE, 5)
+    assert late.unheard == []
+    assert await late.store([chunk(KEYS[2])]) == [True]
+    assert (await fetched(here, KEYS[2:3]))[0].ok
+    assert await late.lookup(key_array(KEYS[1:2]), 5)
+
+
+async def test_of_clears_at_one_time_both_are_obeyed(faulty: FaultyObjects, tmp_path: Path) -> None:
+    """One takes the same turn as another, and loses: it takes the next one."""
+    tier, other = RemoteTier(faulty, None), await open_tier((f"file://{tmp_path}", {}, None))
+    put, names = faulty.put, []
+
+    async def slow_put(name: str, parts: list[Any], within: float) -> None:
+        if name.startswith("clears/"):
+            names.append(name)
+            if len(names) == 1:
+                # Meanwhile another one clears with a greater id, and stores a chunk.
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(secrets, "randbits", lambda _: 2**64 - 1)
+                    await other.clear(SPACE, 1)
+                assert await other.store([chunk(KEYS[0])]) == [True]
+        await put(name, parts, within)
+
+    faulty.put = slow_put  # type: ignore[method-assign]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(secrets, "randbits", lambda _: 4)
+        await tier.clear(SPACE, 2)
+    assert tier.settled
+    assert len(names) == 2
+    assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.MISSING
+    assert await faulty.listed("clears/", 5) == [names[1]]
+    await tier.close()
+
+
+async def test_an_object_of_any_size_under_a_chunks_name_is_not_read(
+    where: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tier = await open_tier(where)
+    assert await tier.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]
+    objects = tier._objects
+    for key, size in ((KEYS[0], 3 << 20), (KEYS[1], 0)):
+        await objects.put(tier._name(key), [bytes(size)], 10)
+    read: list[int] = []
+    get = objects._obstore.get_async
+
+    async def watched(*args: Any, **more: Any) -> Any:
+        result = await get(*args, **more)
+        read.append(result.range[1] - result.range[0])
+        return result
+
+    outcomes = await fetched(tier, KEYS[:2])
+    assert outcomes[0].failure is Failure.TOO_LARGE
+    assert outcomes[1].failure is Failure.CORRUPT
+    assert tier.status().counters["read_too_large"] == 1
+    monkeypatch.setattr(objects._obstore, "get_async", watched)
+    fresh = await open_tier(where)
+    for key in KEYS[:2]:
+        assert not (await fresh.lookup(key_array([key]), 5)).any()
+    assert max(read) <= 4096
+    assert fresh.status().problem is None
+    assert await fresh.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]
+    assert all(o.ok for o in (await fetched(fresh, KEYS[:2])).values()), "put in its place"
+
+
+class CountingObjects(Objects):
+    """An empty store that answers one turn of the event loop later, and counts."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(open_objects(f"file://{directory}", {})._store)
+        self.asked: list[str] = []
+        self.held: set[str] = set()
+
+    async def listed(self, prefix: str, within: float) -> list[str]:
+        return []
+
+    async def beginning(self, name: str, nbytes: int, within: float) -> tuple[bytes, int] | None:
+        self.asked.append(name)
+        await asyncio.sleep(0)
+        key = bytes.fromhex(name.split("/")[-1].split(".")[0])
+        if name not in self.held:
+            return None
+        return Header(Label(key, SPACE, NBYTES), 0, 1, bytes(12)).pack(), 4096 + NBYTES
+
+
+MANY = [i.to_bytes(16, "little") for i in range(3125)]
+
+
+async def test_a_prompt_whose_first_chunk_is_missing_asks_once(tmp_path: Path) -> None:
+    objects = CountingObjects(tmp_path)
+    tier = RemoteTier(objects, None)
+    for _ in range(3):
+        assert not (await tier.lookup(key_array(MANY), 5)).any()
+    assert len(objects.asked) == 1, "and what is known to be missing is not asked again at once"
+    objects.held = {tier._name(key) for key in MANY[1:1501]}
+    assert (await tier.lookup(key_array(MANY[1:]), 5)).sum() == 1500
+    assert 1500 < len(objects.asked) <= 1500 + 2 + remote.WIDEST_STEP
+
+
+async def test_requests_take_turns(tmp_path: Path) -> None:
+    objects = CountingObjects(tmp_path)
+    tier = RemoteTier(objects, None)
+    objects.held = {tier._name(key) for key in MANY}
+    long = asyncio.create_task(tier.lookup(key_array(MANY[100:]), 60))
+    await until(lambda: len(objects.asked) > 1000)
+    before = len(objects.asked)
+    assert (await tier.lookup(key_array(MANY[:4]), 60)).all()
+    # Three steps, each of which waits for a few of those that are inside, not for all that wait.
+    assert len(objects.asked) - before < 3 * 4 * remote.IN_FLIGHT
+    assert (await long).all()
+
+
+async def test_turns_are_given_back_by_those_who_do_not_want_them_any_more() -> None:
+    turns, order, gate = Turns(1), [], asyncio.Event()
+
+    async def use(request: object, name: str) -> None:
+        async with turns.turn(request):
+            order.append(name)
+            await gate.wait()
+
+    a, b = object(), object()
+    tasks = [asyncio.create_task(use(r, n)) for r, n in ((a, "a1"), (a, "a2"), (a, "a3"), (b, "b"))]
+    await until(lambda: order == ["a1"])
+    tasks[1].cancel()
+    gate.set()
+    await asyncio.wait(tasks)
+    assert order == ["a1", "b", "a3"]
+    tasks = [asyncio.create_task(use(a, "again")) for _ in range(2)]
+    await asyncio.wait(tasks)
+    assert order[-2:] == ["again", "again"]
+
+
+def test_what_was_missing_is_asked_again_after_a_while() -> None:
+    now = [0.0]
+    recent = Recent(clock=lambda: now[0])
+    recent.put(KEYS[0], None)
+    recent.put(KEYS[1], Stored(SPACE, 0))
+    now[0] = 9.0
+    assert recent.get(KEYS[0]) is not None
+    now[0] = 11.0
+    assert recent.get(KEYS[0]) is None
+    assert recent.get(KEYS[1]) is not None

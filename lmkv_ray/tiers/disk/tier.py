@@ -168,6 +168,11 @@ class DiskTier:
         """See ``Tier``."""
         return not self._clearing.pending
 
+    @property
+    def unheard(self) -> list[tuple[int | None, int]]:
+        """See ``Tier``. A disk is of one node."""
+        return []
+
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         """See ``Tier``. Unknown chunks are ignored, and nothing is pinned after a restart."""
         for key in key_list(keys):

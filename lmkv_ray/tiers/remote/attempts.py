@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from lmkv_ray.tiers.counters import Counters
-from lmkv_ray.tiers.remote.objects import problem_of
+from lmkv_ray.tiers.remote.objects import TooLargeError, problem_of
 from lmkv_ray.tiers.remote.recess import Recess
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Attempts:
         """
         try:
             result = await call
-        except FileNotFoundError as error:
+        except (FileNotFoundError, TooLargeError) as error:
             self._recess.worked()
             return error
         except Exception as error:

@@ -1,8 +1,17 @@
-"""Clears of a store that many share, without listing what is in it.
+"""Clears of a store that many share, in the store's own order: no clock is compared.
 
-A clear is an object ``clears/<space>-<number>``, of everything ``clears/all-<number>``. A chunk
-that was stored in the same second or before counts as gone: both times are the store's own, so no
-clock of ours matters. Nodes look for news of the clears of others now and then.
+A clear is an object ``clears/<space>-<turn>-<id>-<number>``, of everything ``clears/all-...``.
+It takes the turn after the last clear of its space that the store lists. If several take the same
+turn at the same time, the highest id is the latest one, and the others take another turn. So there
+is one latest clear of everything, and one of each space, and no order of events brings an earlier
+one back. The ids of these two are the *mark* of a space.
+
+A chunk is stored with the mark that its writer had read before it looked at the chunk, and it is
+believed only while its space has this mark. What was stored before a clear has another one, and so
+has what a node stored that had not heard of the clear: it is not served, and makes room for the
+next chunk of that name. Nodes look for news of the clears of others now and then. What a node holds
+in memory may be older than such news: it stores nothing of the space before it was told to clear
+its memory as well (``Tier.unheard``).
 
 All nodes of a cluster are told of a clear, some of them much later. The first one carries it out,
 and leaves its number for the others; a newer clear of the same space takes the place of older ones.
@@ -11,31 +20,88 @@ and leaves its number for the others; a newer clear of the same space takes the 
 from __future__ import annotations
 
 import asyncio
+import re
+import secrets
 import time
-from collections.abc import Sequence
-from datetime import datetime
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from lmkv_ray.tiers.clears import PendingClear, PendingClears
+from lmkv_ray.tiers.clears import MAX_SPACES, PendingClear, PendingClears
 from lmkv_ray.tiers.remote.objects import Objects
 
 PREFIX = "clears/"
 REFRESH_SECONDS = 10.0
-ALL = "all"
+TOLD = 1024
+"""Numbers of clears that are remembered as those of this node."""
+TURNS = 16
+"""Times that one clear tries to be the latest one; more at once is no accident."""
+
+_NAME = re.compile(r"(all|[0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})-([0-9a-f]{16})")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class StoredClear:
+    """One clear, as its name says. Of clears of one space the greatest is the latest."""
+
+    turn: int
+    id: int
+    space: int | None
+    """None: everything."""
+    number: int
+    """See ``Tier.clear``."""
+
+    @property
+    def name(self) -> str:
+        """Of its object."""
+        space = "all" if self.space is None else f"{self.space:016x}"
+        return f"{PREFIX}{space}-{self.turn:016x}-{self.id:016x}-{self.number:016x}"
+
+    @classmethod
+    def parse(cls, name: str) -> StoredClear | None:
+        """From a name; None if it is none of ours."""
+        match = _NAME.fullmatch(name.removeprefix(PREFIX))
+        if match is None:
+            return None
+        space, *numbers = match.groups()
+        turn, identity, number = (int(text, 16) for text in numbers)
+        return cls(turn, identity, None if space == "all" else int(space, 16), number)
 
 
 class Clears:
-    """What was cleared when, as far as is known, and what is to be."""
+    """What was cleared, as far as is known, and what is to be.
 
-    def __init__(self, objects: Objects) -> None:
+    Args:
+        objects: the store.
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, objects: Objects, clock: Callable[[], float] = time.monotonic) -> None:
         self.pending = PendingClears()
         """Hidden, and not known to the store yet."""
         self._objects = objects
-        self._times: dict[str, datetime] = {}
-        """Of the store's objects, by what follows ``PREFIX``."""
-        self._newest: dict[str, datetime] = {}
+        self._clock = clock
+        self._listed: frozenset[StoredClear] = frozenset()
+        self._latest: dict[int | None, StoredClear] = {}
         """By space."""
+        self._unheard: dict[int | None, int] = {}
+        """Space and number of others' clears that this node has not been told of."""
+        self._told: deque[int] = deque(maxlen=TOLD)
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
+
+    def told(self, space: int | None, number: int) -> None:
+        """A clear is to be carried out; memory holds nothing any more of what it covers."""
+        self.pending.add(space, number)
+        self._told.append(number)
+        self._unheard = {
+            its: n for its, n in self._unheard.items() if space not in (None, its) and n != number
+        }
+
+    @property
+    def unheard(self) -> list[tuple[int | None, int]]:
+        """See ``Tier``."""
+        return list(self._unheard.items())
 
     async def carry_out(
         self, clears: Sequence[tuple[int | None, PendingClear]], within: float
@@ -46,55 +112,65 @@ class Clears:
         deadline = time.monotonic() + within
         await self._list(within)
         for space, clear in clears:
-            numbers = {_parse(name)[1] for name in self._times}
+            numbers = {stored.number for stored in self._latest.values()}
             if clear.number == 0 or clear.number not in numbers:
-                # A name is used once: whoever deletes older ones must not hit a newer one.
-                await self._put(_space(space), clear.number or time.time_ns(), deadline)
+                await self._put(space, clear.number, deadline)
             self.pending.done(space, clear)
 
     async def refresh(self, within: float) -> None:
         """Read what others cleared, if it is time. Raises what ``Objects`` does."""
         deadline = time.monotonic() + within
         async with asyncio.timeout(within), self._reading:
-            if self._read_at is None or time.monotonic() >= self._read_at + REFRESH_SECONDS:
+            if self._read_at is None or self._clock() >= self._read_at + REFRESH_SECONDS:
                 await self._list(deadline - time.monotonic())
 
-    def covers(self, space: int | None, stored: datetime) -> bool:
-        """Whether a chunk of this space (None: of any), stored then, was cleared."""
-        second = stored.replace(microsecond=0)
-        times = (self._newest.get(name) for name in (_space(space), ALL))
-        return self.pending.covers(space) or any(when and second <= when for when in times)
+    def mark(self, space: int) -> int:
+        """Of a space, as far as is known, 8 bytes; 0: nothing of it was ever cleared."""
+        of_all, its = (self._latest.get(which) for which in (None, space))
+        return (of_all.id if of_all else 0) ^ (its.id if its else 0)
 
-    async def _put(self, space: str, number: int, deadline: float) -> None:
-        name = f"{space}-{number:016x}"
-        await self._objects.put(PREFIX + name, [b"cleared\n"], deadline - time.monotonic())
-        when = await self._objects.modified(PREFIX + name, deadline - time.monotonic())
-        if when is None:
-            raise OSError(f"{PREFIX}{name} is gone as soon as it is stored")
-        older = [n for n in self._times if space in (ALL, _parse(n)[0]) and n != name]
-        self._remember(self._times | {name: when})
-        for old in older:
-            await self._objects.delete(PREFIX + old, deadline - time.monotonic())
-            del self._times[old]
+    def allows(self, space: int) -> bool:
+        """Whether chunks of this space may be stored."""
+        unheard = space in self._unheard or None in self._unheard
+        return not unheard and not self.pending.covers(space)
+
+    def covers(self, space: int, mark: int) -> bool:
+        """Whether a chunk of this space, stored with this mark, was cleared."""
+        return self.pending.covers(space) or mark != self.mark(space)
+
+    async def _put(self, space: int | None, number: int, deadline: float) -> None:
+        if len(self._latest) > MAX_SPACES:
+            space = None
+        for _ in range(TURNS):
+            before = self._listed
+            turn = max((c.turn for c in before if c.space == space), default=0) + 1
+            clear = StoredClear(turn, secrets.randbits(64) | 1, space, number)
+            await self._objects.put(clear.name, [b"cleared\n"], deadline - time.monotonic())
+            await self._list(deadline - time.monotonic())
+            if self._latest.get(space) == clear:
+                break
+        else:
+            raise OSError(f"{PREFIX} does not list what was just stored there as the latest")
+        # Those that were listed before are earlier; of what came meanwhile nothing is known.
+        for old in before:
+            if space is None or old.space == space:
+                await self._objects.delete(old.name, deadline - time.monotonic())
+                self._remember(self._listed - {old})
 
     async def _list(self, within: float) -> None:
-        listed = await self._objects.listed(PREFIX, within)
-        self._remember({path.rpartition("/")[2]: when for path, when in listed.items()})
-        self._read_at = time.monotonic()
+        names = await self._objects.listed(PREFIX, within)
+        listed = frozenset(c for name in names if (c := StoredClear.parse(name)))
+        if self._read_at is not None:  # before the first look, nothing was known to be missing
+            for news in listed - self._listed:
+                if news.number not in self._told:
+                    self._unheard[news.space] = news.number
+        self._remember(listed)
+        self._read_at = self._clock()
 
-    def _remember(self, times: dict[str, datetime]) -> None:
-        self._times = times
-        in_order = sorted(times.items(), key=lambda item: item[1])
-        self._newest = {_parse(name)[0]: when for name, when in in_order}
+    def _remember(self, listed: frozenset[StoredClear]) -> None:
+        self._listed = listed
+        self._latest = {clear.space: clear for clear in sorted(listed, key=_by_turn)}
 
 
-def _space(space: int | None) -> str:
-    return ALL if space is None else f"{space:016x}"
-
-
-def _parse(name: str) -> tuple[str, int]:
-    space, _, number = name.partition("-")
-    try:
-        return space, int(number, 16)
-    except ValueError:
-        return space, 0
+def _by_turn(clear: StoredClear) -> tuple[int, int]:
+    return clear.turn, clear.id

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmkv_ray.errors import ConfigError, UnsupportedError
@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from obstore.store import ObjectStore
 
 CONNECT_SECONDS = 3
+MOST_LISTED = 1 << 16
+"""Objects below a prefix that is listed; with more, something is wrong with the store."""
 _NO_BUCKET = "there is no such bucket or directory"
+_EMPTY = ("416 Range Not Satisfiable", "InvalidRange", "Requested range was invalid")
+"""What stores say when asked for the beginning of an object without any bytes."""
+
+
+class TooLargeError(Exception):
+    """An object has more bytes than any that was stored under such a name."""
 
 
 class Objects:
@@ -39,33 +47,43 @@ class Objects:
             except FileNotFoundError as error:
                 raise OSError(_NO_BUCKET) from error
 
-    async def get(self, name: str, within: float) -> tuple[Any, datetime]:
-        """Bytes (a buffer) and time of change of an object.
+    async def get(self, name: str, most: int, within: float) -> Any:
+        """Bytes (a buffer) of an object.
 
         Raises:
             FileNotFoundError: there is none.
+            TooLargeError: it has more than ``most`` bytes, of which none was read.
         """
         async with asyncio.timeout(within):
             result = await self._obstore.get_async(self._store, name)
-            return await result.bytes_async(), result.meta["last_modified"]
+            if result.meta["size"] > most:
+                raise TooLargeError(f"{name} has {result.meta['size']} bytes, not {most} or fewer")
+            return await result.bytes_async()
 
-    async def modified(self, name: str, within: float) -> datetime | None:
-        """When an object was changed; None if there is none."""
+    async def beginning(self, name: str, nbytes: int, within: float) -> tuple[bytes, int] | None:
+        """The first bytes of an object, ``nbytes`` at most, and its size; None if there is none."""
         try:
             async with asyncio.timeout(within):
-                meta = await self._obstore.head_async(self._store, name)
+                result = await self._obstore.get_async(
+                    self._store, name, options={"range": (0, nbytes)}
+                )
+                return bytes(await result.bytes_async()), int(result.meta["size"])
         except FileNotFoundError:
             return None
-        when: datetime = meta["last_modified"]
-        return when
+        except self._obstore.exceptions.GenericError as error:
+            if any(words in str(error) for words in _EMPTY):
+                return b"", 0
+            raise
 
-    async def listed(self, prefix: str, within: float) -> dict[str, datetime]:
-        """All objects below a prefix and when they were changed."""
-        found: dict[str, datetime] = {}
+    async def listed(self, prefix: str, within: float) -> list[str]:
+        """Names of all objects below a prefix."""
+        found: list[str] = []
         async with asyncio.timeout(within):
             try:
                 async for page in self._obstore.list(self._store, prefix, chunk_size=1000):
-                    found |= {str(meta["path"]): meta["last_modified"] for meta in page}
+                    found += [str(meta["path"]) for meta in page]
+                    if len(found) > MOST_LISTED:
+                        raise OSError(f"it has more than {MOST_LISTED} objects below {prefix}")
             except FileNotFoundError as error:
                 raise OSError(_NO_BUCKET) from error
             except self._obstore.exceptions.GenericError as error:

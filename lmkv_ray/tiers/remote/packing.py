@@ -14,41 +14,62 @@ from lmkv_ray.tiers.format import PAGE, Header, Label
 from lmkv_ray.transports import Failure
 
 
-def pack(chunk: TierChunk, cipher: Cipher | None) -> list[Any]:
-    """A copy of a chunk's bytes, ready to be sent."""
+def pack(chunk: TierChunk, cipher: Cipher | None, mark: int) -> list[Any]:
+    """A copy of a chunk's bytes, ready to be sent; ``mark``: see ``Clears.mark``."""
     label = Label(chunk.key, chunk.space, len(chunk.data))
     if cipher is None:
         copy = chunk.data.copy()
-        header = Header(label, 0, checksum(copy), bytes(NONCE_BYTES))
+        header = Header(label, 0, checksum(copy), bytes(NONCE_BYTES), mark)
         return [header.pack(), copy.data]
     nonce = new_nonce()
     sealed = bytearray(len(chunk.data) + cipher.overhead)
     cipher.seal(label, nonce, chunk.data, memoryview(sealed))
-    return [Header(label, cipher.overhead, 0, nonce).pack(), bytes(sealed)]
+    return [Header(label, cipher.overhead, 0, nonce, mark).pack(), bytes(sealed)]
+
+
+def object_bytes(nbytes: int, cipher: Cipher | None) -> int:
+    """Size of the object of a chunk of ``nbytes``."""
+    return PAGE + nbytes + (cipher.overhead if cipher else 0)
+
+
+def header_of(page: bytes, size: int, key: bytes, cipher: Cipher | None) -> Header | None:
+    """The header of this chunk.
+
+    Args:
+        page: the first bytes of an object.
+        size: bytes of the whole object.
+        key: what the object's name says.
+        cipher: how it is to be read.
+
+    Returns:
+        None if this is no such object.
+    """
+    header = Header.unpack(page)
+    if header is None or header.label.key != key:
+        return None
+    sound = header.overhead == (cipher.overhead if cipher else 0)
+    return header if sound and size == object_bytes(header.label.nbytes, cipher) else None
 
 
 def unpack(
     data: memoryview, key: bytes, cipher: Cipher | None, destination: npt.NDArray[np.uint8]
-) -> tuple[int, int, int] | Failure:
+) -> tuple[Header, int] | Failure:
     """Put an object's chunk into a slot, verified there.
 
     Returns:
-        (space, nbytes, ``arena.checksum``), or why it cannot be used.
+        its header and ``arena.checksum``, or why it cannot be used.
     """
-    header = Header.unpack(bytes(data[:PAGE]))
-    overhead = cipher.overhead if cipher else 0
-    if header is None or header.label.key != key or header.overhead != overhead:
+    header = header_of(bytes(data[:PAGE]), len(data), key, cipher)
+    if header is None:
         return Failure.CORRUPT
     nbytes, stored = header.label.nbytes, data[PAGE:]
-    if len(stored) != nbytes + overhead:
-        return Failure.CORRUPT
     if nbytes > len(destination):
         return Failure.TOO_LARGE
     chunk = destination[:nbytes]
     if cipher is not None:
         if not cipher.open(header.label, header.nonce, stored, chunk.data):
             return Failure.CORRUPT
-        return header.label.space, nbytes, checksum(chunk)
+        return header, checksum(chunk)
     chunk[:] = np.frombuffer(stored, np.uint8)
     value = checksum(chunk)
-    return (header.label.space, nbytes, value) if value == header.checksum else Failure.CORRUPT
+    return (header, value) if value == header.checksum else Failure.CORRUPT

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 MAX_KEYS = 1 << 16
 HELD_SECONDS = 600.0
@@ -15,28 +15,42 @@ MISSING_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
+class Stored:
+    """What the header of a chunk in the store says."""
+
+    space: int
+    mark: int
+    """See ``Clears.mark``."""
+
+
+@dataclass(frozen=True, slots=True)
 class Known:
     """An answer of the store."""
 
-    stored: datetime | None
-    """When it was stored; None: it was not there."""
+    stored: Stored | None
+    """None: there is no such chunk."""
 
 
 class Recent:
-    """Key -> the last answer, for a while."""
+    """Key -> the last answer, for a while.
 
-    def __init__(self) -> None:
+    Args:
+        clock: seconds that only grow.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._known: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
 
     def get(self, key: bytes) -> Known | None:
         """None: not known (any more)."""
         known = self._known.get(key)
-        return known[0] if known is not None and time.monotonic() < known[1] else None
+        return known[0] if known is not None and self._clock() < known[1] else None
 
-    def put(self, key: bytes, stored: datetime | None) -> Known:
-        """Since when it is there; None: it is not."""
+    def put(self, key: bytes, stored: Stored | None) -> Known:
+        """What is there."""
         known = Known(stored)
-        until = time.monotonic() + (MISSING_SECONDS if stored is None else HELD_SECONDS)
+        until = self._clock() + (MISSING_SECONDS if stored is None else HELD_SECONDS)
         self._known[key] = known, until
         self._known.move_to_end(key)
         if len(self._known) > MAX_KEYS:

@@ -6,7 +6,6 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,22 +18,24 @@ from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.tiers.cipher import Cipher, load_cipher, suite_of
 from lmkv_ray.tiers.clears import CLEAR_SECONDS
 from lmkv_ray.tiers.counters import Counters
+from lmkv_ray.tiers.format import PAGE
 from lmkv_ray.tiers.remote.attempts import Attempts
 from lmkv_ray.tiers.remote.clears import Clears
-from lmkv_ray.tiers.remote.objects import Objects, open_objects, problem_of
-from lmkv_ray.tiers.remote.packing import pack, unpack
-from lmkv_ray.tiers.remote.recent import Known, Recent
+from lmkv_ray.tiers.remote.objects import Objects, TooLargeError, open_objects, problem_of
+from lmkv_ray.tiers.remote.packing import header_of, object_bytes, pack, unpack
+from lmkv_ray.tiers.remote.recent import Known, Recent, Stored
+from lmkv_ray.tiers.remote.turns import Turns
 from lmkv_ray.transports import Failure, Fetch, Outcome
 from lmkv_ray.transports.base import all_ended, to_the_end
 
 IN_FLIGHT = 16
 """Requests at a time for chunks, and as many for questions."""
+WIDEST_STEP = 256
+"""Keys that one step of a lookup asks for: 1, then twice as many in each step."""
 STORE_SECONDS = 30.0
 QUESTION_SECONDS = 5.0
 PENDING_BYTES = 128 << 20
 """Chunks that wait or are being sent, all together; past it they are not stored."""
-JUST_NOW = datetime.max.replace(tzinfo=UTC)
-"""When a chunk of ours was stored; what the store's clock said we do not know."""
 
 
 @dataclass(kw_only=True)
@@ -61,10 +62,9 @@ class RemoteTier:
         self._recent = Recent()
         self._counters = RemoteCounters()
         self._try = Attempts(self._counters, self._mend)
-        self._transfers = asyncio.Semaphore(IN_FLIGHT)
-        self._questions = asyncio.Semaphore(IN_FLIGHT)
+        self._transfers = Turns(IN_FLIGHT)
+        self._questions = Turns(IN_FLIGHT)
         self._pending = 0
-        self._sending: set[asyncio.Task[bool]] = set()
         self._mending: asyncio.Task[None] | None = None
         self._closed = False
 
@@ -81,25 +81,28 @@ class RemoteTier:
         return cls(open_objects(url, options), load_cipher(key_file))
 
     async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
-        """See ``Tier``. What the store does not answer in time counts as not there; what was
-        cleared without the others may be said to be there.
-        """
-        known = {key: self._recent.get(key) for key in key_list(keys)}
-        if self._try.usable:
-            deadline = time.monotonic() + min(within, QUESTION_SECONDS)
-            unknown = [key for key, answer in known.items() if answer is None]
-            asked = [asyncio.create_task(self._known(key, deadline)) for key in unknown]
+        """See ``Tier``. What the store does not answer in time counts as not there."""
+        listed, request = key_list(keys), object()
+        held = np.zeros(len(keys), np.bool_)
+        deadline = time.monotonic() + min(within, QUESTION_SECONDS)
+        begin, step = 0, 1
+        while begin < len(listed) and self._try.usable:
+            part = listed[begin : begin + step]
+            asked = [asyncio.create_task(self._known(key, request, deadline)) for key in part]
             await _finish(asked)
-            known |= {key: task.result() for key, task in zip(unknown, asked, strict=True)}
-        usable = self._try.usable
-        held = (usable and self._is_there(known[key], None) for key in key_list(keys))
-        return np.fromiter(held, np.bool_, len(keys))
+            there = [self._is_there(task.result()) for task in asked]
+            held[begin : begin + len(part)] = there
+            if not all(there):
+                held[begin + there.index(False) :] = False
+                break
+            begin, step = begin + step, min(2 * step, WIDEST_STEP)
+        return held if self._try.usable else np.zeros(len(keys), np.bool_)
 
     async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """See ``Tier``."""
         deadline = time.monotonic() + fetch.within
-        positions = range(len(fetch.keys))
-        tasks = [asyncio.create_task(self._read(fetch, i, deadline)) for i in positions]
+        positions, request = range(len(fetch.keys)), object()
+        tasks = [asyncio.create_task(self._read(fetch, i, request, deadline)) for i in positions]
         try:
             for task in asyncio.as_completed(tasks):
                 outcome = await task
@@ -112,12 +115,9 @@ class RemoteTier:
 
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
         """See ``Tier``. What is not sent at once when there is much to send is dropped."""
-        tasks = [asyncio.create_task(self._store_bounded(chunk)) for chunk in chunks]
-        self._sending |= set(tasks)
-        try:
-            await _finish(tasks)
-        finally:
-            self._sending -= set(tasks)
+        request = object()
+        tasks = [asyncio.create_task(self._store_bounded(chunk, request)) for chunk in chunks]
+        await _finish(tasks)
         return [task.result() for task in tasks]
 
     async def remove(self, keys: KeyArray) -> None:
@@ -128,8 +128,7 @@ class RemoteTier:
 
     async def clear(self, space: int | None, number: int) -> None:
         """See ``Tier``. For everybody who shares the store; its objects stay until they expire."""
-        self._recent.clear()
-        self._clears.pending.add(space, number)
+        self._clears.told(space, number)
         self._mend()
         if self._mending is not None:
             await asyncio.wait([self._mending], timeout=CLEAR_SECONDS if self._try.usable else 0)
@@ -143,6 +142,11 @@ class RemoteTier:
     def settled(self) -> bool:
         """See ``Tier``."""
         return not self._clears.pending
+
+    @property
+    def unheard(self) -> list[tuple[int | None, int]]:
+        """See ``Tier``."""
+        return self._clears.unheard
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         """See ``Tier``. Nothing to do: the store evicts by its own life-cycle rules."""
@@ -165,53 +169,56 @@ class RemoteTier:
             self._mending.cancel()
             await all_ended([self._mending])
 
-    async def _known(self, key: bytes, deadline: float) -> Known | None:
+    async def _known(self, key: bytes, request: object, deadline: float) -> Known | None:
         """What is known of a chunk, or what the store says; None: it does not."""
         known = self._recent.get(key)
         if known is not None:
             return known
-        async with self._questions:
+        async with self._questions.turn(request):
             left = deadline - time.monotonic()
             if left <= 0 or not self._try.usable:
                 return None
             self._counters.asked += 1
-            answer = await self._try(self._modified(key, left), left)
+            answer = await self._try(self._ask(key, left), left)
         return None if isinstance(answer, Exception) else self._recent.put(key, answer)
 
-    def _is_there(self, known: Known | None, space: int | None) -> bool:
-        """Whether a chunk of this space (None: of any) can be fetched."""
+    def _is_there(self, known: Known | None) -> bool:
+        """Whether a chunk can be fetched."""
         stored = known.stored if known is not None else None
-        return stored is not None and not self._clears.covers(space, stored)
+        return stored is not None and not self._clears.covers(stored.space, stored.mark)
 
-    async def _modified(self, key: bytes, within: float) -> datetime | None:
+    async def _ask(self, key: bytes, within: float) -> Stored | None:
         await self._clears.refresh(within)
-        return await self._objects.modified(self._name(key), within)
+        found = await self._objects.beginning(self._name(key), PAGE, within)
+        header = header_of(*found, key, self._cipher) if found is not None else None
+        return None if header is None else Stored(header.label.space, header.mark)
 
-    async def _read(self, fetch: Fetch, position: int, deadline: float) -> Outcome:
+    async def _read(self, fetch: Fetch, position: int, request: object, deadline: float) -> Outcome:
         key = fetch.keys[position].tobytes()
-        async with self._transfers:
+        destination = fetch.destinations[position]
+        async with self._transfers.turn(request):
             left = deadline - time.monotonic()
             if left <= 0:
                 return Outcome(position, failure=Failure.LATE)
             if not self._try.usable:
                 return Outcome(position, failure=Failure.LOST, detail=self._try.problem or "")
-            answer = await self._try(self._get(key, left), left)
+            most = object_bytes(len(destination), self._cipher)
+            answer = await self._try(self._get(key, most, left), left)
             if isinstance(answer, Exception):
                 self._recent.forget(key)
                 if isinstance(answer, FileNotFoundError):
                     return Outcome(position, failure=Failure.MISSING)
+                if isinstance(answer, TooLargeError):
+                    return Outcome(position, failure=Failure.TOO_LARGE, detail=str(answer))
                 if isinstance(answer, TimeoutError):
                     return Outcome(position, failure=Failure.LATE)
                 return Outcome(position, failure=Failure.LOST, detail=problem_of(answer))
-            data, stored = answer
-            land = partial(
-                unpack, memoryview(data), key, self._cipher, fetch.destinations[position]
-            )
+            land = partial(unpack, memoryview(answer), key, self._cipher, destination)
             landed = await to_the_end(land)
             if not isinstance(landed, Failure):
-                space, nbytes, checksum = landed
-                if not self._clears.covers(space, stored):
-                    return Outcome(position, nbytes, checksum)
+                header, checksum = landed
+                if not self._clears.covers(header.label.space, header.mark):
+                    return Outcome(position, header.label.nbytes, checksum)
                 landed = Failure.MISSING
             if landed is not Failure.TOO_LARGE:  # nobody has any use for it
                 self._recent.forget(key)
@@ -228,47 +235,49 @@ class RemoteTier:
         while self._clears.pending or self._try.problem is not None:
             await asyncio.sleep(self._try.pause)
             clears = self._clears.pending.items()
-            # What is being sent began before: it must be there when the store is told.
-            if clears and self._sending:
-                await asyncio.wait(set(self._sending))
             await self._try(self._clears.carry_out(clears, QUESTION_SECONDS))
             self._recent.clear()  # it may have lost something
 
-    async def _get(self, key: bytes, within: float) -> tuple[Any, Any]:
+    async def _get(self, key: bytes, most: int, within: float) -> Any:
         await self._clears.refresh(within)
-        return await self._objects.get(self._name(key), within)
+        return await self._objects.get(self._name(key), most, within)
 
-    async def _store_bounded(self, chunk: TierChunk) -> bool:
+    async def _store_bounded(self, chunk: TierChunk, request: object) -> bool:
         nbytes = len(chunk.data)
         if self._pending and self._pending + nbytes > PENDING_BYTES:
             self._counters.store_busy += 1
             return False
         self._pending += nbytes
         try:
-            return await self._store(chunk)
+            return await self._store(chunk, request)
         finally:
             self._pending -= nbytes
 
-    async def _store(self, chunk: TierChunk) -> bool:
-        async with self._transfers:
-            if not self._try.usable or self._clears.pending.covers(chunk.space):
+    async def _store(self, chunk: TierChunk, request: object) -> bool:
+        async with self._transfers.turn(request):
+            if not self._try.usable or not self._clears.allows(chunk.space) or not chunk.intact():
                 return False
-            if not chunk.intact():
+            known = await self._known(chunk.key, request, time.monotonic() + QUESTION_SECONDS)
+            if known is None:
                 return False
-            known = await self._known(chunk.key, time.monotonic() + QUESTION_SECONDS)
-            if self._is_there(known, chunk.space):
+            if self._is_there(known):
                 self._counters.store_known += 1
                 return True
+            # Read before the chunk is looked at: a clear that comes meanwhile covers it.
+            stored = Stored(chunk.space, self._clears.mark(chunk.space))
+            if not chunk.intact() or not self._clears.allows(chunk.space):
+                self._counters.store_changed += 1
+                return False
             # Sent from a copy that is known to be whole: what is sent is published at once.
-            parts = await to_the_end(partial(pack, chunk, self._cipher))
-            if not chunk.intact() or self._clears.pending.covers(chunk.space):
+            parts = await to_the_end(partial(pack, chunk, self._cipher, stored.mark))
+            if not chunk.intact() or not self._clears.allows(chunk.space):
                 self._counters.store_changed += 1
                 return False
             answer = await self._try(self._objects.put(self._name(chunk.key), parts, STORE_SECONDS))
             if isinstance(answer, Exception):
                 self._counters.store_failed += 1
                 return False
-            self._recent.put(chunk.key, JUST_NOW)
+            self._recent.put(chunk.key, stored)
             self._counters.wrote(len(chunk.data))
             return True
 
