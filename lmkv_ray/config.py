@@ -52,6 +52,14 @@ class Settings(BaseSettings):
     salt: str = Field(
         "", description="Engines with different salts never share a chunk (tenant isolation)."
     )
+    weights_id: str | None = Field(
+        None,
+        min_length=1,
+        description="Names the weights of engines that do not load them from files of this machine "
+        "(streamed weights): engines with the same model name and weights_id are taken to have the "
+        "same weights. Change it whenever the weights change. Default: such an engine shares with "
+        "no other one (docs/identity.md).",
+    )
     save_generated: bool = Field(
         True, description="Save the KV of generated tokens too: the next turn contains them."
     )

@@ -21,6 +21,9 @@ import numpy.typing as npt
 
 KEY_BYTES = 16
 
+SHORT_TEXT = 64
+"""Characters of a field's value as it is told to others."""
+
 KeyArray = npt.NDArray[np.uint64]
 """Chunk keys, shape (n, 2), C-contiguous."""
 
@@ -33,8 +36,20 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True):
 
     model: str
     """Architecture and shape of the model, as a digest of its configuration."""
-    weights: str
-    """Fingerprint of the weights (see ``lmkv_ray.vllm.fingerprint``)."""
+    weights: str = ""
+    """Digest of the weights (see ``lmkv_ray.vllm.content``, also for the next three)."""
+    code: str = ""
+    """Digest of the code that comes with the model, if it is run."""
+    processor: str = ""
+    """Digest of what makes images, sounds and videos into the model's input."""
+    draft: str = ""
+    """Digest of the draft model whose KV is in the chunks too."""
+    quantization: str = ""
+    """How weights are quantized while they are loaded."""
+    length: str = ""
+    """The longest text, where that changes what shorter ones are computed to."""
+    options: dict[str, str] = {}
+    """Other settings of the engine that change bytes, by their names."""
     dtype: str
     """Activation data type, for instance ``torch.bfloat16``."""
     cache_dtype: str
@@ -53,12 +68,28 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True):
     """The engine and the version of its KV format, for instance ``vllm 0.32``."""
     salt: str = ""
     """Separates tenants that must not share even equal text."""
-    format: int = 1
+    format: int = 2
     """Version of lmkv_ray's own chunk format."""
 
     def digest(self) -> bytes:
         """16 bytes that identify this namespace, equal in every process and on every host."""
         return blake2b(msgspec.json.encode(self, order="sorted"), digest_size=16).digest()
+
+    def fields(self) -> dict[str, str]:
+        """All fields by name, options by theirs, as short texts: those of two engines that share
+        nothing tell why. The salt is only told as a digest.
+        """
+        listed = {name: str(getattr(self, name)) for name in self.__struct_fields__}
+        del listed["options"]
+        if self.salt:
+            listed["salt"] = blake2b(self.salt.encode(), digest_size=8).hexdigest()
+        return {name: _short(text) for name, text in (listed | self.options).items()}
+
+
+def _short(text: str) -> str:
+    if len(text) <= SHORT_TEXT:
+        return text
+    return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def chunk_key(namespace: bytes, block_hash: bytes, group: int = 0) -> bytes:

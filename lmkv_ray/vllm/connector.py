@@ -27,6 +27,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.vllm.content import ContentThread
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.groups import derive_groups
@@ -78,6 +79,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
         self._links: tuple[ShardLink, ...] = ()
+        self._content: ContentThread | None = None
         self._pool: BlockPool | None = None
         self._worker: WorkerHalf | None = None
         if role is KVConnectorRole.WORKER:
@@ -102,6 +104,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     def shutdown(self) -> None:
         """End threads and mappings."""
+        if self._content is not None:
+            self._content.stop()
         for link in self._links:
             link.stop()
         if self._worker is not None:
@@ -259,6 +263,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
         device = DeviceWatch()
+        self._content = ContentThread(self._vllm_config, self._settings)
         places = open_places(
             self._vllm_config,
             self._settings,
@@ -268,6 +273,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             engine_id=self._engine_id,
             connect=self._find_shard,
             device=device,
+            content=self._content,
         )
         links = (link for place in places for link in place.links.values())
         self._links = tuple(dict.fromkeys(links))

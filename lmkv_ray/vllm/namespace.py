@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import Namespace
-from lmkv_ray.vllm.fingerprint import weights_fingerprint
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.metadata import LayoutReport
+from lmkv_ray.vllm.model_config import length, model_fields, options, quantization
 from lmkv_ray.vllm.support import vllm_version
 
 if TYPE_CHECKING:
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 ACCELERATOR_CHUNK_TOKENS = 256
-
-_NOT_PART_OF_THE_MODEL = frozenset({"_name_or_path", "transformers_version"})
 
 
 def chunk_tokens(config: VllmConfig, settings: Settings) -> int:
@@ -46,25 +42,27 @@ def derive_namespace(
 ) -> Namespace:
     """The namespace of this engine, or of its workers on one of several nodes.
 
+    What must be read from files is still missing in it (``lmkv_ray.vllm.content``).
+
     Args:
         config: the engine's configuration.
         settings: for the salt.
         groups: of the engine.
         reports: all workers' page layouts, with whatever they pack by, by rank.
         ranks: of the workers whose slices make up a chunk; None: all.
+
+    Raises:
+        UnsupportedError: a part of the configuration cannot be read.
     """
     model, cache, parallel = config.model_config, config.cache_config, config.parallel_config
-    weights = (
-        f"dummy {model.seed}"
-        if str(config.load_config.load_format) == "dummy"
-        else weights_fingerprint(model.model, model.revision)
-    )
     version = vllm_version()
     shape = f"tp{parallel.tensor_parallel_size} pp{parallel.pipeline_parallel_size}"
     cuts = (f"{group.block_tokens}x{group.blocks}" for group in groups[1:])
     return Namespace(
-        model=_model_digest(config),
-        weights=weights,
+        model=model_fields(model),
+        quantization=quantization(model),
+        length=length(model),
+        options=options(config),
         dtype=str(model.dtype),
         cache_dtype=str(cache.cache_dtype),
         layout=" ".join([*(report.digest() for report in reports), *cuts]),
@@ -91,15 +89,3 @@ def hashing(algorithm: str) -> str:
             algorithm,
         )
     return f"{algorithm} {seed}"
-
-
-def _model_digest(config: VllmConfig) -> str:
-    """Architecture, shape and overrides (RoPE scaling among them) of the model, as hex."""
-    fields = {
-        name: value
-        for name, value in config.model_config.hf_config.to_dict().items()
-        if name not in _NOT_PART_OF_THE_MODEL
-    }
-    shape = [fields, str(config.model_config.quantization), config.model_config.max_model_len]
-    encoded = json.dumps(shape, sort_keys=True, default=repr)
-    return blake2b(encoded.encode(), digest_size=16).hexdigest()

@@ -11,6 +11,7 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import Settings
 from lmkv_ray.messages import Hello
 from lmkv_ray.transports import host_id
+from lmkv_ray.vllm.content import CONTENT, ContentThread
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.identity import Identity
@@ -39,6 +40,7 @@ def open_places(
     engine_id: str,
     connect: Connect,
     device: DeviceWatch,
+    content: ContentThread,
 ) -> list[Place]:
     """The places of an engine, its own node first; their links have begun to attach.
 
@@ -51,9 +53,10 @@ def open_places(
         engine_id: unique among engines.
         connect: see ``Connect``.
         device: what the shard of this node is told of the engine's own cache.
+        content: reads what the engine's model is made of; is begun.
 
     Raises:
-        UnsupportedError: see ``check_workers``.
+        UnsupportedError: see ``check_workers`` and ``derive_namespace``.
     """
     reports = sorted(reports, key=lambda report: report.rank)
     check_workers(config, reports)
@@ -63,7 +66,10 @@ def open_places(
     hosts = sorted({report.host for report in reports}, key=lambda host: (host != here, host))
     by_host = [[report for report in reports if report.host == host] for host in hosts]
     ranks = [[report.rank for report in mine] for mine in by_host] if len(hosts) > 1 else [None]
-    identity = Identity([derive_namespace(config, settings, groups, reports, its) for its in ranks])
+    identity = Identity(
+        [derive_namespace(config, settings, groups, reports, its) for its in ranks], pending=CONTENT
+    )
+    content.begin(identity.learn)
     identity.adopt()
     places = []
     for number, (host, mine) in enumerate(zip(hosts, by_host, strict=True)):

@@ -157,6 +157,8 @@ class Engine:
     def wait_attached(self) -> None:
         """Until the connector, if there is one, has slots to save into."""
         if (connector := self.core().scheduler.connector) is not None:
+            connector._content._thread.join(60)
+            connector._scheduler._adopt()
             _wait_for(lambda: connector._link.attachment and connector._link.slots)
 
     def wait_peers(self) -> None:

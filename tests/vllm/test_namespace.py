@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
+from typing import Any
 
+import msgspec
 import pytest
 
 from lmkv_ray.config import load_settings
+from lmkv_ray.errors import UnsupportedError
+from lmkv_ray.keys import Namespace
 from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.messages import Owner
 from lmkv_ray.vllm.metadata import LayoutReport
@@ -63,3 +68,64 @@ def test_hashes_that_no_other_engine_has_are_warned_of(
     with caplog.at_level(logging.WARNING):
         assert hashing(algorithm) == f"{algorithm} {seed or ''}"
     assert ("PYTHONHASHSEED" in caplog.text) == warned
+
+
+def engine(**changes: Any) -> Namespace:
+    """Of an engine whose model's configuration has these fields (the length is the engine's)."""
+    made = config(0)
+    longest = changes.pop("max_model_len", 512)
+    quantized = changes.pop("quantization_config", None)
+    made.model_config.max_model_len = longest
+    made.model_config.quantization_config = quantized
+    made.model_config.hf_config = SimpleNamespace(to_dict=lambda: changes)
+    return derive_namespace(made, load_settings(), [GROUP], [])
+
+
+@pytest.mark.parametrize("rope", [None, "default", "yarn", "llama3", "linear"])
+def test_replicas_that_have_room_for_longer_texts_share(rope: str | None) -> None:
+    fields: dict[str, Any] = {"rope_parameters": {"rope_type": rope}} if rope else {}
+    assert engine(max_model_len=1248, **fields) == engine(max_model_len=1888, **fields)
+
+
+def test_replicas_do_not_share_where_the_length_changes_the_bytes() -> None:
+    dynamic = {"rope_scaling": {"type": "dynamic", "factor": 2}}
+    assert engine(max_model_len=1248, **dynamic) != engine(max_model_len=1888, **dynamic)
+    unknown = {"text_config": {"rope_parameters": {"full": {"rope_type": "of the future"}}}}
+    assert engine(max_model_len=1248, **unknown) != engine(max_model_len=1888, **unknown)
+    long = {"rope_scaling": {"rope_type": "longrope"}, "original_max_position_embeddings": 4096}
+    assert engine(max_model_len=1248, **long) == engine(max_model_len=4096, **long)
+    assert engine(max_model_len=4097, **long) == engine(max_model_len=9000, **long)
+    assert engine(max_model_len=4096, **long) != engine(max_model_len=4097, **long)
+    llama4 = {"model_type": "llama4_text"}
+    assert engine(max_model_len=32768, **llama4) == engine(max_model_len=8192, **llama4)
+    assert engine(max_model_len=32768, **llama4) != engine(max_model_len=32769, **llama4)
+
+
+def test_layers_that_are_not_quantized_online_are_told_apart() -> None:
+    ignored = [["lm_head"], ["lm_head", "model.layers.0"]]
+    first, second = (engine(quantization_config={"ignore": each}) for each in ignored)
+    assert first.quantization != second.quantization
+    assert engine(quantization_config=None).quantization == ""
+
+
+class _OfAModel:
+    def __init__(self) -> None:
+        self.heads = {"b", "a"}
+
+
+def test_a_configuration_with_objects_of_the_models_own_code_is_read() -> None:
+    mixed = {"by_layer": {1: "a", "b": 2}, "own": _OfAModel(), "skip": {"x", "y"}}
+    assert engine(**mixed) == engine(**mixed)
+    assert engine(**mixed) == engine(**(mixed | {"own": _OfAModel()}))
+    with pytest.raises(UnsupportedError, match=r"hf_config\.bias .*Next step"):
+        engine(bias=lambda x: x)
+
+
+def test_fields_name_what_differs_and_do_not_tell_the_salt() -> None:
+    made = engine(quantization_config={"ignore": ["x" * 100]})
+    told = msgspec.structs.replace(made, salt="secret", options={"model_config.runner": "auto"})
+    fields = told.fields()
+    assert fields["model_config.runner"] == "auto"
+    assert fields["salt"] != made.fields()["salt"]
+    assert "secret" not in str(fields)
+    assert max(len(text) for text in fields.values()) <= 64

@@ -16,6 +16,7 @@ import torch
 
 from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key
+from lmkv_ray.vllm.content import ContentThread
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.link import ANSWER_SECONDS, ShardClient
@@ -121,6 +122,7 @@ class Engine:
             engine_id="e",
             connect=connect,
             device=device,
+            content=ContentThread(config(0), settings),
         )
         self.half = SchedulerHalf(settings, self.groups, self.places, device)
         self.pool = Pool()

@@ -1,0 +1,21 @@
+"""What an engine's files and configuration are, by content.
+
+``canonical``: a value as a text that is equal in every process. ``digests``: files, every byte of
+them. ``memory``: what was read before. ``files``: which files a model is made of.
+"""
+
+from lmkv_ray.identity.canonical import canonical
+from lmkv_ray.identity.digests import FileDigests, StoppedError
+from lmkv_ray.identity.files import ModelFiles, code_files, find_directory, processor_files
+from lmkv_ray.identity.memory import DigestMemory
+
+__all__ = [
+    "DigestMemory",
+    "FileDigests",
+    "ModelFiles",
+    "StoppedError",
+    "canonical",
+    "code_files",
+    "find_directory",
+    "processor_files",
+]
