@@ -15,7 +15,7 @@ from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array
 from lmkv_ray.vllm.groups import Bools, Group
 from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import StageTicket
-from lmkv_ray.vllm.wishes import Wishes, wishes_of
+from lmkv_ray.vllm.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -100,11 +100,13 @@ class TrackedRequest:
         request: vLLM's.
         identity: of the engine.
         groups: of the engine.
+        wishes: what the request says about its chunks.
     """
 
     request: Request
     identity: Identity
     groups: Sequence[Group]
+    wishes: Wishes = NO_WISHES
     saved: list[list[int]] = field(init=False)
     """[place][group]: chunks that need not be considered for saving any more."""
     noted: list[int] = field(init=False)
@@ -113,8 +115,6 @@ class TrackedRequest:
     """Computed tokens from which on there may be more to tell it."""
     never_past: int | None = None
     """Tokens past which nothing is claimed: a load of what follows failed, and could for ever."""
-    wishes: Wishes = field(init=False)
-    """What the request says about its chunks."""
     tickets: list[StageTicket] = field(default_factory=list)
     asked: Asked | None = None
     """Of other nodes of the engine."""
@@ -125,7 +125,6 @@ class TrackedRequest:
     _keys: list[list[bytes]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.wishes = wishes_of(getattr(self.request, "kv_transfer_params", None))
         self.start_over()
 
     def start_over(self) -> None:

@@ -26,6 +26,7 @@ from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
 from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.wishes import WishReader
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent
@@ -71,6 +72,7 @@ class SchedulerHalf:
         ]
         dropped = self._savers[0].dropped
         self._loader = Loader(settings, groups, places, self._stats, dropped, self._pace, events)
+        self._wishes = WishReader(lambda: self._stats.add("refused_hints", 1))
         self._tracked: dict[str, TrackedRequest] = {}
 
     def bind(self, pool: BlockPool) -> None:
@@ -161,11 +163,7 @@ class SchedulerHalf:
 
     def take_stats(self) -> LmkvStats | None:
         """Counts since the last call."""
-        if self._stats.is_empty():
-            return None
-        taken = LmkvStats(data=self._stats.data)
-        self._stats.reset()
-        return taken
+        return self._stats.take()
 
     @property
     def saving(self) -> bool:
@@ -224,6 +222,7 @@ class SchedulerHalf:
     def _track(self, request: Request) -> TrackedRequest:
         tracked = self._tracked.get(request.request_id)
         if tracked is None:
-            tracked = TrackedRequest(request, self._identity, self._groups)
+            wishes = self._wishes.read(getattr(request, "kv_transfer_params", None))
+            tracked = TrackedRequest(request, self._identity, self._groups, wishes)
             self._tracked[request.request_id] = tracked
         return tracked

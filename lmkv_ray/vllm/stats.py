@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -11,10 +12,14 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
     KVConnectorStats,
 )
 
+from lmkv_ray.complaints import Complaints, quote
 from lmkv_ray.messages import MissReason
+from lmkv_ray.vllm.guard import never_raises, swallowed
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
+
+complaints = Complaints(logging.getLogger(__name__))
 
 MISSED = "missed_tokens:"
 """Prefix of the counters of missed tokens, one per ``MissReason``."""
@@ -28,6 +33,8 @@ COUNTERS = {
     "saved_chunks": "Chunks committed to the arena.",
     "dropped_chunks": "Chunks that could not be saved (no free slot in time).",
     "failed_loads": "Loads that were thrown away and recomputed.",
+    "refused_hints": "Requests whose hints (kv_transfer_params) were ignored as wrong.",
+    "swallowed_errors": "Errors of the connector that cost the cache something, and nobody else.",
 }
 
 
@@ -44,6 +51,14 @@ class LmkvStats(KVConnectorStats):
         """Raise a counter."""
         with self._lock:
             self.data[name] = self.data.get(name, 0) + value
+
+    def take(self) -> LmkvStats | None:
+        """What was counted since the last call, with the errors that ended in this process."""
+        if errors := swallowed.take():
+            self.add("swallowed_errors", errors)
+        with self._lock:
+            data, self.data = self.data, {}
+        return LmkvStats(data=data) if data else None
 
     def add_missed(self, reason: MissReason, tokens: int) -> None:
         """Count tokens that were not loaded."""
@@ -63,7 +78,7 @@ class LmkvStats(KVConnectorStats):
         for kind in ("load", "save"):
             seconds = line.pop(f"{kind}_seconds", 0)
             if seconds:
-                line[f"{kind}_GB_per_s"] = round(line[f"{kind}_bytes"] / seconds / 1e9, 2)
+                line[f"{kind}_GB_per_s"] = round(line.get(f"{kind}_bytes", 0) / seconds / 1e9, 2)
         return line
 
     def reset(self) -> None:
@@ -104,12 +119,20 @@ class LmkvPromMetrics(KVConnectorPromMetrics):
             documentation="Prompt tokens that had to be computed, by reason.",
             labelnames=[*labelnames, "reason"],
         )
+        for labels in per_engine_labelvalues.values():  # there from the start, as zeros
+            for counter in self._counters.values():
+                counter.labels(*labels)
+            for reason in MissReason:
+                self._missed.labels(*labels, reason.value)
 
+    @never_raises(None)
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Add one report's sums."""
         labels = self.per_engine_labelvalues[engine_idx]
         for name, value in transfer_stats_data.items():
             if name.startswith(MISSED):
                 self._missed.labels(*labels, name.removeprefix(MISSED)).inc(value)
+            elif (counter := self._counters.get(name)) is not None:
+                counter.labels(*labels).inc(value)
             else:
-                self._counters[name].labels(*labels).inc(value)
+                complaints.say(f"there is no metric called {quote(name)}: it is not exported.")

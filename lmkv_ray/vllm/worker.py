@@ -201,8 +201,7 @@ class WorkerHalf:
 
     def stats(self) -> LmkvStats | None:
         """Bytes and seconds since the last call."""
-        stats, self._stats = self._stats, LmkvStats()
-        return None if stats.is_empty() else stats
+        return self._stats.take()
 
     def shutdown(self) -> None:
         """Copies under way finish first."""
