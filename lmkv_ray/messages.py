@@ -44,6 +44,8 @@ class MissReason(enum.StrEnum):
     """The engine does not know yet which weights it has, or is about to check them."""
     DETACHED = "detached"
     """The engine is not attached to a shard (starting, or the shard is down)."""
+    NOT_READ = "not_read"
+    """The request must compute every token, as for log probabilities of its prompt, or pooling."""
     TAIL = "tail"
     """The prompt's end, shorter than one chunk: never stored by design."""
 

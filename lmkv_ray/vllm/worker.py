@@ -129,7 +129,10 @@ class WorkerHalf:
     # -- every step -----------------------------------------------------------------------------
 
     def begin_loads(self, step: StepMetadata) -> None:
-        """Start this step's loads."""
+        """Start this step's loads; and its saves if it has no forward pass to fill their blocks.
+
+        vLLM calls ``wait_for_save`` in such a step since 0.31 only.
+        """
         self._attach(step.arenas)
         if self._pages is None:
             return
@@ -147,24 +150,13 @@ class WorkerHalf:
             self._jobs[load] = job
             loading.pending += 1
         self._pages.engine.begin_loads(loads, idle=step.idle)
+        if step.idle:
+            self._save(self._pages, step)
 
     def begin_saves(self, step: StepMetadata) -> None:
         """Start this step's saves; the forward pass that fills their blocks was begun before."""
-        if self._pages is None:
-            return
-        saves = []
-        for job in step.saves:
-            if job.place != self._place:
-                continue
-            number = self._pages.numbers.get(job.group)
-            if number is None or (job.slot - self._share.turn) % self._share.turns:
-                # Nothing to write here, or another worker has the same bytes and the turn.
-                self._report.saved[job.job_id] = 1
-                continue
-            slots, blocks = np.array([job.slot], np.int64), np.array(job.blocks, np.int64)
-            saves.append(Save(job.arena_id, slots, blocks, job.deadline, number))
-            self._jobs[saves[-1]] = job
-        self._pages.engine.begin_saves(saves)
+        if self._pages is not None and not step.idle:
+            self._save(self._pages, step)
 
     def finished_loads(self) -> tuple[set[str], set[str]]:
         """Requests whose loads have all ended since the last call, each once.
@@ -212,6 +204,21 @@ class WorkerHalf:
             self._arena[1].close()
             self._arena = None
         self._expected = None
+
+    def _save(self, pages: Pages, step: StepMetadata) -> None:
+        saves = []
+        for job in step.saves:
+            if job.place != self._place:
+                continue
+            number = pages.numbers.get(job.group)
+            if number is None or (job.slot - self._share.turn) % self._share.turns:
+                # Nothing to write here, or another worker has the same bytes and the turn.
+                self._report.saved[job.job_id] = 1
+                continue
+            slots, blocks = np.array([job.slot], np.int64), np.array(job.blocks, np.int64)
+            saves.append(Save(job.arena_id, slots, blocks, job.deadline, number))
+            self._jobs[saves[-1]] = job
+        pages.engine.begin_saves(saves)
 
     @never_raises(None)
     def _attach(self, arenas: Sequence[ArenaRef | None]) -> None:

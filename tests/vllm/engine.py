@@ -37,6 +37,8 @@ class Answer:
     logprobs: tuple[float, ...]
     cached: int
     """Prompt tokens that were not computed."""
+    prompt: tuple[float, ...] = ()
+    """Log probabilities of the prompt's tokens after the first, if they were asked for."""
 
 
 class Engine:
@@ -92,14 +94,21 @@ class Engine:
         if options.get("pipeline_parallel_size", 1) > 1:
             self._llm.collective_rpc(_take_in)
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_tokens: int = 4) -> list[Answer]:
-        """Greedy answers."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_tokens: int = 4, **sampling: Any
+    ) -> list[Answer]:
+        """Greedy answers; with ``prompt_logprobs=1`` or whatever else vLLM is to be asked."""
         from vllm import SamplingParams
 
         outputs = self._llm.generate(
             [{"prompt_token_ids": list(prompt)} for prompt in prompts],
             SamplingParams(
-                max_tokens=max_tokens, temperature=0, detokenize=False, logprobs=1, ignore_eos=True
+                max_tokens=max_tokens,
+                temperature=0,
+                detokenize=False,
+                logprobs=1,
+                ignore_eos=True,
+                **sampling,
             ),
             use_tqdm=False,
         )
@@ -112,6 +121,11 @@ class Engine:
                     for d, t in zip(o.outputs[0].logprobs, o.outputs[0].token_ids, strict=True)
                 ),
                 o.num_cached_tokens,
+                tuple(
+                    d[t].logprob
+                    for d, t in zip(o.prompt_logprobs or (), o.prompt_token_ids, strict=False)
+                    if d is not None
+                ),
             )
             for o in outputs
         ]
@@ -209,7 +223,9 @@ class Engine:
         """Step until saves are reported, as vLLM's own loop does outside of in-process mode."""
         core = self.core()
         connector = core.scheduler.connector
+        deadline = time.monotonic() + 60
         while core.batch_queue or (connector is not None and connector.has_pending_push_work()):
+            assert time.monotonic() < deadline, "it would step for ever"
             self._llm.llm_engine.step()
 
     def reset(self, *, connector: bool = False) -> bool:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import pytest
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.messages import MissReason, StageReply
+from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import ShardLink
 from lmkv_ray.vllm.slots import Slots
 from lmkv_ray.vllm.stats import LmkvStats
@@ -37,6 +38,8 @@ class World:
     shard: LocalShard
     patch: pytest.MonkeyPatch
     prompt: list[int]
+    sampling: dict[str, int] = field(default_factory=dict)
+    """What is asked besides the answer."""
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,16 @@ def elsewhere_but_slow(world: World) -> None:
     world.shard.frozen.set()
 
 
+def unidentified(world: World) -> None:
+    stored(world)
+    world.patch.setattr(Identity, "adopt", lambda its: setattr(its, "known", False))
+
+
+def must_be_computed(world: World) -> None:
+    stored(world)
+    world.sampling["prompt_logprobs"] = 1
+
+
 WAYS: dict[MissReason, Callable[[World], None]] = {
     MissReason.NEVER_STORED: lambda _: None,
     MissReason.EVICTED: evicted,
@@ -107,6 +120,8 @@ WAYS: dict[MissReason, Callable[[World], None]] = {
     MissReason.CHEAPER_TO_COMPUTE: partial(elsewhere, answer=MissReason.CHEAPER_TO_COMPUTE),
     MissReason.LOAD_FAILED: unsound,
     MissReason.DETACHED: detached,
+    MissReason.IDENTITY_PENDING: unidentified,
+    MissReason.NOT_READ: must_be_computed,
     MissReason.TAIL: stored,
 }
 """For each reason, what makes a prompt's chunks be missed because of it."""
@@ -116,7 +131,7 @@ WAYS: dict[MissReason, Callable[[World], None]] = {
 def test_every_miss_has_its_reason(world: World, reason: MissReason) -> None:
     WAYS[reason](world)
     before = world.engine.counted()
-    world.engine.generate([world.prompt], max_tokens=1)
+    world.engine.generate([world.prompt], max_tokens=1, **world.sampling)
     counted = {name: n - before.get(name, 0) for name, n in world.engine.counted().items()}
     missed = {its: counted[its] for its in MissReason if counted.get(its)}
     assert missed == {reason: WHOLE} | {MissReason.TAIL: TAIL}

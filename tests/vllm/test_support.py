@@ -11,7 +11,7 @@ import pytest
 from lmkv_ray.arena import this_process
 from lmkv_ray.errors import LmkvError, UnsupportedError
 from lmkv_ray.transports import host_id
-from lmkv_ray.vllm import support
+from lmkv_ray.vllm import support, versions
 
 
 class FullAttentionSpec: ...
@@ -92,7 +92,7 @@ def test_anything_else_is_refused_by_name(config: Any, cache: Any, named: str) -
 
 
 def test_a_load_that_fails_needs_a_vllm_that_can_hear_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "version", lambda _: "0.29.3")
+    monkeypatch.setattr(versions, "version", lambda _: "0.29.3")
     support.check_engine(engine(), groups(FullAttentionSpec()))
     with pytest.raises(UnsupportedError, match=r"several KV groups on vLLM below 0.30"):
         support.check_engine(engine(), groups(FullAttentionSpec(), SlidingWindowSpec()))
@@ -110,15 +110,15 @@ def test_an_engine_out_of_sight_of_all_its_workers_is_refused() -> None:
 
 @pytest.mark.parametrize("version", ["0.28.1", "0.34.0", "1.0"])
 def test_other_versions_of_vllm_are_refused(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "version", lambda _: version)
+    monkeypatch.setattr(versions, "version", lambda _: version)
     with pytest.raises(UnsupportedError, match=rf"vLLM {version} is installed.*Next step"):
         from lmkv_ray.vllm import LmkvConnector  # noqa: F401  (as vLLM does it)
 
 
 @pytest.mark.parametrize("version", ["0.29.0", "0.32.0+cpu", "0.33.1"])
 def test_supported_versions_pass(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(support, "version", lambda _: version)
-    support.check_version()
+    monkeypatch.setattr(versions, "version", lambda _: version)
+    versions.check_version()
 
 
 @pytest.mark.vllm

@@ -133,11 +133,27 @@ def test_a_group_without_layers_here_is_done_at_once(shard: LocalShard) -> None:
     save = SaveJob(1, 0, ref.arena_id, 0, [1, 2], time.monotonic() + 30)
     load = LoadJob("r", ref.arena_id, 0, 0, [0], [0], 0, [3, 4])
     half.begin_loads(StepMetadata((ref,), [load], [], idle=True))
-    half.begin_saves(StepMetadata((ref,), [], [save], idle=True))
+    half.begin_saves(StepMetadata((ref,), [], [save], idle=False))
     assert half.finished_loads() == ({"r"}, set())
     report = half.report()
     assert report is not None
     assert report.saved == {1: 1}
+    half.shutdown()
+
+
+def test_saves_of_a_step_without_tokens_do_not_wait_to_be_asked_for(shard: LocalShard) -> None:
+    """``wait_for_save`` is called in such a step by vLLM 0.31 and later only."""
+    half, _ = worker(0, idle_group=True)
+    ref = ArenaRef(shard.writer.path, shard.writer.arena_id, {0: Share((0, 0))})
+    save = SaveJob(1, 0, ref.arena_id, 0, [1, 2], time.monotonic() + 30)
+    step = StepMetadata((ref,), [], [save], idle=True)
+    half.begin_loads(step)
+    assert half.finished_loads() == (set(), set())
+    report = half.report()
+    assert report is not None
+    assert report.saved == {1: 1}
+    half.begin_saves(step)
+    assert half.report() is None, "saved twice"
     half.shutdown()
 
 
@@ -148,7 +164,7 @@ def test_jobs_of_other_places_are_left_to_others(shard: LocalShard) -> None:
     load = LoadJob("r", 7, 0, 0, [0], [0], 0, [3, 4], place=0)
     save = SaveJob(1, 0, 7, 0, [1, 2], time.monotonic() + 30, place=0)
     half.begin_loads(StepMetadata((elsewhere, ref), [load], [], idle=True))
-    half.begin_saves(StepMetadata((elsewhere, ref), [], [save], idle=True))
+    half.begin_saves(StepMetadata((elsewhere, ref), [], [save], idle=False))
     assert half.finished_loads() == (set(), set())
     assert half.report() is None
     half.shutdown()

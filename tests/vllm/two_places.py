@@ -234,6 +234,7 @@ def prompt(name: str, text: int, blocks: int) -> Any:
         block_hashes=[bytes([text, i]) * 16 for i in range(blocks)],
         num_tokens=tokens,
         num_prompt_tokens=tokens,
+        skip_reading_prefix_cache=False,
         num_computed_tokens=0,
         num_in_flight_tokens=0,
         kv_transfer_params=None,
