@@ -193,7 +193,7 @@ def config() -> None:
     table = Table("LMKV_...", "value", "default", "meaning", show_lines=True)
     for name, field in Settings.model_fields.items():
         value, default = getattr(settings, name), field.default
-        shown = "" if value == default else str(value)
+        shown = "" if value == default else _text(settings.shown(name))
         table.add_row(name.upper(), shown, _text(default), field.description or "")
     Console().print(table)
 

@@ -8,12 +8,13 @@ variables ``LMKV_<FIELD>``, and what is passed in code (the connector passes vLL
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError
+from pydantic_core import ErrorDetails
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -22,6 +23,7 @@ from pydantic_settings import (
 )
 
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.masking import MASK, mask_options, mask_text, mask_urls
 
 CONFIG_FILE_VARIABLE = "LMKV_CONFIG_FILE"
 
@@ -203,6 +205,19 @@ class Settings(BaseSettings):
         60.0, gt=0, description="Seconds to wait for the cache's actors to start."
     )
 
+    def shown(self, name: str) -> Any:
+        """The value of a setting as it may be printed: without secrets."""
+        value = getattr(self, name)
+        if name == "remote_options":
+            return mask_options(value)
+        if name == "salt":
+            return value and MASK
+        return mask_urls(value) if isinstance(value, str) else value
+
+    def __repr_args__(self) -> Iterable[tuple[str | None, Any]]:
+        """What ``repr`` and ``str`` print."""
+        return [(name, self.shown(name)) for name in type(self).model_fields]
+
     @property
     def has_tiers(self) -> bool:
         """Whether anything is kept below memory."""
@@ -240,17 +255,21 @@ def load_settings(overrides: Mapping[str, Any] | None = None) -> Settings:
     try:
         return Settings(**(overrides or {}))
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc']))}: {e['msg']} (given: {e['input']!r})"
-            for e in error.errors()
-        )
-        raise ConfigError(
-            f"Wrong settings: {problems}.", next_step="Run 'lmkv config' for all settings."
-        ) from error
+        problems = "; ".join(_problem(e) for e in error.errors())
     except (ValueError, yaml.YAMLError) as error:  # the file is not a mapping, or not YAML
-        raise ConfigError(
-            f"Wrong settings: {error}.", next_step="Run 'lmkv config' for all settings."
-        ) from error
+        problems = mask_text(str(error))
+    # Not as the cause of what follows: pydantic prints what it was given, secrets too.
+    raise ConfigError(
+        f"Wrong settings: {problems}.", next_step="Run 'lmkv config' for all settings."
+    )
+
+
+def _problem(error: ErrorDetails) -> str:
+    """What is wrong with one setting. A misspelt one may hold a secret."""
+    name = str(error["loc"][0]) if error["loc"] else ""
+    secret = name in ("remote_options", "salt") or name not in Settings.model_fields
+    given = MASK if secret else mask_text(repr(error["input"]))
+    return f"{'.'.join(map(str, error['loc']))}: {error['msg']} (given: {given})"
 
 
 def _refuse_unknown_variables() -> None:

@@ -19,9 +19,11 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.errors import ConfigError, UnsupportedError
+from lmkv_ray.ownership import trouble_with_secret
 from lmkv_ray.tiers.format import Label
 
 MIN_KEY_BYTES = 32
+MAX_FILE_BYTES = 1 << 16
 PLAIN = "plain1"
 """The suite without encryption."""
 NONCE_BYTES = 12
@@ -103,17 +105,21 @@ def load_cipher(key_file: Path | None) -> Cipher | None:
     """The cipher of a master key file; None without one.
 
     Raises:
-        ConfigError: the file cannot be read, or is too short to hold a key.
+        ConfigError: the file cannot be read, is too short to hold a key, or others can read it.
         UnsupportedError: as ``AesGcm``.
     """
     if key_file is None:
         return None
     try:
-        master = key_file.read_bytes().strip()
+        with key_file.open("rb") as file:
+            trouble = trouble_with_secret(os.fstat(file.fileno()), key_file)
+            master = file.read(MAX_FILE_BYTES).strip()
     except OSError as error:
         raise ConfigError(
             f"The key file {key_file} cannot be read: {error.strerror}.", next_step=_MAKE_KEY
         ) from error
+    if trouble is not None:
+        raise ConfigError(f"The key file {key_file} {trouble[0]}.", next_step=f"{trouble[1]}.")
     if len(master) < MIN_KEY_BYTES:
         raise ConfigError(
             f"The key file {key_file} has {len(master)} bytes; a key has {MIN_KEY_BYTES} or more.",

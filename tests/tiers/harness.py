@@ -56,6 +56,13 @@ def chunk(
     return TierChunk(key, space, slot, (lambda: True) if intact is bool else intact)
 
 
+def secret(path: Path, text: str) -> Path:
+    """A file with a secret, for this user only."""
+    path.touch(0o600)
+    path.write_text(text)
+    return path
+
+
 async def store(tier: Tier, keys: KeyArray, **options: Any) -> list[bool]:
     return await tier.store([chunk(key, **options) for key in key_list(keys)])
 
@@ -218,7 +225,7 @@ class EncryptedDiskHarness(DiskHarness):
     async def open(self, **options: Any) -> DiskTier:
         key_file = self.path.with_name("key")
         if not key_file.exists():
-            key_file.write_text("00" * 32)
+            secret(key_file, "00" * 32)
         return await super().open(**{"key_file": key_file} | options)
 
 
@@ -292,8 +299,7 @@ class EncryptedRemoteHarness(RemoteHarness):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.key_file = path / "key"
-        self.key_file.write_text("00" * 32)
+        self.key_file = secret(path / "key", "00" * 32)
 
 
 HARNESSES: dict[str, Callable[[Path], Harness]] = {

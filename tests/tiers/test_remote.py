@@ -25,7 +25,7 @@ from lmkv_ray.tiers.remote.objects import Objects, open_objects
 from lmkv_ray.tiers.remote.recent import Recent, Stored
 from lmkv_ray.tiers.remote.turns import Turns
 from lmkv_ray.transports import Failure, Fetch, Outcome
-from tests.tiers.harness import until
+from tests.tiers.harness import secret, until
 from tests.tiers.s3 import options, s3_server
 
 NBYTES = 100_000
@@ -70,8 +70,7 @@ def where(
         return url, options(request.getfixturevalue("s3")), None
     key_file = None
     if request.param == "encrypted":
-        key_file = tmp_path / "key"
-        key_file.write_text("0123456789abcdef" * 4)
+        key_file = secret(tmp_path / "key", "0123456789abcdef" * 4)
     return f"file://{tmp_path}/store", {}, key_file
 
 
@@ -303,8 +302,8 @@ async def test_what_is_cleared_while_it_is_sent_does_not_come_back(faulty: Fault
 async def test_another_master_key_reads_nothing_and_removes_nothing(tmp_path: Path) -> None:
     tiers = []
     for name in "ab":
-        (tmp_path / name).write_text(name * 64)
-        tiers.append(await open_tier((f"file://{tmp_path}/store", {}, tmp_path / name)))
+        key_file = secret(tmp_path / name, name * 64)
+        tiers.append(await open_tier((f"file://{tmp_path}/store", {}, key_file)))
     plain = await open_tier((f"file://{tmp_path}/store", {}, None))
     await tiers[0].store([chunk(KEYS[0])])
     for stranger in (tiers[1], plain):

@@ -6,8 +6,10 @@
     00/ ... ff/     published chunks, by the first byte of their key
 
 The directory itself is locked (flock), not a file in it: the lock ends with its owner, needs no
-write permission, and cannot be deleted away under us. All paths are relative to the open directory,
-so when it is removed or mounted over, we never touch what is in its place.
+write permission, and cannot be deleted away under us. It must be ours, and nobody else's to write:
+files without encryption are believed for their checksum, which anybody can compute. All paths are
+relative to the open directory, so when it is removed or mounted over, we never touch what is in its
+place.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv_ray.errors import TierError
+from lmkv_ray.ownership import is_ours, trouble_with_directory
 from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
 
 TEMPORARY = "tmp"
@@ -86,12 +89,13 @@ class Directory:
             patience: seconds to wait for a predecessor that is just ending.
 
         Raises:
-            TierError: another process uses it, or it holds something else.
+            TierError: another process uses it, it holds something else, or it is not ours alone.
             OSError: the medium does not let us.
         """
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         directory = cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
         try:
+            directory._refuse_others(directory.fd)
             directory._lock(patience)
             directory._claim()
         except BaseException:
@@ -103,18 +107,20 @@ class Directory:
         """List what can be served, and remove the rest.
 
         Raises:
-            TierError: there are chunks of another suite; nothing was removed.
+            TierError: there are chunks of another suite, or a subdirectory is not ours alone;
+                nothing was removed.
             OSError: what the medium says.
         """
         found: list[Found] = []
         foreign = 0
-        rest = [f"{TEMPORARY}/{file.name}" for file in _list(self.fd, TEMPORARY)]
+        rest = [f"{TEMPORARY}/{file.name}" for file in self._list(TEMPORARY)]
         for prefix in _FANOUT:
-            for file in _list(self.fd, prefix):
+            for file in self._list(prefix):
                 parsed = parse_path(f"{prefix}/{file.name}")
                 status = file.stat(follow_symlinks=False)
                 expected = parsed and file_bytes(parsed[0].nbytes, overhead)
-                if parsed and parsed[1] == suite and status.st_size == expected:
+                sound = status.st_size == expected and is_ours(status)
+                if parsed and parsed[1] == suite and sound:
                     blocks = max(status.st_blocks * 512, status.st_size)
                     found.append(Found(parsed[0], blocks, status.st_mtime))
                     continue
@@ -230,6 +236,34 @@ class Directory:
             f"('fuser -v {self.path}' names the process that has it).",
         )
 
+    def _list(self, name: str) -> Iterator[os.DirEntry[str]]:
+        """Regular files (and other things that are no directories) in a subdirectory, made if
+        missing.
+
+        Directories in it are not ours; they are left alone.
+        """
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=self.fd)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+        fd = os.open(name, flags, dir_fd=self.fd)
+        try:
+            self._refuse_others(fd)
+            with os.scandir(fd) as entries:
+                # A list: entries are removed while we look at them.
+                for entry in list(entries):
+                    if not stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
+                        yield entry
+        finally:
+            os.close(fd)
+
+    def _refuse_others(self, fd: int) -> None:
+        trouble = trouble_with_directory(os.fstat(fd), self.path)
+        if trouble is not None:
+            raise TierError(
+                f"The disk tier's directory {self.path}, or one in it, {trouble[0]}.",
+                next_step=f"{trouble[1]}.",
+            )
+
     def _claim(self) -> None:
         names = set(os.listdir(self.fd)) - _IGNORED  # noqa: PTH208 (a file descriptor)
         if _TAG in names:
@@ -261,22 +295,3 @@ class Directory:
             os.posix_fallocate(fd, 0, max(nbytes, PAGE))
         finally:
             os.close(fd)
-
-
-def _list(parent: int, name: str) -> Iterator[os.DirEntry[str]]:
-    """Regular files (and other things that are no directories) in a subdirectory, made if missing.
-
-    Directories in it are not ours; they are left alone.
-    """
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(name, 0o700, dir_fd=parent)
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = os.open(name, flags, dir_fd=parent)
-    try:
-        with os.scandir(fd) as entries:
-            # A list: entries are removed while we look at them.
-            for entry in list(entries):
-                if not stat.S_ISDIR(entry.stat(follow_symlinks=False).st_mode):
-                    yield entry
-    finally:
-        os.close(fd)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from lmkv_ray.tiers.counters import Counters
-from lmkv_ray.tiers.remote.objects import TooLargeError, problem_of
+from lmkv_ray.tiers.remote.objects import TooLargeError
 from lmkv_ray.tiers.remote.recess import Recess
 
 logger = logging.getLogger(__name__)
@@ -23,11 +23,18 @@ class Attempts:
 
     Args:
         counters: of the tier.
+        problem_of: says what an error of the store means.
         failed: called after a failure that puts the store out of use.
     """
 
-    def __init__(self, counters: Counters, failed: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        counters: Counters,
+        problem_of: Callable[[Exception], str],
+        failed: Callable[[], None],
+    ) -> None:
         self._counters = counters
+        self._problem_of = problem_of
         self._failed = failed
         self._recess = Recess()
 
@@ -62,7 +69,7 @@ class Attempts:
             return error
         except Exception as error:
             hurried = isinstance(error, TimeoutError) and within < PATIENCE_SECONDS
-            problem = problem_of(error)
+            problem = self._problem_of(error)
             if not hurried:
                 if self._recess.failed(problem, time.monotonic()):
                     self._counters.troubles += 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from lmkv_ray.errors import ConfigError, UnsupportedError
+from lmkv_ray.masking import mask_text, secrets_of
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
@@ -27,14 +28,20 @@ class TooLargeError(Exception):
 class Objects:
     """A bucket (or a prefix of one, or a directory). Made by ``open_objects``.
 
-    Every method raises ``TimeoutError`` past ``within`` seconds, and whatever obstore raises.
+    Every method raises ``TimeoutError`` past ``within`` seconds, and whatever obstore raises: only
+    ``problem_of`` makes of that what may be printed.
+
+    Args:
+        store: of obstore.
+        secrets: what no text about it may contain.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(self, store: ObjectStore, secrets: Sequence[str] = ()) -> None:
         import obstore
         import obstore.exceptions
 
         self._store = store
+        self._secrets = secrets
         self._obstore = obstore
 
     async def put(self, name: str, parts: list[Any], within: float) -> None:
@@ -89,7 +96,7 @@ class Objects:
             except self._obstore.exceptions.GenericError as error:
                 # Of listings obstore does not say more.
                 if any(f" {status} " in str(error) for status in (401, 403)):
-                    raise PermissionError(_brief(error)) from error
+                    raise PermissionError(str(error)) from error
                 raise
         return found
 
@@ -100,6 +107,22 @@ class Objects:
                 await self._obstore.delete_async(self._store, name)
         except FileNotFoundError:
             pass
+
+    def problem_of(self, error: Exception) -> str:
+        """What an error of the store means, and what to do."""
+        from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
+
+        brief = _brief(error, self._secrets)
+        if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
+            return (
+                f"The remote store refuses us: {brief}. Next step: check credentials and "
+                "permissions (get, put, list, delete) of LMKV_REMOTE_URL."
+            )
+        if isinstance(error, TimeoutError):
+            return (
+                "The remote store does not answer in time. Next step: look at it and the network."
+            )
+        return f"The remote store fails: {brief}. Next step: look at it and the network."
 
 
 def open_objects(url: str, options: Mapping[str, str]) -> Objects:
@@ -132,30 +155,20 @@ def open_objects(url: str, options: Mapping[str, str]) -> Objects:
             "allow_http": options.get("allow_http", "").lower() in ("1", "true"),
         }
         more["config"] = {k: v for k, v in options.items() if k != "allow_http"}
+    secrets = secrets_of(options)
     try:
-        return Objects(from_url(url, **more))
+        return Objects(from_url(url, **more), secrets)
     except (BaseError, ValueError, OSError) as error:
-        raise ConfigError(
-            f"The remote store {url} cannot be used: {_brief(error)}.",
-            next_step="set LMKV_REMOTE_URL to s3://BUCKET/PREFIX, gs://..., az://... or "
-            "file:///DIRECTORY, and LMKV_REMOTE_OPTIONS to options that obstore knows.",
-        ) from error
+        why = _brief(error, secrets)
+    # Not as the cause of what follows: it may name secrets.
+    raise ConfigError(
+        f"The remote store {mask_text(url, secrets)} cannot be used: {why}.",
+        next_step="set LMKV_REMOTE_URL to s3://BUCKET/PREFIX, gs://..., az://... or "
+        "file:///DIRECTORY, and LMKV_REMOTE_OPTIONS to options that obstore knows.",
+    )
 
 
-def problem_of(error: Exception) -> str:
-    """What an error of the store means, and what to do."""
-    from obstore.exceptions import PermissionDeniedError, UnauthenticatedError
-
-    if isinstance(error, PermissionDeniedError | UnauthenticatedError | PermissionError):
-        return (
-            f"The remote store refuses us: {_brief(error)}. Next step: check credentials and "
-            "permissions (get, put, list, delete) of LMKV_REMOTE_URL."
-        )
-    if isinstance(error, TimeoutError):
-        return "The remote store does not answer in time. Next step: look at it and the network."
-    return f"The remote store fails: {_brief(error)}. Next step: look at it and the network."
-
-
-def _brief(error: Exception) -> str:
+def _brief(error: Exception, secrets: Sequence[str]) -> str:
     """The first line: the rest is the store's XML and a debug dump."""
-    return str(error).strip().split("\n")[0][:300].rstrip(".") or type(error).__name__
+    text = mask_text(str(error).strip().split("\n")[0], secrets)
+    return text[:300].rstrip(".") or type(error).__name__

@@ -21,7 +21,7 @@ from lmkv_ray.tiers.counters import Counters
 from lmkv_ray.tiers.format import PAGE
 from lmkv_ray.tiers.remote.attempts import Attempts
 from lmkv_ray.tiers.remote.clears import Clears
-from lmkv_ray.tiers.remote.objects import Objects, TooLargeError, open_objects, problem_of
+from lmkv_ray.tiers.remote.objects import Objects, TooLargeError, open_objects
 from lmkv_ray.tiers.remote.packing import header_of, object_bytes, pack, unpack
 from lmkv_ray.tiers.remote.recent import Known, Recent, Stored
 from lmkv_ray.tiers.remote.turns import Turns
@@ -61,7 +61,7 @@ class RemoteTier:
         self._clears = Clears(objects)
         self._recent = Recent()
         self._counters = RemoteCounters()
-        self._try = Attempts(self._counters, self._mend)
+        self._try = Attempts(self._counters, objects.problem_of, self._mend)
         self._transfers = Turns(IN_FLIGHT)
         self._questions = Turns(IN_FLIGHT)
         self._pending = 0
@@ -212,7 +212,9 @@ class RemoteTier:
                     return Outcome(position, failure=Failure.TOO_LARGE, detail=str(answer))
                 if isinstance(answer, TimeoutError):
                     return Outcome(position, failure=Failure.LATE)
-                return Outcome(position, failure=Failure.LOST, detail=problem_of(answer))
+                return Outcome(
+                    position, failure=Failure.LOST, detail=self._objects.problem_of(answer)
+                )
             land = partial(unpack, memoryview(answer), key, self._cipher, destination)
             landed = await to_the_end(land)
             if not isinstance(landed, Failure):

@@ -108,3 +108,44 @@ def test_a_replaced_directory_is_noticed(tmp_path: Path) -> None:
         directory.check()
     directory.close()
     assert directory.closed
+
+
+def test_a_directory_of_another_user_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Directory.open(tmp_path, 0.0).close()
+    another = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: another)
+    with pytest.raises(TierError, match=f"belongs to user.*chown {another} {tmp_path}"):
+        Directory.open(tmp_path, 0.0)
+    assert not list(tmp_path.glob("??"))
+
+
+@pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777, 0o2775])
+def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
+    path, link = tmp_path / "tier", tmp_path / "link"
+    Directory.open(path, 0.0).close()
+    path.chmod(mode)
+    link.symlink_to(path)
+    for name in (path, link):
+        with pytest.raises(TierError, match=f"chmod go-w {name}"):
+            Directory.open(name, 0.0)
+    path.chmod(0o755)
+    Directory.open(path, 0.0).close()
+
+
+def test_what_others_may_have_written_in_it_is_not_believed(tmp_path: Path) -> None:
+    directory = Directory.open(tmp_path, 0.0)
+    directory.scan("plain1", 0)
+    size = file_bytes(LABEL.nbytes, 0)
+    good, other = LABEL.path("plain1"), Label(b"\3" * 16, 5, 1000).path("plain1")
+    for name in (good, other):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / other).chmod(0o666)
+    assert [file.label for file in directory.scan("plain1", 0).found] == [LABEL]
+    assert not (tmp_path / other).exists()
+    (tmp_path / "00").chmod(0o777)
+    with pytest.raises(TierError, match="may be written by other users"):
+        directory.scan("plain1", 0)
+    assert (tmp_path / good).exists()
+    directory.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -9,10 +10,20 @@ import numpy as np
 import pytest
 
 from lmkv_ray.errors import ConfigError, TierError, UnsupportedError
+from lmkv_ray.ownership import trouble_with_secret
 from lmkv_ray.tiers.cipher import AesGcm, load_cipher
 from lmkv_ray.tiers.format import Header, Label
 from lmkv_ray.transports import Failure
-from tests.tiers.harness import COUNT, DiskHarness, content_of, fetch, slots, some_keys, store
+from tests.tiers.harness import (
+    COUNT,
+    DiskHarness,
+    content_of,
+    fetch,
+    secret,
+    slots,
+    some_keys,
+    store,
+)
 
 KEYS = some_keys()
 LABEL = Label(b"k" * 16, 5, 1000)
@@ -28,9 +39,7 @@ def sealed(cipher: AesGcm, label: Label = LABEL) -> memoryview:
 
 @pytest.fixture
 def key_file(tmp_path: Path) -> Path:
-    path = tmp_path / "key"
-    path.write_text("ab" * 32 + "\n")
-    return path
+    return secret(tmp_path / "key", "ab" * 32 + "\n")
 
 
 def test_only_the_same_key_and_label_open_it() -> None:
@@ -72,8 +81,7 @@ async def test_nothing_readable_is_on_the_disk(disk: DiskHarness, key_file: Path
 async def test_with_another_key_the_tier_is_refused_and_nothing_is_removed(
     disk: DiskHarness, key_file: Path, before: str
 ) -> None:
-    other = key_file.with_name("other")
-    other.write_text("cd" * 32)
+    other = secret(key_file.with_name("other"), "cd" * 32)
     options = {"key_file": other if before == "other key" else None}
     tier = await disk.open(**options)
     assert all(await store(tier, KEYS))
@@ -88,8 +96,7 @@ async def test_with_another_key_the_tier_is_refused_and_nothing_is_removed(
 async def test_a_file_that_only_claims_to_be_of_this_key_is_corrupt(
     disk: DiskHarness, key_file: Path
 ) -> None:
-    other = key_file.with_name("other")
-    other.write_text("cd" * 32)
+    other = secret(key_file.with_name("other"), "cd" * 32)
     tier = await disk.open(key_file=other)
     assert all(await store(tier, KEYS[:1]))
     await tier.close()
@@ -107,7 +114,7 @@ async def test_a_file_that_only_claims_to_be_of_this_key_is_corrupt(
 def test_a_key_file_that_holds_no_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "key"
     if content is not None:
-        path.write_bytes(content)
+        secret(path, content.decode())
     with pytest.raises(ConfigError, match="openssl rand -hex 32"):
         load_cipher(path)
 
@@ -118,3 +125,35 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(UnsupportedError, match=r"lmkv-ray\[encryption\]"):
         load_cipher(key_file)
+
+
+def status(uid: int, mode: int) -> os.stat_result:
+    return os.stat_result((mode, 0, 0, 1, uid, 0, 0, 0, 0, 0))
+
+
+def test_a_key_file_that_others_can_read_is_refused(key_file: Path) -> None:
+    for mode in (0o640, 0o604, 0o620, 0o601):
+        key_file.chmod(mode)
+        with pytest.raises(ConfigError, match=f"chmod go= {key_file}"):
+            load_cipher(key_file)
+    key_file.chmod(0o400)
+    assert load_cipher(key_file) is not None
+
+
+@pytest.mark.parametrize(
+    ("uid", "mode", "refused"),
+    [
+        (1000, 0o600, False),
+        (1000, 0o640, True),
+        (0, 0o640, False),
+        (0, 0o644, True),
+        (0, 0o660, True),
+        (1001, 0o600, True),
+    ],
+)
+def test_whose_secrets_are_used(
+    uid: int, mode: int, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of the superuser, which a group may read: so secrets are mounted."""
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert (trouble_with_secret(status(uid, mode), Path("key")) is not None) == refused
