@@ -20,7 +20,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.arena.ownership import check_ours, is_ours
 from lmkv_ray.errors import ArenaError
 
 DEFAULT_DIRECTORY = Path("/dev/shm")
@@ -47,7 +47,8 @@ class Segment:
         """A new sparse file of zeros, mode 0600, that has no name any more.
 
         Raises:
-            ArenaError: the directory is missing or not writable, or has less than ``nbytes`` free.
+            ArenaError: the directory is missing or not writable, has less than ``nbytes`` free, or
+                others can open what is made there.
         """
         if not _NAME.fullmatch(name):
             raise ArenaError(
@@ -73,40 +74,43 @@ class Segment:
             ) from error
         # A process killed between these two lines leaves an empty file, for the next sweep.
         path.unlink(missing_ok=True)
+        segment = cls(fd, nbytes)
         try:
+            check_ours(fd, str(path))  # it may have got another name meanwhile
             os.ftruncate(fd, nbytes)
         except OSError as error:
-            os.close(fd)
+            segment.close()
             raise ArenaError(
                 f"A file in {directory} cannot have {nbytes} bytes: {error.strerror}.",
                 next_step="set LMKV_ARENA_DIR to a directory on a tmpfs, normally /dev/shm.",
             ) from error
-        return cls(fd, nbytes)
+        except ArenaError:
+            segment.close()
+            raise
+        return segment
 
     @classmethod
     def open(cls, path: str) -> Segment:
         """The segment another process (or this one) holds, by its ``path``.
 
         Raises:
-            ArenaError: nobody holds it any more, this process may not see it, or it is something
-                else.
+            ArenaError: nobody holds it any more, this process may not see it, it is something
+                else, or it is not this user's alone.
         """
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            # What is no file must not make us wait, or become our terminal, before it is judged.
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
             raise ArenaError(
                 f"The arena {path} cannot be opened: {error.strerror}.",
                 next_step="run the shard and the engine as one user in one container (one pid "
                 "namespace); if they are, the shard has just died and Ray restarts it.",
             ) from error
-        status = os.fstat(fd)
-        if not stat.S_ISREG(status.st_mode):
+        try:
+            return cls(fd, check_ours(fd, path).st_size)
+        except BaseException:
             os.close(fd)
-            raise ArenaError(
-                f"{path} is not shared memory.",
-                next_step="ask the shard for its arena again; it was restarted.",
-            )
-        return cls(fd, status.st_size)
+            raise
 
     @staticmethod
     def find(
@@ -196,7 +200,7 @@ _LIBC = _libc()
 def _descriptors(process: Path) -> list[Path]:
     """Links of the open files of one of this user's processes; none if it has ended."""
     with contextlib.suppress(OSError):
-        if process.stat().st_uid == os.getuid():
+        if is_ours(process):
             return list((process / "fd").iterdir())
     return []
 

@@ -154,7 +154,7 @@ def host_id() -> str:
         pids = Path("/proc/self/ns/pid").readlink()
     except OSError:
         return f"unknown/{secrets.token_hex(8)}"  # equal to no other
-    return f"{boot}/{pids}/{os.getuid()}"
+    return f"{boot}/{pids}/{os.geteuid()}"
 
 
 async def to_the_end(function: Callable[[], T], executor: Executor | None = None) -> T:
