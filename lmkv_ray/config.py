@@ -116,6 +116,13 @@ class Settings(BaseSettings):
         description="Share of a shard's chunks past which a tenant (salt) makes room before others "
         "do. Default: tenants have no shares.",
     )
+    request_pins: float = Field(
+        0.125,
+        ge=0,
+        le=0.5,
+        description="Share of a shard's slots of one size that requests may pin "
+        "(kv_transfer_params); 0: requests cannot pin. Cache.pin has half of them, these included.",
+    )
     remote_url: str | None = Field(
         None,
         description="An object store for chunks, shared by all nodes and clusters: "

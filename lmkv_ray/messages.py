@@ -9,6 +9,7 @@ times that cross nodes are durations.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from typing import TypeVar
 
@@ -250,3 +251,47 @@ def decode(data: bytes, kind: type[M]) -> M:
         msgspec.ValidationError: the bytes are not a ``kind``.
     """
     return msgspec.msgpack.decode(data, type=kind)
+
+
+def encode_exchange(exchange: Exchange) -> bytes:
+    """As ``encode``; a commit that cannot be sent is left out, and its slot given back."""
+    try:
+        return encode(exchange)
+    except (ValueError, OverflowError, TypeError):
+        pass
+    good: list[Commit] = []
+    released = list(exchange.released)
+    for commit in exchange.commits:
+        try:
+            encode(commit)
+            good.append(commit)
+        except (ValueError, OverflowError, TypeError):
+            released.append(commit.slot)
+    return encode(msgspec.structs.replace(exchange, commits=good, released=released))
+
+
+def decode_exchange(data: bytes) -> Exchange:
+    """As ``decode``; a commit that cannot be read is left out, and its slot given back.
+
+    Raises:
+        msgspec.DecodeError: something else cannot be read.
+    """
+    try:
+        return decode(data, Exchange)
+    except ValueError:  # of a DecodeError, and of text that is none
+        fields = msgspec.msgpack.decode(data, type=list[msgspec.Raw])
+    at = Exchange.__struct_fields__.index("commits")
+    commits = msgspec.msgpack.decode(fields[at], type=list[msgspec.Raw]) if at < len(fields) else []
+    good: list[msgspec.Raw] = []
+    released: list[int] = []
+    for commit in commits:
+        try:
+            msgspec.msgpack.decode(commit, type=Commit)
+            good.append(commit)
+        except ValueError:
+            with contextlib.suppress(ValueError, IndexError):
+                first = msgspec.msgpack.decode(commit, type=list[msgspec.Raw])[0]
+                released.append(msgspec.msgpack.decode(first, type=int))
+    fields[at : at + 1] = [msgspec.Raw(msgspec.msgpack.encode(good))]
+    exchange = msgspec.msgpack.decode(msgspec.msgpack.encode(fields), type=Exchange)
+    return msgspec.structs.replace(exchange, released=[*exchange.released, *released])

@@ -65,11 +65,12 @@ class Shard:
         geometry = writer.geometry
         self.stride = geometry.slots_per_extent
         self.reader = ArenaReader.attach(writer.path, writer.arena_id)
-        allocator = Allocator(
+        self._allocator = allocator = Allocator(
             geometry.extents,
             geometry.extent_bytes,
             geometry.min_slot_bytes,
             lambda: make_policy(settings.eviction_policy, tenant_share=settings.tenant_share),
+            request_pins=settings.request_pins,
         )
         self.state = ShardState(
             allocator,
@@ -184,8 +185,11 @@ class Shard:
         )
 
     def counters(self) -> dict[str, int]:
-        """See ``shard.Counters``; ``missed``: see ``shard.Admission``."""
-        return asdict(self.state.counters) | {"missed": self.state.chunks.admission.missed}
+        """See ``shard.Counters``; the others: see ``shard.Admission`` and ``shard.Allocator``."""
+        return asdict(self.state.counters) | {
+            "missed": self.state.chunks.admission.missed,
+            "policy_errors": self._allocator.policy_errors,
+        }
 
     def close(self) -> None:
         """Let go of the arena."""

@@ -7,7 +7,7 @@ from collections import Counter
 
 from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.handover import Handover
-from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.keys import KEY_BYTES, key_array, key_list
 
 PERIOD_SECONDS = 10.0
 HOT_HITS = 2
@@ -34,7 +34,8 @@ class Replication:
     def touched(self, keys: bytes) -> None:
         """Chunks were hit; 16 bytes each."""
         if self._replicas > 1 and len(self._hits) < MAX_COUNTED:
-            self._hits.update(key_list(key_array(keys)))
+            whole = len(keys) // KEY_BYTES * KEY_BYTES
+            self._hits.update(key_list(key_array(keys[:whole])))
 
     async def step(self) -> None:
         """Ask other nodes to fetch what is pinned, and what was hot since the last time."""

@@ -42,11 +42,11 @@ from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import (
     Clears,
-    Exchange,
     Hello,
     Stage,
     Welcome,
     decode,
+    decode_exchange,
     encode,
 )
 from lmkv_ray.transports import (
@@ -150,7 +150,7 @@ class ShardActor:
 
     async def exchange(self, message: bytes) -> bytes:
         """``Exchange`` -> ``ExchangeReply``."""
-        exchange = decode(message, Exchange)
+        exchange = decode_exchange(message)
         reply = self._working.exchange(exchange)
         self._replication.touched(exchange.touched)
         return encode(msgspec.structs.replace(reply, peers=self._elsewhere))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from lmkv_ray.actors.core import Shard
 from lmkv_ray.actors.sources import Finder, Source, find_all
 from lmkv_ray.cost import SourceModels, choose
 from lmkv_ray.hints import Hints
-from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.keys import KEY_BYTES, key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
 from lmkv_ray.shard import Fetch as Plan
 from lmkv_ray.shard import plan_fetches
@@ -26,6 +27,10 @@ logger = logging.getLogger(__name__)
 
 ROUNDS = 3
 """Times that one stage asks who holds what: a holder may have lost what it was said to hold."""
+MAX_SECONDS = 600.0
+"""That a stage may last."""
+MAX_KEYS = 1 << 16
+"""Of one stage; what follows is not brought."""
 WINDOW = 64
 """Chunks that one fetch reserves slots for at a time."""
 
@@ -105,14 +110,16 @@ class Staging:
         if engine is None:
             return StageReply(ready=0, reason=MissReason.DETACHED)
         space, slot_bytes = engine
-        deadline = time.monotonic() + stage.within
-        keys = key_list(key_array(stage.keys))
-        job = _Job(
-            space, slot_bytes, keys, stage.remaining, deadline, self._shard.clears, self._finders
-        )
+        deadline = time.monotonic() + _bounded(stage.within)
+        whole = min(len(stage.keys), MAX_KEYS * KEY_BYTES) // KEY_BYTES * KEY_BYTES
+        keys = key_list(key_array(stage.keys[:whole]))
+        remaining = stage.remaining if len(stage.remaining) == len(keys) + 1 else []
+        if not all(0 <= seconds < math.inf for seconds in remaining):
+            remaining = []
+        job = _Job(space, slot_bytes, keys, remaining, deadline, self._shard.clears, self._finders)
         await self._bring(job)
         reply = self._reply(job)
-        return self._shard.located(reply, stage.keys) if stage.locate else reply
+        return self._shard.located(reply, b"".join(keys)) if stage.locate else reply
 
     async def take(
         self, space: int, slot_bytes: int, keys: list[bytes], within: float, finder: Finder
@@ -122,7 +129,7 @@ class Staging:
         Returns:
             those that are here now.
         """
-        deadline = time.monotonic() + within
+        deadline = time.monotonic() + _bounded(within)
         job = _Job(space, slot_bytes, keys, [], deadline, self._shard.clears, [finder])
         await self._bring(job)
         return [key for key in keys if key in self._shard.state.chunks]
@@ -296,3 +303,8 @@ class Staging:
         flight = self._flights.pop(key, None)
         if flight is not None and not flight.done():
             flight.set_result(None)
+
+
+def _bounded(seconds: float) -> float:
+    """Seconds to wait, whatever was asked for: NaN and what is negative is no time."""
+    return min(seconds, MAX_SECONDS) if seconds > 0 else 0.0

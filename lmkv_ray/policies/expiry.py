@@ -12,6 +12,9 @@ from lmkv_ray.policies.base import Clock, Policy
 class Expiry(Policy):
     """Chunks past their deadline are the first victims, oldest deadline first.
 
+    A chunk that is used after its deadline has none any more: it was wrong, or it was of
+    one request among many that share the chunk.
+
     Deadlines are rounded up to whole seconds, so that a step costs the logarithm of the number of
     different seconds, not of chunks.
 
@@ -40,6 +43,12 @@ class Expiry(Policy):
         self._inner.added(key, hints)
 
     def touched(self, keys: Iterable[bytes]) -> None:
+        keys = tuple(keys)
+        if self._second_of:
+            now = self._clock()
+            for key in keys:
+                if self._second_of.get(key, now + 1) <= now:
+                    self._forget(key)
         self._inner.touched(keys)
 
     def removed(self, key: bytes) -> None:

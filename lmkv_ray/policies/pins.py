@@ -19,9 +19,12 @@ class Pins(Policy):
     def __init__(self, inner: Policy) -> None:
         self._inner = inner
         self.pinned: set[bytes] = set()
+        self.of_requests: set[bytes] = set()
+        """Those of ``pinned`` that only requests asked for."""
 
     def pin(self, key: bytes, pinned: bool) -> None:
         """Pin a chunk, which is known, or let it go."""
+        self.of_requests.discard(key)
         if pinned:
             self.pinned.add(key)
         else:
@@ -35,6 +38,7 @@ class Pins(Policy):
 
     def removed(self, key: bytes) -> None:
         self.pinned.discard(key)
+        self.of_requests.discard(key)
         self._inner.removed(key)
 
     def order(self) -> Iterator[bytes]:

@@ -41,10 +41,9 @@ class Prefix(Policy):
     def removed(self, key: bytes) -> None:
         known = len(self._inner)
         self._inner.removed(key)
-        if len(self._inner) < known:
-            self._unlink(key)
-            if key in self._next:
-                self._orphaned[key] = None
+        self._unlink(key)  # also of a key that the inner policy did not take
+        if len(self._inner) < known and key in self._next:
+            self._orphaned[key] = None
 
     def order(self) -> Iterator[bytes]:
         given: set[bytes] = set()

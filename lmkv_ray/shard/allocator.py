@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import heapq
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from lmkv_ray.complaints import Complaints
 from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.policies import Policy
 from lmkv_ray.shard.extents import Extents, SizeClass
+
+logger = logging.getLogger(__name__)
+
+REQUEST_PINS = 0.125
+"""Share of the slots of one size class that requests may pin, if nothing else is said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +55,15 @@ class Allocator:
     becomes unassigned when the last pinned slot is free. So a pinned chunk gives way only to a
     model that would have no memory at all.
 
+    A policy calculates with what strangers say. An error in it costs the chunk that was to be
+    added, or for a moment the order in which chunks go: never a slot, and no chunk of others.
+
     Args:
         extents: how many there are.
         extent_bytes: size of each.
         min_slot_bytes: the smallest slot.
         make_policy: called once for each size class.
+        request_pins: share of the slots of one size class that requests may pin.
     """
 
     def __init__(
@@ -60,7 +72,13 @@ class Allocator:
         extent_bytes: int,
         min_slot_bytes: int,
         make_policy: Callable[[], Policy],
+        *,
+        request_pins: float = REQUEST_PINS,
     ) -> None:
+        self.policy_errors = 0
+        """How often a policy raised."""
+        self._complaints = Complaints(logger)
+        self._request_pins = request_pins
         self.extents = Extents(extents, extent_bytes, min_slot_bytes, make_policy)
         self.slot_of: dict[bytes, int] = {}
         """Every ready chunk."""
@@ -109,15 +127,27 @@ class Allocator:
         self.extents.discard(size)
         return Taken(slots, tuple(steps))
 
-    def fill(self, slot: int, key: bytes, hints: Hints = NO_HINTS) -> None:
-        """A pinned slot is ready, as ``key`` (which no other slot has)."""
-        size = self.extents.keep(slot)
+    def fill(self, slot: int, key: bytes, hints: Hints = NO_HINTS) -> bool:
+        """A pinned slot is ready, as ``key`` (which no other slot has).
+
+        Returns:
+            False: the policy does not take the key. Nothing was changed.
+        """
+        size = self._class_of[slot // self._stride]
+        assert size is not None
+        try:
+            size.policy.added(key, hints)
+        except Exception as error:
+            self._failed(error)
+            self._forget(size, key)
+            return False
+        self.extents.keep(slot)
         self.slot_of[key] = slot
         self._key_of[slot] = key
-        size.policy.added(key, hints)
         self._mark_used(slot)
         if hints.pinned:
-            self.pin(key, True)
+            self.pin_for_request(key)
+        return True
 
     def evict(self, keys: Iterable[bytes]) -> Evicted:
         """Remove these chunks, which are all ready."""
@@ -127,7 +157,7 @@ class Allocator:
             size = self._class_of[slot // self._stride]
             assert size is not None
             self._kept[slot // self._stride] -= key in size.policy.pinned
-            size.policy.removed(key)
+            self._forget(size, key)
             del self.slot_of[key], self._key_of[slot]
             self._used[slot] = 0
             self.extents.release(slot)
@@ -144,7 +174,10 @@ class Allocator:
                 assert size is not None
                 by_class.setdefault(size.slot_bytes, []).append(key)
         for slot_bytes, own in by_class.items():
-            self.extents.classes[slot_bytes].policy.touched(own)
+            try:
+                self.extents.classes[slot_bytes].policy.touched(own)
+            except Exception as error:
+                self._failed(error)
 
     def pin(self, key: bytes, pinned: bool) -> bool:
         """Pin a chunk or let it go; whether it is pinned now.
@@ -167,6 +200,21 @@ class Allocator:
             size.policy.pin(key, False)
         return key in keys
 
+    def pin_for_request(self, key: bytes) -> bool:
+        """Pin a chunk because a request said so: all requests together have a share of their own.
+
+        Returns:
+            whether it is pinned now, by whomever.
+        """
+        slot = self.slot_of.get(key)
+        size = None if slot is None else self._class_of[slot // self._stride]
+        if size is None:
+            return False
+        policy, room = size.policy, self._request_pins * self.extents.capacity(size.slot_bytes)
+        if key not in policy.pinned and len(policy.of_requests) + 1 <= room and self.pin(key, True):
+            policy.of_requests.add(key)
+        return key in policy.pinned
+
     # -- making room -----------------------------------------------------------------------------
 
     def _make_room(self, size: SizeClass, n: int, steps: list[Evicted | Assigned]) -> bool:
@@ -178,7 +226,7 @@ class Allocator:
             return False
         if self._assign(size, steps):
             return True
-        victims = size.policy.victims(short)
+        victims = self._victims(size, short)
         if len(size.free) < n:
             oldest = int(self._used[self.slot_of[victims[0]]]) if victims else None
             extent = self._coldest(size, oldest)
@@ -223,6 +271,32 @@ class Allocator:
         evicted = self.evict(self._key_of[slot] for slot in self.extents.ready(extent))
         self.extents.vacate(extent)
         return evicted
+
+    def _victims(self, size: SizeClass, n: int) -> list[bytes]:
+        """What the policy names; if that makes no sense, the least recently used."""
+        try:
+            named = size.policy.victims(n)
+            if all(key in self.slot_of for key in named):
+                return named
+            raise LookupError("victims that are not there")
+        except Exception as error:
+            self._failed(error)
+        keys = (
+            key
+            for key, slot in self.slot_of.items()
+            if self._class_of[slot // self._stride] is size and key not in size.policy.pinned
+        )
+        return heapq.nsmallest(n, keys, key=lambda key: self._used[self.slot_of[key]])
+
+    def _forget(self, size: SizeClass, key: bytes) -> None:
+        try:
+            size.policy.removed(key)
+        except Exception as error:
+            self._failed(error)
+
+    def _failed(self, error: Exception) -> None:
+        self.policy_errors += 1
+        self._complaints.say("the eviction policy failed; going on.", error=error)
 
     def _mark_used(self, slot: int) -> None:
         self._clock += 1

@@ -77,11 +77,17 @@ class Chunks:
 
     # -- what happens to them --------------------------------------------------------------------
 
-    def add(self, slot: int, key: bytes, nbytes: int, hints: Hints) -> None:
-        """A slot that was being filled holds a chunk now. See ``added``."""
-        self._allocator.fill(slot, key, hints)
+    def add(self, slot: int, key: bytes, nbytes: int, hints: Hints) -> bool:
+        """A slot that was being filled holds a chunk now. See ``added``.
+
+        Returns:
+            False: it does not, as the eviction policy failed; nothing was changed.
+        """
+        if not self._allocator.fill(slot, key, hints):
+            return False
         self._chunks[key] = _Chunk(hints.space, nbytes)
         self.nbytes += nbytes
+        return True
 
     def added(self, keys: Iterable[bytes]) -> None:
         """Tell of chunks that are new (not of those that a predecessor left), heads first."""
@@ -104,6 +110,10 @@ class Chunks:
         Unknown keys are ignored. At most half of the arena can be pinned.
         """
         return [key for key in keys if self._allocator.pin(key, pinned)]
+
+    def pin_for_request(self, key: bytes) -> None:
+        """Keep a chunk because a request says so, if requests may pin one more."""
+        self._allocator.pin_for_request(key)
 
     def remove(self, keys: Iterable[bytes], reason: MissReason) -> list[Retire]:
         """Remove chunks, pinned or not; unknown keys are ignored."""

@@ -231,8 +231,9 @@ class ShardState:
         out: list[Instruction] = []
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
-                hints = Hints(space=row.space, pinned=row.pinned)
-                self.chunks.add(row.slot, row.key, row.nbytes, hints)
+                self.chunks.add(row.slot, row.key, row.nbytes, Hints(space=row.space))
+                if row.pinned:  # by whom is not known any more
+                    self.chunks.pin([row.key], True)
             elif row.key is not None:  # never written so: trust neither
                 self._extents.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
@@ -271,9 +272,11 @@ class ShardState:
     def _commit(
         self, holder: Holder, commits: Sequence[Commit], now: float, out: list[Instruction]
     ) -> list[int]:
+        """Publish what may be published; what is wrong with one costs nothing of the others."""
         refused: list[int] = []
         back: list[int] = []
         accepted: dict[bytes, Commit] = {}
+        pinned: list[bytes] = []
         for commit in commits:
             deadline = holder.leases.pop(commit.slot, None)
             sound = len(commit.key) == KEY_BYTES and 0 <= commit.nbytes <= holder.slot_bytes
@@ -286,13 +289,17 @@ class ShardState:
                 self.counters.duplicate += 1
                 back.append(commit.slot)
                 if commit.hints.pinned:
-                    self.chunks.pin([commit.key], True)
+                    pinned.append(commit.key)
             else:
                 accepted[commit.key] = commit
         # Head last, so that of one batch of a prompt the tail is evicted first.
-        for key, commit in reversed(accepted.items()):
-            hints = replace(commit.hints, space=holder.space)
-            self.chunks.add(commit.slot, key, commit.nbytes, hints)
+        for key, commit in reversed([*accepted.items()]):
+            hints = self._hints(commit.hints, holder, now)
+            if not self.chunks.add(commit.slot, key, commit.nbytes, hints):
+                back.append(commit.slot)
+                del accepted[key]
+        for key in pinned:
+            self.chunks.pin_for_request(key)
         if accepted:
             out.append(
                 Publish(
@@ -306,6 +313,14 @@ class ShardState:
         self._free(back, out)
         self.counters.refused += len(refused)
         return refused
+
+    def _hints(self, hints: Hints, holder: Holder, now: float) -> Hints:
+        """Hints that policies can calculate with; of unsound ones nothing is believed."""
+        hints = replace(hints, space=holder.space)
+        if hints.sound(now):
+            return hints
+        self.counters.unsound += 1
+        return Hints(space=holder.space)
 
     def _free(self, slots: Iterable[int], out: list[Instruction]) -> None:
         freed = tuple(slots)

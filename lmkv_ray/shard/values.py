@@ -41,6 +41,8 @@ class Counters:
     refused: int = 0
     evicted: int = 0
     cleared: int = 0
+    unsound: int = 0
+    """Commits whose hints were beyond the limits, and ignored."""
     granted: int = 0
     ungranted: int = 0
     """Slots that were wanted and not granted."""

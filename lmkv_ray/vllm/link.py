@@ -31,6 +31,7 @@ from lmkv_ray.messages import (
     Welcome,
     decode,
     encode,
+    encode_exchange,
 )
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.slots import Slots
@@ -273,7 +274,7 @@ class ShardLink:
         # If this fails, nothing is sent again: slots that the next Hello does not list as held are
         # the shard's, whether or not it saw these commits.
         try:
-            reply = decode(_call(self._client, "exchange", encode(message)), ExchangeReply)
+            reply = decode(_call(self._client, "exchange", encode_exchange(message)), ExchangeReply)
         finally:
             self.slots.told(news)
         self.peers = reply.peers

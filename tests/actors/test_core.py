@@ -12,7 +12,7 @@ from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.hints import Hints
-from lmkv_ray.messages import Commit, Exchange, Hello, Owner, Welcome, decode, encode
+from lmkv_ray.messages import Commit, Hello, Owner, Welcome, decode, decode_exchange, encode
 from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys
 
 CAPACITY = 4 << 20
@@ -28,7 +28,7 @@ class LocalShard(Shard):
 
     def call(self, method: str, message: bytes) -> bytes:
         if method == "exchange":
-            return encode(self.exchange(decode(message, Exchange)))
+            return encode(self.exchange(decode_exchange(message)))
         grant = self.hello(decode(message, Hello))
         path, arena_id = self.writer.path, self.writer.arena_id
         return encode(

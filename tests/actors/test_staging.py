@@ -1,12 +1,15 @@
 """Staging between shards of one process: who is asked, how often, and what is said about it."""
 
 import asyncio
+import math
 import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from msgspec import structs
 
 from lmkv_ray.actors.core import open_arena
 from lmkv_ray.actors.sources import PeerFinder
@@ -192,6 +195,30 @@ async def test_the_deadline_holds_when_a_peer_hangs(
     assert reply == StageReply(ready=0, reason=MissReason.STAGE_TIMEOUT)
     assert time.monotonic() - start < 5
     assert here.shard.state._extents.pinned_slots(40960) == 0
+
+
+@pytest.mark.parametrize(
+    ("wrong", "ready"),
+    [
+        ({"within": math.nan}, 0),
+        ({"within": -math.inf}, 0),
+        ({"within": math.inf}, 20),
+        ({"remaining": [math.nan] * 21}, 20),
+        ({"remaining": [0.0]}, 20),
+        ({"keys": b"".join(KEYS) + b"odd"}, 20),
+    ],
+    ids=["nan", "past", "inf", "remaining nan", "remaining short", "keys"],
+)
+async def test_what_makes_no_sense_in_a_stage_breaks_nothing(
+    staging: Staging,
+    here: Node,
+    nodes: dict[str, Node],
+    wrong: dict[str, Any],
+    ready: int,
+) -> None:
+    nodes["a"].engine.save(KEYS)
+    asked = staging.stage(structs.replace(request(here, KEYS), **wrong))
+    assert (await asyncio.wait_for(asked, 5)).ready == ready
 
 
 async def test_a_directory_that_is_away_is_a_timeout(

@@ -100,6 +100,20 @@ class TestExpiry:
         now[0] = 10.0
         assert policy.victims(2) == core.victims(2)
 
+    def test_what_is_used_after_its_deadline_has_none(self) -> None:
+        now = [0.0]
+        policy = Expiry(LRU(), lambda: now[0])
+        policy.added(key("p"), Hints(deadline=0.0))  # one request's word about a prompt of all
+        policy.added(key("a"))
+        policy.added(key("b"), Hints(deadline=50.0))
+        policy.touched([key("b")])
+        now[0] = 10.0
+        assert names(policy.victims(3)) == "pab"
+        policy.touched([key("p")])
+        assert names(policy.victims(3)) == "abp"
+        now[0] = 60.0
+        assert names(policy.victims(3)) == "bap"
+
 
 class TestQuota:
     def test_a_flood_of_one_tenant_leaves_the_others_their_share(self, core: Policy) -> None:

@@ -13,13 +13,13 @@ from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.config import load_settings
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import (
-    Exchange,
     Hello,
     MissReason,
     Stage,
     StageReply,
     Welcome,
     decode,
+    decode_exchange,
     encode,
 )
 from lmkv_ray.shard import ShardState
@@ -71,7 +71,7 @@ class LocalShard:
         )
 
     def exchange(self, payload: bytes) -> bytes:
-        reply = self.shard.exchange(decode(payload, Exchange))
+        reply = self.shard.exchange(decode_exchange(payload))
         return encode(msgspec.structs.replace(reply, peers=self.peers))
 
     def stage(self, payload: bytes) -> bytes:
