@@ -66,6 +66,8 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True):
     """Tensor, pipeline and context parallel sizes: how a chunk is cut over ranks."""
     engine: str
     """The engine and the version of its KV format, for instance ``vllm 0.32``."""
+    generation: str = ""
+    """Of weights that changed in memory: a name of what they are now; "": as they were loaded."""
     salt: str = ""
     """Separates tenants that must not share even equal text."""
     format: int = 2

@@ -250,7 +250,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return self._the_scheduler.take_events()
 
     def reset_cache(self) -> bool | None:
-        """Forget this namespace everywhere."""
+        """Find nothing of other weights than those that the engine has; see ``SchedulerHalf``."""
         self._the_scheduler.reset()
         return True
 

@@ -49,7 +49,7 @@ class FarPlaces:
     @property
     def usable(self) -> bool:
         """Whether all of them have an arena, so that there can be hits."""
-        return all(place.link.usable is not None for place in self._places)
+        return all(place.link.attachment is not None for place in self._places)
 
     def ask(self, tracked: TrackedRequest, computed: int, limit: int) -> Asked:
         """Ask for all chunks of a request from token ``computed`` up to ``limit``."""

@@ -3,7 +3,8 @@
 What a namespace is made of can be known later than the engine runs (the digest of large weights
 takes a while) and can change while it runs (weights that are updated in place). So its fields are
 *learnt*, from any thread, and *doubted*; the engine's thread *adopts* what there is, only between
-two calls of vLLM's scheduler. While a field is not known the engine neither looks up nor saves.
+two calls of vLLM's scheduler. While a field is not known, which is so from the moment of the doubt,
+the engine neither looks up nor saves.
 
 Every adoption of other namespaces begins a new *age*. What was computed in one age has no key in
 another: chunks saved or loaded in an earlier age are neither committed nor found any more.
@@ -51,6 +52,7 @@ class Identity:
         """These fields are not known until they are learnt, maybe with the value they had."""
         with self._lock:
             self._pending.update(fields)
+            self.known = False
 
     # -- the engine's thread --------------------------------------------------------------------
 
@@ -62,7 +64,7 @@ class Identity:
         """
         with self._lock:
             known, learnt = not self._pending, self._learnt
-        self.known = known
+            self.known = known
         if not known:
             return False
         namespaces = tuple(its.digest() for its in learnt)

@@ -1,6 +1,6 @@
 """The engine's line to the shard of one of its nodes: a thread that does all the talking.
 
-The engine's thread only ever appends to queues (``Slots``; requests to stage or clear) and reads
+The engine's thread only ever appends to queues (``Slots``; requests to stage) and reads
 what has arrived; it never waits for the link. Everything is bounded: what does not fit is dropped
 and counted by the caller. The link survives its shard: on any error it says ``Hello`` again, with
 growing pauses, for as long as the engine lives.
@@ -21,7 +21,6 @@ import msgspec
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import LmkvError
-from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.messages import (
     Exchange,
     ExchangeReply,
@@ -119,7 +118,6 @@ class ShardLink:
         self._stopping = threading.Event()
         self._stages: deque[tuple[Stage, StageTicket]] = deque()
         self._staging = 0
-        self._clearing = 0
         self._complaint = ""
         self._client: ShardClient | None = None
         self.slots = Slots(want_slots, self._wake.set)
@@ -162,12 +160,6 @@ class ShardLink:
         self._wake.set()
         return ticket
 
-    def clear(self) -> None:
-        """Remove this engine's namespace from the cache; until done, ``clearing`` is true."""
-        with self._lock:
-            self._clearing += 1
-        self._wake.set()
-
     def rename(self, space: int) -> None:
         """From now on chunks are committed in another space, and none in the old one."""
         self._space = space
@@ -175,20 +167,10 @@ class ShardLink:
         self._wake.set()
 
     @property
-    def usable(self) -> Attachment | None:
-        """The arena, if there is one and hits in it would not be stale."""
-        return None if self.clearing else self.attachment
-
-    @property
     def readable(self) -> ArenaReader | None:
-        """The arena, if it is usable and mapped."""
-        arena = self.usable
+        """The arena, if there is one and it is mapped."""
+        arena = self.attachment
         return None if arena is None else arena.reader
-
-    @property
-    def clearing(self) -> bool:
-        """Whether a ``clear`` has not been carried out yet: hits would be stale."""
-        return self._clearing > 0
 
     def stop(self) -> None:
         """End the thread; the shard notices the engine's end by itself."""
@@ -211,7 +193,6 @@ class ShardLink:
                     if self._hello.space != self._space:
                         self._attach()
                     self._send_stages()
-                    self._send_clear()
                     if self.slots.has_news or time.monotonic() >= heartbeat:
                         self._exchange()
                         heartbeat = time.monotonic() + HEARTBEAT_SECONDS
@@ -300,14 +281,6 @@ class ShardLink:
         ticket.over = True
         with self._lock:
             self._staging -= 1
-
-    def _send_clear(self) -> None:
-        assert self._client is not None
-        if pending := self._clearing:
-            _call(self._client, "clear", self._hello.space.to_bytes(KEY_BYTES // 2, "little"))
-            self.slots.return_free()
-            with self._lock:
-                self._clearing -= pending
 
 
 def _call(client: ShardClient, method: str, payload: bytes) -> bytes:

@@ -98,6 +98,8 @@ class StepMetadata(KVConnectorMetadata):
     saves: list[SaveJob]
     idle: bool
     """No tokens are computed in this step: the worker may wait a little for its loads."""
+    check: int = 0
+    """Not 0: say with this number which weights there are."""
 
 
 @dataclass(slots=True)
@@ -110,6 +112,10 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """job_id of saves that were not made (too late, or failed)."""
     failed_loads: dict[str, int] = field(default_factory=dict)
     """request_id to the first token that could not be loaded."""
+    suspicious: bool = False
+    """Weights may have changed: no order is carried out until they were checked."""
+    weights: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Rank to number and result of a check (see ``WeightsWatch.check``)."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """Both workers' reports as one."""
@@ -119,6 +125,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
                 mine[job_id] = mine.get(job_id, 0) + workers
         for request_id, token in other.failed_loads.items():
             self.failed_loads[request_id] = min(token, self.failed_loads.get(request_id, token))
+        self.suspicious |= other.suspicious
+        self.weights |= other.weights
         return self
 
 

@@ -64,7 +64,7 @@ class MissCounter:
             self._stats.add_missed(MissReason.IDENTITY_PENDING, (chunks - begin) * size)
             return
         reader = self._places[0].link.readable
-        if reader is None or any(place.link.usable is None for place in self._places):
+        if reader is None or any(place.link.attachment is None for place in self._places):
             self._stats.add_missed(MissReason.DETACHED, (chunks - begin) * size)
             return
         far = tracked.asked.tickets.values() if tracked.asked is not None else ()

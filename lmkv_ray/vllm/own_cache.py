@@ -1,7 +1,7 @@
-"""Whether vLLM's own prefix cache holds KV of an earlier age of the engine's identity.
+"""vLLM's own prefix cache: when it was emptied, and whether it holds KV of an earlier age.
 
 It is vLLM's, or its user's, to empty it when weights change. Until that has happened, what is
-computed on top of a hit in it is of no age, and is not saved.
+computed on top of a hit in it is of no age (see ``identity``), and is not saved.
 """
 
 from __future__ import annotations
@@ -13,21 +13,32 @@ if TYPE_CHECKING:
 
 
 class OwnCache:
-    """Sees that it was emptied: vLLM makes a new map of its blocks then."""
+    """Follows vLLM's map of its cached blocks: to empty it, vLLM makes a new one."""
 
     def __init__(self) -> None:
-        self.pool: BlockPool | None = None
-        """vLLM's."""
+        self._pool: BlockPool | None = None
+        self._seen: object = None
         self._stale: object = None
+
+    def bind(self, pool: BlockPool) -> None:
+        """Give access to vLLM's block pool."""
+        self._pool, self._seen = pool, pool.cached_block_hash_to_block
+
+    def emptied(self) -> bool:
+        """Whether it was emptied since this was last asked."""
+        if self._pool is None or self._pool.cached_block_hash_to_block is self._seen:
+            return False
+        self._seen = self._pool.cached_block_hash_to_block
+        return True
 
     def grow_stale(self) -> None:
         """What it holds now is of an earlier age."""
-        if self.pool is not None and len(self.pool.cached_block_hash_to_block):
-            self._stale = self.pool.cached_block_hash_to_block
+        if self._pool is not None and len(self._pool.cached_block_hash_to_block):
+            self._stale = self._pool.cached_block_hash_to_block
 
     @property
     def stale(self) -> bool:
         """Whether it holds anything of an earlier age."""
-        if self.pool is None or self._stale is not self.pool.cached_block_hash_to_block:
+        if self._pool is None or self._stale is not self._pool.cached_block_hash_to_block:
             self._stale = None
         return self._stale is not None

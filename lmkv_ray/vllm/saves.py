@@ -187,7 +187,7 @@ class Saver:
     ) -> Bools | None:
         """Which chunks from ``begin`` on are there already, as far as is known; None: no arena."""
         link = self._place.links[group.number]
-        if link.usable is None:
+        if link.attachment is None:
             return None
         if (reader := link.readable) is not None:
             return reader.lookup(keys).found

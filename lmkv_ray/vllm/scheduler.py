@@ -16,6 +16,7 @@ from lmkv_ray.keys import key_list
 from lmkv_ray.messages import MissReason
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
+from lmkv_ray.vllm.generation import Generation
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.hits import NOTHING_TO_LOAD, Loader
@@ -65,6 +66,7 @@ class SchedulerHalf:
         self._pace = Pace()
         self._device = device
         self._own = OwnCache()
+        self._generation = Generation(self._identity, sum(len(place.shares) for place in places))
         self._events = events
         job_ids = itertools.count()
         self._savers = [
@@ -79,7 +81,8 @@ class SchedulerHalf:
 
     def bind(self, pool: BlockPool) -> None:
         """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
-        self._device.pool = self._own.pool = pool
+        self._device.pool = pool
+        self._own.bind(pool)
         for saver in self._savers:
             saver.pool = pool
 
@@ -91,7 +94,11 @@ class SchedulerHalf:
 
     @never_raises(NOTHING_TO_LOAD)
     def match(self, request: Request, computed: int) -> tuple[int | None, bool]:
-        """See ``Loader.match``."""
+        """See ``Loader.match``; asked again while the weights are being checked."""
+        self._notice()
+        reads = not request.skip_reading_prefix_cache
+        if reads and not self._identity.known and self._generation.wanted():
+            return None, False
         tracked = self._track(request)
         tracked.mixed = computed > 0 and self._own.stale
         self._device.begin(tracked)
@@ -121,11 +128,14 @@ class SchedulerHalf:
             loads=self._loader.take_orders(),
             saves=[order for saver in self._savers for order in saver.take_orders()],
             idle=output.total_num_scheduled_tokens == 0,
+            check=self._generation.order(),
         )
 
     @never_raises(None)
     def on_report(self, report: WorkerReport) -> None:
         """Take in what the workers did."""
+        if self._generation.take(report):
+            self._mix()
         self._adopt()
         for request_id, token in report.failed_loads.items():
             if tracked := self._tracked.get(request_id):
@@ -136,13 +146,12 @@ class SchedulerHalf:
             saver.settle(report)
 
     def reset(self) -> None:
-        """Forget everything cached in this engine's namespace, here and on all nodes."""
-        if self._events is not None:
-            self._events.cleared()
-        for saver, place in zip(self._savers, self._places, strict=True):
-            saver.forget_dropped()
-            for link in place.links.values():
-                link.clear()
+        """From now on find only what belongs to the weights that the workers have in memory.
+
+        They are read before the next lookup. Nothing is removed: what belongs to other weights is
+        not found by this engine, and may be what other engines need.
+        """
+        self._generation.doubt()
 
     def take_events(self) -> list[KVCacheEvent]:
         """What came to the arena, and left it, since the last call."""
@@ -178,6 +187,8 @@ class SchedulerHalf:
         state = output.kv_connector_block_state
         if state is None:
             return
+        if output.num_scheduled_tokens and not self._identity.known:
+            self._generation.wanted()
         tables_of = self._tables.now(state)
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
@@ -205,14 +216,13 @@ class SchedulerHalf:
     @never_raises(None)
     def _adopt(self) -> None:
         """Go over to what is known of the engine's identity by now; never within a schedule."""
+        self._notice()
         if not self._identity.adopt():
             return
-        replaced = self._identity.age > 1
-        if replaced:
-            self._own.grow_stale()
         for tracked in self._tracked.values():
             tracked.start_over()
-            tracked.mixed = replaced
+        if self._identity.age > 1:
+            self._mix()
         self._device.rename()
         if self._events is not None:
             self._events.cleared()
@@ -222,6 +232,16 @@ class SchedulerHalf:
                 link.rename(self._identity.space(place.number))
         names = " ".join(namespace.hex() for namespace in self._identity.namespaces)
         logger.info("lmkv_ray: age %d, namespace %s", self._identity.age, names)
+
+    def _mix(self) -> None:
+        """What has been computed so far, and what is computed on top of it, is of no age."""
+        self._own.grow_stale()
+        for tracked in self._tracked.values():
+            tracked.mixed = True
+
+    def _notice(self) -> None:
+        if self._own.emptied():
+            self._generation.doubt()
 
     def _track(self, request: Request) -> TrackedRequest:
         tracked = self._tracked.get(request.request_id)

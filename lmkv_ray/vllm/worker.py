@@ -7,6 +7,8 @@ a request that vLLM does not run before the report. So no copy needs a lock.
 from __future__ import annotations
 
 import logging
+import time
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -24,6 +26,7 @@ from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.metadata import (
     EVERY_PLACE,
+    NO_ARENA,
     ArenaRef,
     LayoutReport,
     LoadJob,
@@ -34,12 +37,17 @@ from lmkv_ray.vllm.metadata import (
 )
 from lmkv_ray.vllm.pages import Pages, open_pages
 from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.weights_watch import WeightsWatch, models_of_caller
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
 logger = logging.getLogger(__name__)
+
+REST_SECONDS = 0.1
+"""After a pause this long between two steps, in which weights may have been written, a GPU has
+nothing else to do, and some words of the weights are compared. On a CPU that is done always."""
 
 PREPARE_SECONDS = 10.0
 """That the start of an engine may take longer so that its node's arena is pinned: some 100 GiB."""
@@ -85,6 +93,10 @@ class WorkerHalf:
         self._unmappable: ArenaRef | None = None
         self._expected: ArenaReader | None = None
         self._settings = settings
+        self._watch = WeightsWatch(())
+        self._looked: StepMetadata | None = None
+        self._looked_at = 0.0
+        self._suspicious = False
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
         self._loading: dict[str, _Loading] = {}
         self._report = WorkerReport()
@@ -103,6 +115,7 @@ class WorkerHalf:
             kv_caches, self._cache, self._groups, settings=self._settings, model=model
         )
         self._expect_arena()
+        self._watch_weights()
 
     def layout_report(self) -> LayoutReport:
         """What the scheduler half needs to know of the pages."""
@@ -126,6 +139,15 @@ class WorkerHalf:
         if self._expected is not None:
             self._pages.engine.prepare(self._expected, PREPARE_SECONDS)
 
+    @never_raises(None)
+    def _watch_weights(self) -> None:
+        if not (models := models_of_caller()):
+            logger.warning(
+                "lmkv_ray: the model was not found in vLLM's worker: whenever vLLM's prefix cache "
+                "is reset, this engine starts with an empty cache."
+            )
+        self._watch = WeightsWatch(models)
+
     # -- every step -----------------------------------------------------------------------------
 
     def begin_loads(self, step: StepMetadata) -> None:
@@ -134,6 +156,7 @@ class WorkerHalf:
         vLLM calls ``wait_for_save`` in such a step since 0.31 only.
         """
         self._attach(step.arenas)
+        self._look(step)
         if self._pages is None:
             return
         loads = []
@@ -145,7 +168,8 @@ class WorkerHalf:
                 continue  # no layer of this group is here
             slots, generations = np.array(job.slots, np.int64), np.array(job.generations, np.uint64)
             blocks = np.array(job.blocks, np.int64)
-            load = Load(job.arena_id, slots, generations, blocks, job.skip, number)
+            arena_id = NO_ARENA if self._suspicious else job.arena_id
+            load = Load(arena_id, slots, generations, blocks, job.skip, number)
             loads.append(load)
             self._jobs[load] = job
             loading.pending += 1
@@ -155,6 +179,7 @@ class WorkerHalf:
 
     def begin_saves(self, step: StepMetadata) -> None:
         """Start this step's saves; the forward pass that fills their blocks was begun before."""
+        self._look(step)
         if self._pages is not None and not step.idle:
             self._save(self._pages, step)
 
@@ -189,7 +214,7 @@ class WorkerHalf:
     def report(self) -> WorkerReport | None:
         """What ended by the last ``finished_loads``."""
         report, self._report = self._report, WorkerReport()
-        return report if report.saved or report.unsaved or report.failed_loads else None
+        return None if report == WorkerReport() else report
 
     def stats(self) -> LmkvStats | None:
         """Bytes and seconds since the last call."""
@@ -211,6 +236,9 @@ class WorkerHalf:
             if job.place != self._place:
                 continue
             number = pages.numbers.get(job.group)
+            if self._suspicious:
+                self._report.unsaved[job.job_id] = 1
+                continue
             if number is None or (job.slot - self._share.turn) % self._share.turns:
                 # Nothing to write here, or another worker has the same bytes and the turn.
                 self._report.saved[job.job_id] = 1
@@ -227,6 +255,32 @@ class WorkerHalf:
             if ref is not None and self._rank in ref.shares:
                 self._place, self._share = place, ref.shares[self._rank]
                 self._map(ref)
+
+    def _look(self, step: StepMetadata) -> None:
+        """Before orders are carried out: whether the weights are still those they are for."""
+        if step is self._looked:
+            return
+        self._looked = step
+        now = time.monotonic()
+        rested, self._looked_at = now > self._looked_at + REST_SECONDS, now
+        if step.check:
+            self._report.weights[self._rank] = (step.check, self._check())
+            self._suspicious = False
+        elif (step.loads or step.saves) and not self._suspicious:
+            samples = rested or self._config.device_config.device_type == "cpu"
+            self._suspicious = self._is_suspicious(samples)
+        self._report.suspicious |= self._suspicious and bool(step.loads or step.saves)
+
+    def _check(self) -> str:
+        try:
+            return self._watch.check()
+        except Exception:
+            logger.exception("lmkv_ray: the weights cannot be read: they count as new ones")
+            return uuid.uuid4().hex
+
+    @never_raises(True)
+    def _is_suspicious(self, samples: bool) -> bool:
+        return self._watch.suspicious(samples=samples)
 
     def _map(self, ref: ArenaRef) -> None:
         if self._pages is None or ref == self._unmappable:

@@ -7,19 +7,19 @@ from typing import Any
 
 VOCABULARY = 1024
 
-SLIDING = {
+SLIDING: dict[str, Any] = {
     "sliding_window": 100,
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 """Of a model with two KV groups, of which one forgets."""
 
 
-def make_model(directory: Path, dtype: str, **config_fields: Any) -> str:
+def make_model(directory: Path, dtype: str, *, seed: int = 0, **config_fields: Any) -> str:
     """Save a small Llama with wide random weights: corrupted KV changes its tokens."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     config = LlamaConfig(
         hidden_size=128,
         intermediate_size=256,

@@ -16,7 +16,6 @@ import pytest
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.messages import MissReason, StageReply
 from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.link import ShardLink
 from lmkv_ray.vllm.slots import Slots
 from lmkv_ray.vllm.stats import LmkvStats
 from tests.vllm.conftest import engine_on, save_prompt, tokens, wait_for
@@ -69,8 +68,8 @@ def evicted(world: World) -> None:
 
 def cleared(world: World) -> None:
     stored(world)
-    assert world.engine.reset(connector=True)
-    wait_for(lambda: not world.engine.connector()._link.clearing)
+    space = world.engine.connector()._scheduler._identity.space(0)
+    world.shard.call("clear", space.to_bytes(8, "little")).result()
 
 
 def without_slots(world: World) -> None:
@@ -81,7 +80,7 @@ def without_slots(world: World) -> None:
 
 
 def detached(world: World) -> None:
-    world.patch.setattr(ShardLink, "usable", None)
+    world.patch.setattr(world.engine.connector()._link, "attachment", None)
 
 
 def unsound(world: World) -> None:

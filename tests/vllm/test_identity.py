@@ -180,7 +180,7 @@ def test_what_continues_a_hit_in_an_old_prefix_cache_is_not_saved(
     def continues(name: str) -> None:
         request = prompt(name, 1, 8)
         engine.half.on_new_request(request)
-        assert engine.half.match(request, 4 * SIZE) == (0, False)
+        assert engine.match(request, 4 * SIZE) == 0
         request.num_computed_tokens = 4 * SIZE
         engine.step(request, 4 * SIZE, SAVED)
         engine.half.on_finished(request, [SAVED])

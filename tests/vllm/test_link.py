@@ -174,16 +174,15 @@ def test_after_a_restart_with_another_arena_nothing_old_is_used(
         shard.close()
 
 
-def test_clear_forgets_and_refuses_what_was_being_filled(
+def test_a_clear_forgets_and_refuses_what_was_being_filled(
     make_link: Callable[..., ShardLink],
 ) -> None:
-    link = make_link(LocalShard(16 << 20))
+    shard = LocalShard(16 << 20)
+    link = make_link(shard)
     commit(link, 1)
     filling = link.slots.take()
     assert filling is not None
-    link.clear()
-    assert link.clearing
-    wait_for(lambda: not link.clearing)
+    shard.call("clear", (1).to_bytes(8, "little")).result()
     link.slots.commit(filling, key(2), SLOT_BYTES)
     wait_for(lambda: not link.slots.committing(key(2)))
     assert not visible(link, 1)
@@ -191,6 +190,28 @@ def test_clear_forgets_and_refuses_what_was_being_filled(
     wait_for(lambda: len(link.slots) > 0)
     commit(link, 3)
     assert visible(link, 3)
+
+
+def test_after_a_rename_nothing_is_committed_in_the_old_space_and_no_slot_is_given_away(
+    make_link: Callable[..., ShardLink],
+) -> None:
+    shard = LocalShard(16 << 20)
+    link = make_link(shard)
+    commit(link, 1)
+    filling = link.slots.take()
+    assert filling is not None
+    link.rename(2)
+    wait_for(lambda: {its.space for its in shard.state._leases.engines().values()} == {2})
+    [holder] = shard.state._leases.engines().values()
+    assert filling.slot in holder.leases, "a worker may be writing into it"
+    link.slots.commit(filling, key(2), SLOT_BYTES)
+    wait_for(lambda: not link.slots.committing(key(2)))
+    assert not visible(link, 2)
+    assert visible(link, 1)
+    wait_for(lambda: len(link.slots) > 0)
+    commit(link, 3)
+    assert visible(link, 3)
+    assert shard.state.chunks.space(key(3)) == 2
 
 
 def test_payload_written_through_one_mapping_is_read_through_another(

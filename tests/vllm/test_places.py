@@ -15,7 +15,6 @@ from lmkv_ray.vllm.link import Attachment
 from lmkv_ray.vllm.metadata import Share
 from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.slots import Slots
-from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.test_identity import known_identity
 from tests.vllm.two_places import MIXED, SIZE, Engine, prompt
@@ -165,12 +164,6 @@ def test_an_answer_is_asked_for_again_when_it_is_old(
     assert engine.match(again) == 8 * SIZE
     monkeypatch.setattr("lmkv_ray.vllm.far.FRESH_SECONDS", 0.0)
     assert engine.match(again) == 0
-
-
-def test_a_reset_empties_all_nodes(engine: Engine, near: LocalShard, far: LocalShard) -> None:
-    engine.compute(prompt("a", 1, 8), SAVED)
-    engine.half.reset()
-    wait_for(lambda: not (len(near.state.chunks) or len(far.state.chunks)))
 
 
 def test_deadlines_are_told_by_the_clock_of_the_shards_node() -> None:

@@ -173,20 +173,6 @@ def test_staging_that_never_ends_costs_its_deadline(
     assert time.monotonic() - began < STAGE_SECONDS
 
 
-def test_reset_forgets_everything_at_once(engine: Engine) -> None:
-    prompt = tokens(11, 200)
-    save_prompt(engine, prompt)
-    assert engine.reset(connector=True)
-    [answer] = engine.generate([prompt], max_tokens=1)
-    assert answer.cached == 0, "a cleared chunk was served"
-    wait_for(lambda: not engine.connector()._link.clearing)
-    # And the cache works again.
-    engine.reset()
-    fresh = tokens(12, 200)
-    save_prompt(engine, fresh)
-    assert engine.generate([fresh], max_tokens=1)[0].cached == 192
-
-
 def test_many_requests_at_once_want_and_save_the_same_chunks(
     engine: Engine, alone: EngineProcess
 ) -> None:

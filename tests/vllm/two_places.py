@@ -92,6 +92,7 @@ class Engine:
         self.groups = [GROUP, WINDOW][: len(layers[0])]
         self.pages: list[tuple[Group, str, torch.Tensor]] = []
         self.workers = []
+        self.model = torch.nn.Linear(8, 8)
         for rank, by_group in enumerate(layers):
             groups = [SimpleNamespace(layer_names=names) for names in by_group]
             cache: Any = SimpleNamespace(num_blocks=BLOCKS, kv_cache_groups=groups)
@@ -182,12 +183,18 @@ class Engine:
         self.half.on_new_request(request)
         return self.match(request)
 
-    def match(self, request: Any) -> int:
-        """Tokens of a hit, asked until there is an answer."""
+    def get_model(self) -> torch.nn.Module:
+        """As a model runner has it."""
+        return self.model
+
+    def match(self, request: Any, computed: int = 0) -> int:
+        """Tokens of a hit beyond ``computed``, asked until there is an answer."""
         answers: list[tuple[int | None, bool]] = []
 
         def answered() -> bool:
-            answers.append(self.half.match(request, 0))
+            answers.append(self.half.match(request, computed))
+            if answers[-1][0] is None:
+                self.step()
             return answers[-1][0] is not None
 
         wait_for(answered, 2 * (0.2 + ANSWER_SECONDS))
