@@ -68,8 +68,8 @@ class WeightsWatch:
         import torch
 
         if any(
-            its.where.get(its.name) is not its.value
-            or (its.version is not None and its.value._version != its.version)
+            (its.version is not None and its.value._version != its.version)
+            or its.where.get(its.name) is not its.value
             for its in self._held
         ):
             return True
