@@ -143,7 +143,7 @@ class LayoutReport(KVConnectorHandshakeMetadata):
     layouts: tuple[ChunkLayout, ...]
     """Per group, of this worker's slice of a chunk."""
     packing: str
-    """The layout's name and the instruction set by which pages are packed, if any."""
+    """The layout's name, and by what pages are packed, if they are: instruction set, backend."""
 
     def digest(self) -> str:
         """Part of the namespace."""

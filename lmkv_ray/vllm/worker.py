@@ -35,6 +35,7 @@ from lmkv_ray.vllm.metadata import (
     StepMetadata,
     WorkerReport,
 )
+from lmkv_ray.vllm.packing import packing_of, this_platform
 from lmkv_ray.vllm.pages import Pages, open_pages
 from lmkv_ray.vllm.stats import LmkvStats
 from lmkv_ray.vllm.weights_watch import WeightsWatch, models_of_caller
@@ -119,11 +120,18 @@ class WorkerHalf:
 
     def layout_report(self) -> LayoutReport:
         """What the scheduler half needs to know of the pages."""
-        layers = self._config.compilation_config.static_forward_context.values()
-        isas = sorted({str(layer.isa) for layer in layers if getattr(layer, "isa", None)})
+        known = self._config.compilation_config.static_forward_context
+        layers = [
+            known[name]
+            for group in self._cache.kv_cache_groups
+            for name in group.layer_names
+            if name in known
+        ]
+        isas = sorted({str(layer.isa) for layer in known.values() if getattr(layer, "isa", None)})
         name = getattr(self._config.cache_config, "kv_cache_layout", None)
         device = self._config.device_config.device_type
-        packing = " ".join([device, str(name), *isas])
+        own = packing_of(layers, this_platform())
+        packing = " ".join(filter(None, [device, str(name), *isas, own]))
         layouts = self._pages.layouts if self._pages else ()
         return LayoutReport(self._rank, host_id(), this_process(), layouts, packing)
 
