@@ -45,8 +45,13 @@ def prefault(
         if not stop():
             populate(memory[start : start + STEP_BYTES], writable=True)
 
-    with ThreadPoolExecutor(threads, "lmkv-prefault", initializer=_give_way) as pool:
-        list(pool.map(touch, range(0, memory.nbytes, STEP_BYTES)))
+    steps = range(0, memory.nbytes, STEP_BYTES)
+    try:
+        with ThreadPoolExecutor(threads, "lmkv-prefault", initializer=_give_way) as pool:
+            list(pool.map(touch, steps))
+    except RuntimeError:  # no thread can be started: a limit on processes
+        for step in steps:
+            touch(step)
 
 
 def _give_way() -> None:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 
 import numpy as np
 
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Arena, Bytes, Ended, Ints, Load, Save
+from lmkv_ray.transfer.crew import Crew
 from lmkv_ray.transfer.host_copier import HostCopier
 from lmkv_ray.transfer.places import BlockPlaces, place_blocks
 
@@ -41,10 +42,10 @@ class HostEngine:
         self._cache = cache
         self._threads = threads
         self._arena: tuple[Arena, list[HostCopier], list[int]] | None = None
-        self._loading = ThreadPoolExecutor(threads, thread_name_prefix="lmkv-load")
-        self._saving = ThreadPoolExecutor(1, thread_name_prefix="lmkv-save")
+        self._loading = Crew(threads, "lmkv-load")
+        self._saving = Crew(1, "lmkv-save")
         self._loads: list[tuple[Load, list[Future[Ended]]]] = []
-        self._saves: list[Future[Ended]] = []
+        self._saves: list[tuple[Save, Future[Ended]]] = []
         self._populating = _nothing()
 
     def prepare(self, arena: Arena, within: float) -> None:
@@ -69,18 +70,23 @@ class HostEngine:
 
     def begin_saves(self, saves: Sequence[Save]) -> None:
         """See ``TransferEngine``."""
-        self._saves += [self._saving.submit(self._save, save) for save in saves]
+        self._saves += [(save, self._saving.submit(self._save, save)) for save in saves]
         if self._saves:
-            wait(self._saves, SAVE_PATIENCE)
+            wait([future for _, future in self._saves], SAVE_PATIENCE)
 
     def ended(self) -> list[Ended]:
         """See ``TransferEngine``."""
-        ended = [future.result() for future in self._saves if future.done()]
-        self._saves = [future for future in self._saves if not future.done()]
+        ended, copying = [], []
+        for save, future in self._saves:
+            if future.done():
+                ended.append(_outcome(save, future))
+            else:
+                copying.append((save, future))
+        self._saves = copying
         going = []
         for load, pieces in self._loads:
             if all(piece.done() for piece in pieces):
-                ended.append(_join(load, [piece.result() for piece in pieces]))
+                ended.append(_join(load, [_outcome(load, piece) for piece in pieces]))
             else:
                 going.append((load, pieces))
         self._loads = going
@@ -88,8 +94,8 @@ class HostEngine:
 
     def close(self) -> None:
         """See ``TransferEngine``."""
-        self._loading.shutdown(cancel_futures=True)
-        self._saving.shutdown(cancel_futures=True)
+        self._loading.close()
+        self._saving.close()
         self._arena = None
 
     def _load(self, load: Load) -> Ended:
@@ -152,6 +158,11 @@ def split(load: Load, pieces: int, per_chunk: int) -> list[Load]:
             Load(load.arena_id, slots, generations, load.blocks[first:end], skip, load.group)
         )
     return loads
+
+
+def _outcome(copy: Load | Save, future: Future[Ended]) -> Ended:
+    """How a copy ended: not good if no thread was there for it."""
+    return Ended(copy, False, 0) if future.cancelled() else future.result()
 
 
 def _join(load: Load, pieces: list[Ended]) -> Ended:

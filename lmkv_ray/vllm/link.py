@@ -126,8 +126,9 @@ class ShardLink:
         """The arena, once attached. It stays readable while the shard is away."""
         self.peers = 0
         """Other nodes that hold chunks."""
-        self._thread = threading.Thread(target=self._run, name="lmkv-link", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+        self._start_at = 0.0
+        self._start()
 
     # -- the engine's thread: nothing here waits -------------------------------------------------
 
@@ -169,6 +170,8 @@ class ShardLink:
     @property
     def readable(self) -> ArenaReader | None:
         """The arena, if there is one and it is mapped."""
+        if self._thread is None:
+            self._start()
         arena = self.attachment
         return None if arena is None else arena.reader
 
@@ -176,10 +179,24 @@ class ShardLink:
         """End the thread; the shard notices the engine's end by itself."""
         self._stopping.set()
         self._wake.set()
-        self._thread.join(timeout=2 * RPC_SECONDS)
+        if self._thread is not None:
+            self._thread.join(timeout=2 * RPC_SECONDS)
         attached, self.attachment = self.attachment, None
         if attached is not None and attached.reader is not None:
             attached.reader.close()
+
+    def _start(self) -> None:
+        """Start the thread; if the system refuses it, again some time after."""
+        if time.monotonic() < self._start_at:
+            return
+        thread = threading.Thread(target=self._run, name="lmkv-link", daemon=True)
+        try:
+            thread.start()
+        except (RuntimeError, MemoryError) as error:
+            self._start_at = time.monotonic() + RETRY_SECONDS[1]
+            self._complain(error)
+        else:
+            self._thread = thread
 
     # -- the link's thread ----------------------------------------------------------------------
 

@@ -168,6 +168,70 @@ def test_an_error_of_the_models_stream_fails_the_copy(
     assert wait_ended(engine).ok == isinstance(engine, HostEngine)
 
 
+def refuse(*_: object) -> None:
+    raise RuntimeError("can't start new thread")
+
+
+def test_without_threads_copies_are_not_good_and_never_made_later(
+    cache: np.ndarray,
+    arena: FakeArena,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    engine = HostEngine([LAYOUT, LAYOUT], cache, threads=2)
+    arena.grown = True
+    engine.attach(arena, [0, LAYOUT.chunk_bytes])
+    before = cache.copy()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        engine.prepare(arena, 1.0)
+        for _ in range(20):
+            engine.begin_loads([load(1, 2)], idle=True)
+            engine.begin_saves([save(3), save(4)])
+            ended = engine.ended()
+            assert [(its.ok, its.good) for its in ended] == [(False, 0)] * 3
+    assert len([r for r in caplog.records if "threads can be started" in r.message]) == 2
+    assert "Next step" in caplog.text
+    monkeypatch.setattr("lmkv_ray.transfer.crew.RETRY_SECONDS", 0.0)
+    wait_until(lambda: saved(engine, save(5)))
+    engine.begin_loads([load(6, 7)], idle=True)
+    assert wait_ended(engine).ok
+    assert arena.slot(5)[: LAYOUT.chunk_bytes].all()
+    assert not arena.slot(3).any(), "a save that was given up was made"
+    assert not arena.slot(4).any()
+    kept = np.r_[0:16, 20:BLOCKS]  # blocks that no good load was for
+    assert (
+        cache.reshape(2, BLOCKS, PAGE)[:, kept] == before.reshape(2, BLOCKS, PAGE)[:, kept]
+    ).all()
+    engine.close()
+
+
+def saved(engine: TransferEngine, job: Save) -> bool:
+    engine.begin_saves([job])
+    return wait_ended(engine).ok
+
+
+def test_one_thread_is_enough_to_go_on(
+    cache: np.ndarray, arena: FakeArena, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = HostEngine([LAYOUT, LAYOUT], cache, threads=4)
+    engine.attach(arena, [0, LAYOUT.chunk_bytes])
+    start = threading.Thread.start
+
+    def first(thread: threading.Thread) -> None:
+        if thread.name.endswith("-0"):
+            start(thread)
+        else:
+            refuse()
+
+    monkeypatch.setattr(threading.Thread, "start", first)
+    engine.begin_saves([save(1, 2)])
+    assert wait_ended(engine).ok
+    engine.begin_loads([load(1, 2, 3, 4)], idle=True)
+    assert wait_ended(engine).good == 4
+    engine.close()
+
+
 def test_a_closed_engine_has_let_go_of_everything(engine: TransferEngine, arena: FakeArena) -> None:
     engine.begin_loads([load(*range(8))] * 3, idle=False)
     engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -263,3 +264,26 @@ def test_a_shard_is_told_of_the_device_and_told_again_after_its_restart(
     wait_for(lambda: shard.state.devices.count("e") == 4)
     pool.cached.clear()
     wait_for(lambda: shard.state.devices.count("e") == 0)
+
+
+def test_a_thread_that_cannot_be_started_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    shard = LocalShard(8 << 20)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        link = ShardLink(lambda: shard, hello(), want_slots=8, period=0.01)
+        assert link.readable is None
+        assert link.stage(bytes(16), 1.0) is None
+        assert link.slots.take() is None
+        link.stop()
+    link = ShardLink(lambda: shard, hello(), want_slots=8, period=0.01)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        patch.setattr("lmkv_ray.vllm.link.RETRY_SECONDS", (0.01, 0.01))
+        late = ShardLink(lambda: shard, hello(), want_slots=8, period=0.01)
+    wait_for(lambda: late.readable is not None)
+    for each in (link, late):
+        each.stop()
+    shard.close()
