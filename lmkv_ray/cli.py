@@ -160,19 +160,29 @@ def move(
 
 @app.command()
 @_clear_errors
-def clear(address: Address = None) -> None:
-    """Remove every chunk from every node."""
+def clear(
+    namespace: Annotated[
+        str, typer.Option(help="Only of engines with this namespace, as their logs name it.")
+    ] = "",
+    salt: Annotated[
+        str | None,
+        typer.Option(help='Only of the tenant with this cache_salt; "": of requests without one.'),
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Remove chunks from every node: all, or those of a namespace, a tenant, or both."""
     from lmkv_ray.actors import connect
 
-    pending = connect(address, start=False).clear()
+    pending = connect(address, start=False).clear(namespace, salt)
+    what = "All chunks" if not namespace and salt is None else "These chunks"
     if pending:
         Console().print(
-            f"All chunks are removed, but some nodes cannot clear this at present: "
+            f"{what} are removed, but some nodes cannot clear this at present: "
             f"{', '.join(pending)}.\nNothing of it is served, and it is removed as soon as that "
             "works again. 'lmkv status' says what is wrong."
         )
     else:
-        Console().print("All chunks are removed.")
+        Console().print(f"{what} are removed.")
 
 
 @app.command()

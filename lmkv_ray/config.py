@@ -113,8 +113,8 @@ class Settings(BaseSettings):
         None,
         gt=0,
         le=1,
-        description="Share of a shard's chunks past which a tenant (salt) makes room before others "
-        "do. Default: tenants have no shares.",
+        description="Share of a shard's chunks past which a tenant (requests with one cache_salt) "
+        "makes room before others do. Default: tenants have no shares.",
     )
     request_pins: float = Field(
         0.125,

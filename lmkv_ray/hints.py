@@ -31,7 +31,7 @@ class Hints(msgspec.Struct, frozen=True, kw_only=True, array_like=True, gc=False
     pinned: bool = False
     """Never evicted to make room."""
     space: int = 0
-    """Whose it is: the first 8 bytes of its namespace, which contains the tenant's salt."""
+    """Whose it is: see ``tenants``. The shard believes it of a tenant of the engine's namespace."""
     category: str = ""
     """Kind of traffic, for instance ``chat`` or ``batch``: reuse times are learnt by category."""
 

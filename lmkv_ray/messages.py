@@ -73,7 +73,7 @@ class Hello(Message, frozen=True, kw_only=True, array_like=True):
     engine_id: str
     owner: Owner
     space: int
-    """The first 8 bytes of the namespace digest (little endian); 0: not known yet. An engine whose
+    """Of the engine's namespace (see ``tenants``); 0: not known yet. An engine whose
     namespace changes says hello again; what it fills of the old one is refused from then on."""
     model: str
     """What people call the model; for status pages only."""
@@ -105,7 +105,6 @@ class Commit(Message, frozen=True, kw_only=True, array_like=True):
     key: bytes
     nbytes: int
     hints: Hints = NO_HINTS
-    """Its ``space`` is filled in by the shard."""
 
 
 class Exchange(Message, frozen=True, kw_only=True, array_like=True):
@@ -150,6 +149,8 @@ class Stage(Message, frozen=True, kw_only=True, array_like=True):
     them; empty: it wants them whatever they cost."""
     locate: bool = False
     """Whether the answer shall say where the chunks are: the engine does not map this arena."""
+    space: int = 0
+    """Of the tenant whose request it is; else of the engine's namespace."""
 
 
 class StageReply(Message, frozen=True, kw_only=True, array_like=True):
@@ -208,7 +209,7 @@ class Clear(Message, frozen=True, kw_only=True, array_like=True):
 
     number: int
     space: bytes = b""
-    """8 bytes, little endian; none: all spaces."""
+    """8 bytes, little endian (see ``tenants``); none: all spaces."""
 
 
 class Clears(Message, frozen=True, kw_only=True, array_like=True):

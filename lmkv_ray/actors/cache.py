@@ -20,6 +20,7 @@ from lmkv_ray.directory import GPU, MEMORY, Holding, Location
 from lmkv_ray.errors import ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Cleared, decode, encode
+from lmkv_ray.tenants import clear_bytes
 
 CALL_SECONDS = 10.0
 """How long a call of a running cache may take."""
@@ -48,8 +49,13 @@ class Cache:
         """
         return decode(wait_for(self.directory.status.remote(), CALL_SECONDS), CacheStatus)
 
-    def clear(self) -> list[str]:
-        """Remove every chunk from every node. What is being saved meanwhile does not come back.
+    def clear(self, namespace: str = "", salt: str | None = None) -> list[str]:
+        """Remove chunks from every node. What is being saved meanwhile does not come back.
+
+        Args:
+            namespace: of which engines, as their logs name it (hex); empty: of all.
+            salt: of which tenant: the requests with this ``cache_salt``; empty: those without one;
+                None: of all. Both together: of this tenant in this namespace.
 
         Returns:
             names of tiers (``disk``, ``remote``) that some node cannot clear at present. Nothing of
@@ -57,9 +63,11 @@ class Cache:
             clusters that share a remote store do not know of it until then.
 
         Raises:
+            ConfigError: this is no namespace.
             ConnectError: the cache was stopped, or does not answer.
         """
-        return decode(wait_for(self.directory.clear.remote(b""), CALL_SECONDS), Cleared).pending
+        answer = self.directory.clear.remote(clear_bytes(namespace, salt))
+        return decode(wait_for(answer, CALL_SECONDS), Cleared).pending
 
     def drain(self, node: str, seconds: float | None = None) -> Drained:
         """Let a node hand over the chunks that only it holds, before it is ended.

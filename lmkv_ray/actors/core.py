@@ -245,13 +245,17 @@ class Shard:
                         lost |= self.state.extent_failed(extent)
                 case Reserve(slots, owner):
                     self.writer.reserve(_slots(s for s in slots if s not in lost), owner)
-                case Publish(slots, keys, nbytes, space):
+                case Publish(slots, keys, nbytes, spaces):
                     values = [(checksums or {}).get(slot, 0) for slot in slots]
                     self.unsealed += (k for k, v in zip(keys, values, strict=True) if not v)
                     joined = key_array(b"".join(keys))
                     sizes = np.array(nbytes, np.int64)
                     self.writer.publish(
-                        _slots(slots), joined, sizes, space, np.array(values, np.uint64)
+                        _slots(slots),
+                        joined,
+                        sizes,
+                        np.array(spaces, np.uint64),
+                        np.array(values, np.uint64),
                     )
                 case Retire(slots, reason):
                     self.writer.retire(_slots(slots), reason)

@@ -21,6 +21,7 @@ from lmkv_ray.keys import KEY_BYTES, key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
 from lmkv_ray.shard import Fetch as Plan
 from lmkv_ray.shard import plan_fetches
+from lmkv_ray.tenants import namespace_of, tenant_within
 from lmkv_ray.transports import Failure, Fetch
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class _Job:
     """One stage under way."""
 
     space: int
+    """Whose the chunks are."""
     slot_bytes: int
     keys: list[bytes]
     remaining: list[float]
@@ -67,6 +69,11 @@ class _Job:
     avoid: set[str] = field(default_factory=set)
     """Places that did not deliver."""
     reason: dict[bytes, MissReason] = field(default_factory=dict)
+
+    @property
+    def namespace(self) -> int:
+        """Which the shard holds slots for, whoever the tenants are."""
+        return namespace_of(self.space) or self.space
 
     @property
     def left(self) -> float:
@@ -101,7 +108,7 @@ class Staging:
         self._finders = finders
         self._flights: dict[bytes, asyncio.Future[None]] = {}
         self._rooms: defaultdict[tuple[int, int], _Room] = defaultdict(_Room)
-        """By space and size of slots."""
+        """By namespace and size of slots."""
 
     async def stage(self, stage: Stage) -> StageReply:
         """Return when all chunks are here, no more can come, or the deadline has passed."""
@@ -116,6 +123,7 @@ class Staging:
         remaining = stage.remaining if len(stage.remaining) == len(keys) + 1 else []
         if not all(0 <= seconds < math.inf for seconds in remaining):
             remaining = []
+        space = tenant_within(space, stage.space)
         job = _Job(space, slot_bytes, keys, remaining, deadline, self._shard.clears, self._finders)
         await self._bring(job)
         reply = self._reply(job)
@@ -245,11 +253,11 @@ class Staging:
         """Up to ``n`` slots, in the order of asking; none if nobody is going to release any; None
         if it is too late.
         """
-        room = self._rooms[job.space, job.slot_bytes]
+        room = self._rooms[job.namespace, job.slot_bytes]
         try:
             async with asyncio.timeout(job.left), room.queue:
                 while job.clears == self._shard.clears:
-                    slots = self._shard.reserve(job.space, job.slot_bytes, n)
+                    slots = self._shard.reserve(job.namespace, job.slot_bytes, n)
                     if slots:
                         room.windows += 1
                     if slots or not room.windows:
@@ -261,10 +269,10 @@ class Staging:
         return None
 
     def _release(self, job: _Job, slots: list[int]) -> None:
-        room = self._rooms[job.space, job.slot_bytes]
+        room = self._rooms[job.namespace, job.slot_bytes]
         room.windows -= 1
         room.released.set()
-        self._shard.release(job.space, job.slot_bytes, slots)
+        self._shard.release(job.namespace, job.slot_bytes, slots)
 
     async def _fill(self, job: _Job, source: Source, keys: list[bytes], slots: list[int]) -> bool:
         """Fetch into reserved slots, publishing each chunk as it arrives; whether all did."""
@@ -276,9 +284,9 @@ class Staging:
             async for outcome in outcomes:
                 key, slot = keys[outcome.position], slots[outcome.position]
                 if outcome.ok:
-                    hints = Hints(after=before.get(key, b""))
+                    hints = Hints(after=before.get(key, b""), space=job.space)
                     commit = Commit(slot=slot, key=key, nbytes=outcome.nbytes, hints=hints)
-                    self._shard.commit(job.space, job.slot_bytes, [commit], [outcome.checksum])
+                    self._shard.commit(job.namespace, job.slot_bytes, [commit], [outcome.checksum])
                     self.counters.staged += 1
                     self.counters.staged_bytes += outcome.nbytes
                     self._land(key)

@@ -13,6 +13,7 @@ from lmkv_ray.shard.allocator import Allocator, Evicted
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.instructions import Retire
 from lmkv_ray.shard.values import Counters
+from lmkv_ray.tenants import covers
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ class Chunks:
 
     def clear(self, space: int | None) -> list[Retire]:
         """Remove all chunks (of one space)."""
-        keys = [key for key, its in self._chunks.items() if space in (None, its.space)]
+        keys = [key for key, its in self._chunks.items() if covers(space, its.space)]
         return self.remove(keys, MissReason.CLEARED)
 
     def gone(self, evicted: Evicted, reason: MissReason) -> list[Retire]:

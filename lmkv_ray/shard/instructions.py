@@ -31,7 +31,7 @@ class Publish:
     slots: tuple[int, ...]
     keys: tuple[bytes, ...]
     nbytes: tuple[int, ...]
-    space: int
+    spaces: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lmkv_ray.messages import Hello, Owner
+from lmkv_ray.tenants import overlap
 
 SPOILED = float("-inf")
 """The deadline of a lease that a ``clear`` ended: whatever happens, its commit is refused."""
@@ -115,7 +116,7 @@ class Leases:
     def spoil(self, space: int | None) -> None:
         """Refuse whatever is being filled now (in one space)."""
         for holder in self.holders.values():
-            if space in (None, holder.space):
+            if overlap(space, holder.space):
                 holder.leases = dict.fromkeys(holder.leases, SPOILED)
 
     def lose(self, slots: range) -> frozenset[int]:

@@ -42,6 +42,7 @@ from lmkv_ray.shard.instructions import (
 )
 from lmkv_ray.shard.leases import Holder, Leases
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
+from lmkv_ray.tenants import overlap, tenant_within
 
 
 class ShardState:
@@ -184,7 +185,7 @@ class ShardState:
         # What is being filled began before the clear; published after it, it would come back.
         self._leases.spoil(space)
         engines = self._leases.engines().items()
-        self.devices.forget(name for name, its in engines if space in (None, its.space))
+        self.devices.forget(name for name, its in engines if overlap(space, its.space))
         return out
 
     def limit(self, slot_bytes: int) -> int:
@@ -306,7 +307,7 @@ class ShardState:
                     slots=tuple(commit.slot for commit in accepted.values()),
                     keys=tuple(accepted),
                     nbytes=tuple(commit.nbytes for commit in accepted.values()),
-                    space=holder.space,
+                    spaces=tuple(self.chunks.space(key) or 0 for key in accepted),
                 )
             )
             self.chunks.added(accepted)
@@ -316,11 +317,11 @@ class ShardState:
 
     def _hints(self, hints: Hints, holder: Holder, now: float) -> Hints:
         """Hints that policies can calculate with; of unsound ones nothing is believed."""
-        hints = replace(hints, space=holder.space)
+        hints = replace(hints, space=tenant_within(holder.space, hints.space))
         if hints.sound(now):
             return hints
         self.counters.unsound += 1
-        return Hints(space=holder.space)
+        return Hints(space=hints.space)
 
     def _free(self, slots: Iterable[int], out: list[Instruction]) -> None:
         freed = tuple(slots)

@@ -1,7 +1,7 @@
 """Chunks encrypted at rest: AES-256-GCM, a key for each space.
 
-The master key is the content of a file. HKDF-SHA256 derives from it a key for each space (which
-covers the salt: tenants have different keys) and a short id that names the master key without
+The master key is the content of a file. HKDF-SHA256 derives from it a key for each space (so
+tenants have different keys: see ``tenants``) and a short id that names the master key without
 revealing it. Nonces are random; one key may seal 2**32 chunks (NIST SP 800-38D, 8.3), which is
 8 PiB of chunks of 2 MiB written for one space. Key, space and size are authenticated with the
 payload, so no chunk can be passed off as another. Not hidden: names (digests of text), sizes and

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lmkv_ray.tenants import covering
+
 MAX_SPACES = 1024
 """With more, everything is cleared."""
 CLEAR_SECONDS = 1.0
@@ -50,6 +52,6 @@ class PendingClears:
         waits = " What was cleared is not served; it is removed when this is over."
         return problem + waits if problem and self._pending else problem
 
-    def covers(self, space: int | None) -> bool:
-        """Whether chunks of a space (None: of any) must not be served."""
-        return space in self._pending or None in self._pending
+    def covers(self, space: int) -> bool:
+        """Whether chunks of a space must not be served."""
+        return any(which in self._pending for which in covering(space))

@@ -61,7 +61,8 @@ class FarPlaces:
                 first = computed // group.tokens
                 keys = tracked.keys(group, place.number)[first : -(-limit // group.tokens)]
                 remaining = self._remaining(tracked, group, first, len(keys))
-                ticket = link.stage(keys.tobytes(), within, remaining, locate=True)
+                space = tracked.space(place.number)
+                ticket = link.stage(keys.tobytes(), within, remaining, space=space, locate=True)
                 asked.tickets[place.number, number] = ticket
         return asked
 

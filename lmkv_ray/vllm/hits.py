@@ -245,7 +245,7 @@ class Loader:
             first = span.start + int(np.argmin(found))
             keys = tracked.keys(group)[first : span.stop]
             remaining = self._remaining(tracked, group, first, len(keys))
-            if ticket := link.stage(keys.tobytes(), within, remaining):
+            if ticket := link.stage(keys.tobytes(), within, remaining, space=tracked.space()):
                 tracked.tickets.append(ticket)
 
     def _remaining(

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Sequence
 from msgspec import structs
 
 from lmkv_ray.keys import Namespace
+from lmkv_ray.tenants import space_of
 
 
 class Identity:
@@ -76,4 +77,4 @@ class Identity:
 
     def space(self, place: int) -> int:
         """What shards call the namespace of a place; 0: not known yet."""
-        return int.from_bytes(self.namespaces[place][:8], "little") if self.namespaces else 0
+        return space_of(self.namespaces[place]) if self.namespaces else 0

@@ -133,7 +133,13 @@ class ShardLink:
     # -- the engine's thread: nothing here waits -------------------------------------------------
 
     def stage(
-        self, keys: bytes, within: float, remaining: Sequence[float] = (), *, locate: bool = False
+        self,
+        keys: bytes,
+        within: float,
+        remaining: Sequence[float] = (),
+        *,
+        space: int = 0,
+        locate: bool = False,
     ) -> StageTicket | None:
         """Ask for chunks from elsewhere; None if too much is under way already.
 
@@ -141,6 +147,7 @@ class ShardLink:
             keys: of a run of chunks.
             within: seconds.
             remaining: see ``Stage``.
+            space: see ``Stage``.
             locate: the answer shall say where they are; for arenas of other nodes.
         """
         with self._lock:
@@ -156,6 +163,7 @@ class ShardLink:
                 within=within,
                 remaining=list(remaining),
                 locate=locate,
+                space=space,
             )
             self._stages.append((request, ticket))
         self._wake.set()

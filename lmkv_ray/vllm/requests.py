@@ -12,6 +12,7 @@ from msgspec import structs
 
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array
+from lmkv_ray.tenants import tenant_of
 from lmkv_ray.vllm.groups import Bools, Group
 from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import StageTicket
@@ -123,8 +124,10 @@ class TrackedRequest:
     mixed: bool = False
     """Whether what it has computed belongs to no age of the engine's identity: it is not saved."""
     _keys: list[list[bytes]] = field(init=False)
+    _tenant: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self._tenant = tenant_of(getattr(self.request, "cache_salt", None) or "")
         self.start_over()
 
     def start_over(self) -> None:
@@ -152,12 +155,15 @@ class TrackedRequest:
             )
         return key_array(keys)
 
+    def space(self, place: int = 0) -> int:
+        """Whose its chunks are; 0: not known yet. See ``tenants``."""
+        namespace = self.identity.space(place)
+        return namespace and namespace | self._tenant
+
     def hints(self, group: Group, chunk: int, place: int = 0) -> Hints:
         """About one of its chunks."""
-        hints = self.wishes.hints()
-        if chunk == 0:
-            return hints
-        return structs.replace(hints, after=self.keys(group, place)[chunk - 1].tobytes())
+        after = self.keys(group, place)[chunk - 1].tobytes() if chunk else b""
+        return structs.replace(self.wishes.hints(), after=after, space=self.space(place))
 
     def load_failed(self, token: int) -> int:
         """What was loaded from ``token`` on is no good: do not claim it again, but save it.

@@ -38,9 +38,8 @@ class FakeArena:
                         assert slot not in self.reserved
                         assert slot not in self.ready
                         self.reserved[slot] = owner
-                case Publish(slots, keys, nbytes, space):
-                    assert len(slots) == len(keys) == len(nbytes)
-                    for slot, key, size in zip(slots, keys, nbytes, strict=True):
+                case Publish(slots, keys, nbytes, spaces):
+                    for slot, key, size, space in zip(slots, keys, nbytes, spaces, strict=True):
                         del self.reserved[slot]
                         self.ready[slot] = RecoveredSlot(
                             slot=slot, key=key, space=space, nbytes=size

@@ -63,7 +63,7 @@ def test_a_chunk_becomes_ready(state: ShardState, hello: HelloFactory) -> None:
     assert out[-1] == Reserve((0, 1), ENGINE)
     reply, out = commit(state, 0, A, 9)
     assert reply.refused == []
-    assert out == [Publish((0,), (A,), (5,), 7)]
+    assert out == [Publish((0,), (A,), (5,), (7,))]
     assert A in state.chunks
     assert state.chunks.nbytes == 5
 

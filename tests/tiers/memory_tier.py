@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.keys import KeyArray, key_list
+from lmkv_ray.tenants import covers
 from lmkv_ray.tiers import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.transports import Failure, Fetch, Outcome
 
@@ -67,7 +68,7 @@ class MemoryTier:
 
     async def clear(self, space: int | None, number: int) -> None:
         self.numbers.append(number)
-        self.chunks = {k: v for k, v in self.chunks.items() if space not in (None, v[0])}
+        self.chunks = {k: v for k, v in self.chunks.items() if not covers(space, v[0])}
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         pass

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from lmkv_ray.policies import Policy
+from lmkv_ray.tenants import covers
 from lmkv_ray.tiers.format import Label
 
 MAX_CHUNKS = 1 << 20
@@ -167,7 +168,7 @@ class DiskIndex:
         return [
             key
             for key, entry in self._entries.items()
-            if space in (None, entry.label.space) and (entry.pinned or not pinned)
+            if covers(space, entry.label.space) and (entry.pinned or not pinned)
         ]
 
     def going(self) -> list[bytes]:

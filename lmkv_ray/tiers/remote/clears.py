@@ -4,7 +4,7 @@ A clear is an object ``clears/<space>-<turn>-<id>-<number>``, of everything ``cl
 It takes the turn after the last clear of its space that the store lists. If several take the same
 turn at the same time, the highest id is the latest one, and the others take another turn. So there
 is one latest clear of everything, and one of each space, and no order of events brings an earlier
-one back. The ids of these two are the *mark* of a space.
+one back. The ids of those that cover a space are its *mark*.
 
 A chunk is stored with the mark that its writer had read before it looked at the chunk, and it is
 believed only while its space has this mark. What was stored before a clear has another one, and so
@@ -26,7 +26,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import xor
 
+from lmkv_ray.tenants import covering, covers
 from lmkv_ray.tiers.clears import MAX_SPACES, PendingClear, PendingClears
 from lmkv_ray.tiers.remote.objects import Objects
 
@@ -95,7 +98,7 @@ class Clears:
         self.pending.add(space, number)
         self._told.append(number)
         self._unheard = {
-            its: n for its, n in self._unheard.items() if space not in (None, its) and n != number
+            its: n for its, n in self._unheard.items() if not _includes(space, its) and n != number
         }
 
     @property
@@ -126,12 +129,12 @@ class Clears:
 
     def mark(self, space: int) -> int:
         """Of a space, as far as is known, 8 bytes; 0: nothing of it was ever cleared."""
-        of_all, its = (self._latest.get(which) for which in (None, space))
-        return (of_all.id if of_all else 0) ^ (its.id if its else 0)
+        latest = (self._latest.get(which) for which in covering(space))
+        return reduce(xor, (clear.id for clear in latest if clear is not None), 0)
 
     def allows(self, space: int) -> bool:
         """Whether chunks of this space may be stored."""
-        unheard = space in self._unheard or None in self._unheard
+        unheard = any(which in self._unheard for which in covering(space))
         return not unheard and not self.pending.covers(space)
 
     def covers(self, space: int, mark: int) -> bool:
@@ -153,7 +156,7 @@ class Clears:
             raise OSError(f"{PREFIX} does not list what was just stored there as the latest")
         # Those that were listed before are earlier; of what came meanwhile nothing is known.
         for old in before:
-            if space is None or old.space == space:
+            if _includes(space, old.space):
                 await self._objects.delete(old.name, deadline - time.monotonic())
                 self._remember(self._listed - {old})
 
@@ -170,6 +173,11 @@ class Clears:
     def _remember(self, listed: frozenset[StoredClear]) -> None:
         self._listed = listed
         self._latest = {clear.space: clear for clear in sorted(listed, key=_by_turn)}
+
+
+def _includes(one: int | None, other: int | None) -> bool:
+    """Whether all that the other clear covers is covered by the one."""
+    return one is None or (other is not None and covers(one, other))
 
 
 def _by_turn(clear: StoredClear) -> tuple[int, int]:
