@@ -55,6 +55,8 @@ def status(address: Address = None) -> None:
         used, capacity = _size(node.nbytes), _size(node.capacity)
         state = node.problem or ("leaves" if node.draining else "")
         table.add_row(node.node_id[:12], str(node.chunks), used, capacity, engines, state)
+        for refusal in node.refusals:
+            table.add_row("", "", "", "", "", refusal)
         if node.engines:
             on_devices = sum(engine.device_chunks for engine in node.engines)
             table.add_row("  gpu", str(on_devices), "", "", "", "")

@@ -37,6 +37,10 @@ class ArenaError(LmkvError):
     """The shared memory of a node's shard cannot be created, mapped or trusted."""
 
 
+class ChunkSizeError(ArenaError):
+    """An arena can never hold an engine's chunks: only other settings help."""
+
+
 class ConnectError(LmkvError):
     """The cache's actors cannot be reached or started."""
 

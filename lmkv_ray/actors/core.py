@@ -16,7 +16,7 @@ import numpy as np
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter, is_alive, this_process
 from lmkv_ray.config import Settings
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import (
     Commit,
@@ -38,6 +38,7 @@ from lmkv_ray.shard import (
     Limits,
     Publish,
     RecoveredSlot,
+    Refusals,
     Reserve,
     Retire,
     ShardState,
@@ -83,6 +84,8 @@ class Shard:
         """How often chunks were cleared; what was planned before a clear must not be done after."""
         self.unsealed: deque[bytes] = deque(maxlen=UNSEALED_MOST)
         """Keys of what was published without a checksum, the oldest first."""
+        self.refusals = Refusals()
+        """Engines whose chunks do not fit."""
         self._pins: dict[int, bytes] = {}
         """What the arena says is pinned: slots and their keys."""
         self.cleared = writer.cleared
@@ -98,14 +101,22 @@ class Shard:
         """Attach an engine.
 
         Raises:
-            ArenaError: its chunks do not fit, or its process is not visible to the shard.
+            ArenaError: its chunks do not fit (``ChunkSizeError``; the status says it then), or its
+                process is not visible to the shard.
         """
         if not is_alive(hello.owner):
             raise ArenaError(
                 f"The shard does not see the engine's process {hello.owner.pid}.",
                 next_step="run engine and shard in one container (one pid namespace).",
             )
-        size = self.writer.geometry.slot_size(hello.slot_bytes)
+        try:
+            size = self.writer.geometry.slot_size(hello.slot_bytes)
+        except ChunkSizeError as error:
+            why = f"{hello.model} is served without cache: {error}"
+            if self.refusals.refused(hello.engine_id, why, time.monotonic()):
+                logger.error("lmkv_ray: %s", why)
+            raise
+        self.refusals.accepted(hello.engine_id)
         hello = msgspec.structs.replace(hello, slot_bytes=size)
         grant, instructions = self.state.hello(hello, time.monotonic())
         self._apply(instructions)

@@ -278,6 +278,7 @@ class ShardActor:
                 counters=self._shard.counters() | asdict(self._staging.counters),
                 tiers=[*(tier.status() for tier in self._tiers), *self._refused],
                 draining=self._telling.draining,
+                refusals=self._shard.refusals.reasons(time.monotonic()),
             )
         )
 

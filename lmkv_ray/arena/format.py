@@ -22,7 +22,7 @@ import numpy.typing as npt
 import xxhash
 
 from lmkv_ray.arena.ghosts import GhostTable
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.index import BucketIndex, Buffer
 
 MAGIC = int.from_bytes(b"lmkvaren", "little")
@@ -34,6 +34,10 @@ MIN_SLOT_BYTES = 16 << 10
 MAX_SLOTS = 1 << 20
 """Bounds the tables (index 50 MiB, slot rows 64 MiB) however large the arena is."""
 DATA_ALIGNMENT = 2 << 20
+EXTENTS = 16
+"""At least so many extents an arena has, if its capacity allows: as many chunks of any size fit."""
+EXTENT_BYTES = (1 << 20, 256 << 20)
+"""The smallest and the largest extent that is made without being asked for."""
 
 
 SlotArray = npt.NDArray[np.int64]
@@ -113,7 +117,7 @@ class Geometry:
 
         Args:
             capacity: at least 4 MiB.
-            extent_bytes: a multiple of 4 KiB, and the largest slot there can be. Default: a 64th of
+            extent_bytes: a multiple of 4 KiB, and the largest slot there can be. Default: a 16th of
                 the capacity, within 1 MiB and 256 MiB.
 
         Raises:
@@ -125,7 +129,8 @@ class Geometry:
                 next_step=f"set LMKV_CAPACITY to at least {MIN_CAPACITY >> 20} MiB.",
             )
         if extent_bytes is None:
-            extent_bytes = min(max(capacity // 64, 1 << 20), 256 << 20) // PAGE * PAGE
+            least, most = EXTENT_BYTES
+            extent_bytes = min(max(capacity // EXTENTS, least), most) // PAGE * PAGE
         min_slot_bytes = MIN_SLOT_BYTES
         while capacity // min_slot_bytes > MAX_SLOTS:
             min_slot_bytes *= 2
@@ -166,14 +171,18 @@ class Geometry:
         """The slot size for chunks of ``nbytes``: a multiple of 4 KiB.
 
         Raises:
-            ArenaError: no extent holds a chunk of this size.
+            ChunkSizeError: no extent holds a chunk of this size; says what capacity would.
         """
         size = max(_round_up(nbytes, PAGE), self.min_slot_bytes)
         if not 0 < nbytes <= size <= self.extent_bytes:
-            raise ArenaError(
-                f"A chunk of {nbytes} bytes does not fit the arena's extents of "
-                f"{self.extent_bytes} bytes.",
-                next_step="use smaller chunks, or a larger LMKV_CAPACITY (an extent is a 64th).",
+            needed = (
+                f"set LMKV_CAPACITY to at least {-(-size * EXTENTS >> 20)}MiB on this node, or "
+            )
+            raise ChunkSizeError(
+                f"A chunk of {nbytes} bytes does not fit an arena of {self.capacity} bytes, whose "
+                f"chunks have at most {self.extent_bytes} bytes.",
+                next_step=f"{needed if size <= EXTENT_BYTES[1] else ''}"
+                "make chunks smaller (LMKV_CHUNK_TOKENS of the engine), and restart.",
             )
         return size
 

@@ -5,6 +5,7 @@ from lmkv_ray.shard.allocator import Allocator
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.instructions import AssignExtent, Free, Instruction, Publish, Reserve, Retire
 from lmkv_ray.shard.plan import Fetch, plan_fetches
+from lmkv_ray.shard.refusals import Refusals
 from lmkv_ray.shard.state import ShardState
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
 
@@ -20,6 +21,7 @@ __all__ = [
     "Limits",
     "Publish",
     "RecoveredSlot",
+    "Refusals",
     "Reserve",
     "Retire",
     "Rule",

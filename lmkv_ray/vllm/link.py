@@ -20,7 +20,7 @@ from typing import Protocol
 import msgspec
 
 from lmkv_ray.arena import ArenaReader
-from lmkv_ray.errors import LmkvError
+from lmkv_ray.errors import ChunkSizeError, LmkvError
 from lmkv_ray.messages import (
     Exchange,
     ExchangeReply,
@@ -41,6 +41,8 @@ RPC_SECONDS = 5.0
 """After this, an exchange with the shard counts as failed."""
 
 RETRY_SECONDS = (0.1, 5.0)
+MISFIT_SECONDS = 60.0
+"""Between attempts while the chunks do not fit: the shard must be started with other settings."""
 """First and longest pause before a new attempt to attach."""
 
 HEARTBEAT_SECONDS = 1.0
@@ -228,11 +230,17 @@ class ShardLink:
                 if self._stopping.is_set():
                     return
                 self._complain(error)
-                self._wake.wait(pause)
-                pause = min(2 * pause, RETRY_SECONDS[1])
+                if isinstance(error, ChunkSizeError):
+                    self._stopping.wait(MISFIT_SECONDS)
+                else:
+                    self._wake.wait(pause)
+                    pause = min(2 * pause, RETRY_SECONDS[1])
 
     def _complain(self, error: Exception) -> None:
         """Log why there is no shard, once for each reason: attempts go on for ever."""
+        # What the shard raised comes wrapped, with the traceback of another process as its text.
+        cause = getattr(error, "cause", None)
+        error = cause if isinstance(cause, LmkvError) else error
         if str(error) != self._complaint:
             self._complaint = str(error)
             level = logging.ERROR if isinstance(error, LmkvError) else logging.WARNING

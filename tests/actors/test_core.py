@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from lmkv_ray.actors.core import Shard, default_capacity, open_arena
 from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.config import Settings, load_settings
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.hints import Hints
 from lmkv_ray.messages import Commit, Hello, Owner, Welcome, decode, decode_exchange, encode
 from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys
@@ -139,9 +140,24 @@ def test_an_engine_that_cannot_be_seen_is_refused(shard: LocalShard) -> None:
         FakeEngine(shard.call, owner=Owner(pid=1, start=12345))
 
 
-def test_a_chunk_that_does_not_fit_is_refused(shard: LocalShard) -> None:
-    with pytest.raises(ArenaError, match="Next step"):
-        FakeEngine(shard.call, nbytes=CAPACITY)
+def test_a_chunk_that_does_not_fit_is_refused_and_the_status_says_so(
+    shard: LocalShard, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(3):  # it asks again and again
+        with pytest.raises(ChunkSizeError, match=r"LMKV_CAPACITY to at least 48MiB"):
+            FakeEngine(shard.call, nbytes=3 << 20)
+    assert len(caplog.records) == 1, "said once"
+    (reason,) = shard.refusals.reasons(time.monotonic())
+    assert "served without cache" in reason
+    assert "48MiB" in reason
+    FakeEngine(shard.call, nbytes=CHUNK_BYTES).close()
+    assert not shard.refusals.reasons(time.monotonic()), "the same engine, with smaller chunks"
+
+
+def test_chunks_that_no_default_extent_holds_must_be_smaller(shard: LocalShard) -> None:
+    with pytest.raises(ChunkSizeError, match="make chunks smaller") as refused:
+        FakeEngine(shard.call, nbytes=257 << 20)
+    assert "LMKV_CAPACITY" not in str(refused.value)
 
 
 def test_a_full_dev_shm_makes_a_smaller_arena(

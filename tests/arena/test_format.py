@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +19,7 @@ from lmkv_ray.arena.format import (
     VERSION,
     Header,
 )
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ChunkSizeError
 
 GIB = 1 << 30
 
@@ -32,6 +34,21 @@ def test_areas_follow_each_other(capacity: int) -> None:
     assert g.slots <= MAX_SLOTS
     assert 0 <= capacity - g.extents * g.extent_bytes < g.extent_bytes
     assert g.extents >= 4
+
+
+@given(st.integers(MIN_CAPACITY, 64 * GIB), st.data())
+def test_the_capacity_that_is_named_is_enough(capacity: int, data: st.DataObject) -> None:
+    """Whatever fits no arena of one capacity fits one of the capacity that the refusal names."""
+    nbytes = data.draw(st.integers(1, 256 << 20))
+    try:
+        Geometry.of(capacity).slot_size(nbytes)
+    except ChunkSizeError as error:
+        (named,) = re.findall(r"at least (\d+)MiB", str(error))
+        assert Geometry.of(int(named) << 20).slot_size(nbytes) >= nbytes
+
+
+def test_a_chunk_of_2_9_mb_fits_64_mib() -> None:
+    assert len(Geometry.of(64 << 20).slots_of(0, Geometry.of(64 << 20).slot_size(2_900_000))) == 1
 
 
 @given(st.integers(MIN_CAPACITY, 64 * GIB), st.data())

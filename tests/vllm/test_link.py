@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lmkv_ray.arena import this_process
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Hello
 from lmkv_ray.vllm.device import DeviceWatch
@@ -248,6 +248,39 @@ def test_a_reason_for_having_no_shard_is_logged_once(caplog: pytest.LogCaptureFi
     assert link.slots.take() is None
     assert [r.levelname for r in caplog.records] == ["ERROR"]
     assert "Make it larger." in caplog.text
+
+
+class WrappedError(ChunkSizeError):
+    """As Ray hands over what an actor raised: of its type, with a traceback as its text."""
+
+    def __init__(self, cause: ChunkSizeError) -> None:
+        super().__init__(cause.what, next_step=cause.next_step)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return f"ray::hello() (pid={time.monotonic_ns()}) Traceback (most recent call last): ..."
+
+
+def test_chunks_that_do_not_fit_are_said_once_and_tried_seldom(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lmkv_ray.vllm.link.MISFIT_SECONDS", 0.02, raising=False)
+    attempts = []
+
+    def connect() -> LocalShard:
+        attempts.append(time.monotonic())
+        raise WrappedError(ChunkSizeError("A chunk does not fit.", next_step="Take 80MiB."))
+
+    with caplog.at_level(logging.WARNING):
+        link = ShardLink(connect, hello(), want_slots=8, period=0.01)
+        wait_for(lambda: len(attempts) >= 3)
+        monkeypatch.setattr("lmkv_ray.vllm.link.MISFIT_SECONDS", 60.0, raising=False)
+        before = time.monotonic()
+        link.stop()
+    assert time.monotonic() - before < 5, "a long pause does not keep an engine from ending"
+    (record,) = caplog.records
+    assert "Take 80MiB." in record.getMessage()
+    assert "Traceback" not in record.getMessage()
 
 
 def test_a_shard_is_told_of_the_device_and_told_again_after_its_restart(
