@@ -14,6 +14,8 @@ from pathlib import Path
 
 import msgspec
 
+from lmkv_ray.ownership import is_ours
+
 logger = logging.getLogger(__name__)
 
 MAX_REMEMBERED = 4096
@@ -38,7 +40,7 @@ class DigestMemory:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
-        self._usable = _is_ours(directory)
+        self._usable = _is_our_directory(directory)
         if not self._usable:
             logger.warning(
                 "lmkv_ray: %s is not a directory that only this user can write: digests of weights "
@@ -64,7 +66,7 @@ class DigestMemory:
         except OSError:
             return None
         try:
-            if not _is_private(os.fstat(fd)):
+            if not is_ours(os.fstat(fd)):
                 return None
             note = msgspec.json.decode(os.read(fd, MAX_NOTE_BYTES), type=_Note)
         except (OSError, msgspec.MsgspecError):
@@ -105,14 +107,10 @@ def _note(seen: os.stat_result, sha256: str) -> _Note:
     return _Note(seen.st_size, seen.st_mtime_ns, seen.st_ctime_ns, sha256)
 
 
-def _is_ours(directory: Path) -> bool:
+def _is_our_directory(directory: Path) -> bool:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and _is_private(found)
-
-
-def _is_private(found: os.stat_result) -> bool:
-    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
+    return stat.S_ISDIR(found.st_mode) and is_ours(found)

@@ -12,12 +12,13 @@ import pytest
 from msgspec import structs
 
 from lmkv_ray.actors.core import open_arena
-from lmkv_ray.actors.sources import PeerFinder
+from lmkv_ray.actors.sources import GivenFinder, PeerFinder
 from lmkv_ray.actors.staging import Staging
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Holding
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import MissReason, Stage, StageReply, decode
+from lmkv_ray.tenants import space_of, tenant_of
 from lmkv_ray.transports import Batch, ChunkReader, ObjectStoreTransport, PeerInfo, Transports
 from tests.actors.fakes import FakeEngine, make_keys
 from tests.actors.test_core import LocalShard
@@ -296,3 +297,28 @@ async def test_slots_that_engines_keep_are_not_waited_for(
     async with asyncio.timeout(5):
         reply = await staging.stage(request(here, KEYS, within=60))
     assert reply == StageReply(ready=0, reason=MissReason.FETCH_FAILED)
+
+
+async def test_what_is_staged_belongs_to_the_tenant_who_asked(
+    here: Node, nodes: dict[str, Node], peers: FakePeers
+) -> None:
+    """And what a node takes from another, to the tenant whose it is there."""
+    namespace = space_of(b"n" * 16)
+    alice, bob = namespace | tenant_of("alice"), namespace | tenant_of("bob")
+    engine = FakeEngine(here.shard.call, "salted", space=namespace)
+    staging = Staging(here.shard, [PeerFinder(peers, Transports([ObjectStoreTransport()]))])
+    nodes["a"].engine.save(KEYS)
+    stage = structs.replace(decode(engine.stage_message(KEYS[:3]), Stage), space=alice)
+    assert (await staging.stage(stage)).ready == 3
+    finder = GivenFinder(PeerFinder(peers, Transports([ObjectStoreTransport()])), "a")
+    size = here.shard.writer.geometry.slot_size(engine.nbytes)
+    assert await staging.take(bob, size, KEYS[3:5], 10, finder) == KEYS[3:5]
+    strange = structs.replace(stage, keys=KEYS[5], space=space_of(b"m" * 16) | 1)
+    assert (await staging.stage(strange)).ready == 1
+    chunks = here.shard.state.chunks
+    assert [chunks.space(key) for key in KEYS[:6]] == [alice] * 3 + [bob] * 2 + [namespace]
+    assert len(here.shard.state._leases.holders) <= 3, "tenants do not pile up as holders"
+    here.shard.clear(alice)
+    assert [key in chunks for key in KEYS[:6]] == [False] * 3 + [True] * 3
+    engine.close()
+    here.close()

@@ -503,3 +503,18 @@ def test_what_was_missing_is_asked_again_after_a_while() -> None:
     now[0] = 11.0
     assert recent.get(KEYS[0]) is None
     assert recent.get(KEYS[1]) is not None
+
+
+async def test_nothing_readable_is_in_the_store(tmp_path: Path) -> None:
+    key_file = secret(tmp_path / "key", "0123456789abcdef" * 4)
+    for key in (None, key_file):
+        store = f"{tmp_path}/store-{key is None}"
+        tier = await open_tier((f"file://{store}", {}, key))
+        assert await tier.store([chunk(KEYS[0])]) == [True]
+        [file] = list_files(Path(store))
+        plain = data_of(KEYS[0])[5000:5064].tobytes()
+        assert (plain in file.read_bytes()) == (key is None), "the test would see it"
+
+
+def list_files(path: Path) -> list[Path]:
+    return list(path.glob("chunks/*/*"))

@@ -12,6 +12,7 @@ import pytest
 from lmkv_ray.errors import TierError
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.format import Label, file_bytes
+from tests.tiers.harness import DiskHarness, some_keys, store
 
 LABEL = Label(bytes(range(16)), 5, 1000)
 
@@ -149,3 +150,16 @@ def test_what_others_may_have_written_in_it_is_not_believed(tmp_path: Path) -> N
         directory.scan("plain1", 0)
     assert (tmp_path / good).exists()
     directory.close()
+
+
+async def test_what_is_on_a_disk_is_for_this_user_only(disk: DiskHarness) -> None:
+    before = os.umask(0)
+    try:
+        tier = await disk.open()
+        assert all(await store(tier, some_keys(3)))
+        await tier.clear(99, 5)
+        await tier.close()
+    finally:
+        os.umask(before)
+    for path in (disk.path, *disk.path.rglob("*")):
+        assert path.stat().st_mode & 0o077 == 0, path
