@@ -1,4 +1,4 @@
-# make demo | test | test-gpu | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
+# make demo | test | test-vllm | test-gpu | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
 # after that nothing is installed unless pyproject.toml changed, and no network is needed.
 
 SHELL := /bin/sh
@@ -13,7 +13,11 @@ export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 
-.PHONY: demo test test-gpu test-faults soak bench bench-gpu lint
+# make test-vllm VERSION=0.29 (0.30, 0.31, 0.32) [SHORT=1] [RUNNER=2]
+VERSION ?= 0.29
+VLLM_VENV := $(if $(filter 0.32,$(VERSION)),.venv,.venv-vllm-$(VERSION))
+
+.PHONY: demo test test-vllm test-gpu test-faults soak bench bench-gpu lint
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -21,6 +25,13 @@ demo: $(INSTALLED)
 
 test: $(INSTALLED)
 	@$(RUN) pytest
+
+# The tests that run an engine, and the demo, with another version of vLLM; with SHORT=1 what must hold on each
+# version, without the demo; with RUNNER=2 the same on vLLM's Model Runner V2, in Triton's interpreter.
+test-vllm: $(VLLM_VENV)/installed
+	@$(if $(filter 2,$(RUNNER)),VLLM_USE_V2_MODEL_RUNNER=1 TRITON_INTERPRET=1) $(VLLM_VENV)/bin/python -m pytest \
+		-m $(if $(SHORT)$(RUNNER),each_vllm,vllm) tests/vllm
+	@$(if $(SHORT)$(RUNNER),true,$(VLLM_VENV)/bin/python -m serve_apps.demo --out build/vllm-$(VERSION))
 
 # What needs a GPU; skipped, and says why, where there is none.
 test-gpu: $(GPU_VENV)/installed
@@ -51,6 +62,9 @@ lint: $(INSTALLED)
 
 .venv-$(GPU)/installed: pyproject.toml requirements/install
 	@requirements/install .venv-$(GPU) $(GPU),demo
+
+.venv-vllm-%/installed: $(INSTALLED) requirements/install-vllm
+	@requirements/install-vllm $*
 
 $(INSTALLED): pyproject.toml requirements/demo-model.txt requirements/install
 	@requirements/install

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from tests import calls
+from tests.vllm import model_runner_v2
 
 ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
@@ -27,6 +28,9 @@ ENVIRONMENT = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_OFFLINE": "1",
 }
+
+if model_runner_v2.wanted():
+    model_runner_v2.give_triton_a_driver()
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ class Engine:
         from vllm import LLM
         from vllm.config import KVTransferConfig
 
+        if model_runner_v2.wanted():
+            model_runner_v2.schedule_asynchronously()
         if node_id is not None:
             _join(node_id)
         if connector is not None:

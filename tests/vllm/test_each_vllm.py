@@ -14,6 +14,7 @@ import pytest
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.messages import MissReason
 from lmkv_ray.vllm.scheduler import SchedulerHalf
+from tests.vllm import model_runner_v2
 from tests.vllm.conftest import (
     engine_on,
     own_hit_and_ours,
@@ -60,6 +61,16 @@ def cold(engine: Engine, shard: LocalShard, prompt: list[int], **asked: Any) -> 
     [answer] = engine.generate([prompt], **asked)
     assert answer.cached == 0
     return answer
+
+
+def test_the_model_runner_is_the_one_that_was_asked_for(engine: Engine) -> None:
+    """Of 2, the default on GPUs, which also schedules asynchronously (``model_runner_v2``)."""
+    core = engine.core()
+    runner = core.model_executor.driver_worker.worker.model_runner
+    kinds = {its.__module__.removeprefix("vllm.v1.worker.") for its in type(runner).__mro__}
+    assert ("gpu.model_runner" in kinds) == model_runner_v2.wanted(), kinds
+    assert core.vllm_config.scheduler_config.async_scheduling == model_runner_v2.wanted()
+    assert (core.batch_queue is not None) == model_runner_v2.wanted()
 
 
 def test_a_hit_is_vllms_own_hit_to_the_bit(engine: Engine, shard: LocalShard) -> None:
