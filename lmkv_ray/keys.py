@@ -94,6 +94,16 @@ def _short(text: str) -> str:
     return blake2b(text.encode(), digest_size=16).hexdigest()
 
 
+def within(namespace: bytes, part: bytes) -> bytes:
+    """16 bytes that are to keys of one part of a namespace what ``namespace`` is to all others.
+
+    Args:
+        namespace: a digest.
+        part: for instance the digest of a LoRA adapter; empty: no part.
+    """
+    return blake2b(part, digest_size=16, key=namespace).digest() if part else namespace
+
+
 def chunk_key(namespace: bytes, block_hash: bytes, group: int = 0) -> bytes:
     """The key of the chunk whose last block has ``block_hash`` in KV group ``group``."""
     return blake2b(

@@ -58,7 +58,7 @@ def checksums(tensor: torch.Tensor) -> torch.Tensor:
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64, device=tensor.device)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=2)
 def _factors(device: torch.device) -> torch.Tensor:
     import torch
 

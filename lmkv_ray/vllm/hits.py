@@ -29,7 +29,6 @@ from lmkv_ray.vllm.stats import LmkvStats
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
-    from vllm.v1.request import Request
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ class Loader:
 
     def prefetch(self, tracked: TrackedRequest, pool: BlockPool | None) -> None:
         """Begin to stage what a new request needs and neither the arena nor the device has."""
-        if not tracked.identity.known:
+        if not tracked.known:
             return
         reader, limit = self._link.readable, self._limit(tracked)
         if reader is None or not (self._link.peers or self._far) or limit <= 0:
@@ -107,7 +106,7 @@ class Loader:
             asked again: chunks, or answers, may still arrive from elsewhere.
         """
         tracked.claim = Claim(computed, computed)
-        if not tracked.identity.known:
+        if not tracked.known:
             return NOTHING_TO_LOAD
         reader, limit = self._link.readable, self._limit(tracked)
         if reader is None or limit <= computed or not self._far.usable:
@@ -146,7 +145,7 @@ class Loader:
         try:
             if claim is None or claim.end - claim.computed != tokens:
                 raise ValueError(f"{tokens} tokens are to be loaded, {claim} was answered")
-            orders = [_order(request, claim, found, tables) for found in claim.found]
+            orders = [_order(tracked, claim, found, tables) for found in claim.found]
         except Exception:
             logger.exception("lmkv_ray: a load was not ordered; its tokens are recomputed")
             begin, size = claim.computed if claim else 0, self._groups[0].block_tokens
@@ -262,7 +261,7 @@ class Loader:
 
 
 def _order(
-    request: Request, claim: Claim, found: FoundChunks, tables: Sequence[Sequence[int]]
+    tracked: TrackedRequest, claim: Claim, found: FoundChunks, tables: Sequence[Sequence[int]]
 ) -> LoadJob:
     group = found.group
     first, end = group.first_block(claim.computed, claim.end), claim.end // group.block_tokens
@@ -270,7 +269,7 @@ def _order(
     if len(blocks) != max(0, end - first):
         raise ValueError(f"group {group.number} has too few blocks for {claim.end} tokens")
     return LoadJob(
-        request_id=request.request_id,
+        request_id=tracked.request.request_id,
         arena_id=found.arena_id,
         group=group.number,
         first_chunk=found.first,
@@ -279,4 +278,5 @@ def _order(
         skip=max(0, first - found.first * group.blocks),
         blocks=blocks,
         place=found.place,
+        adapter=tracked.adapter_id,
     )

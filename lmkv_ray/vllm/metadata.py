@@ -65,6 +65,8 @@ class LoadJob:
     blocks: list[int]
     place: int = 0
     """Whose workers it is for."""
+    adapter: int = 0
+    """The LoRA adapter that it is about, if any."""
 
     @classmethod
     def lost(cls, request_id: str, blocks: list[int]) -> LoadJob:
@@ -86,6 +88,8 @@ class SaveJob:
     """``time.monotonic()`` of the worker's node, which must not begin to write after it."""
     place: int = 0
     """Whose workers it is for."""
+    adapter: int = 0
+    """The LoRA adapter that it is about, if any."""
 
 
 @dataclass(slots=True)
@@ -100,6 +104,8 @@ class StepMetadata(KVConnectorMetadata):
     """No tokens are computed in this step: the worker may wait a little for its loads."""
     check: int = 0
     """Not 0: say with this number which weights there are."""
+    adapters: dict[int, dict[int, int]] = field(default_factory=dict)
+    """Rank to adapter to the number of the load that the orders are for."""
 
 
 @dataclass(slots=True)
@@ -116,6 +122,8 @@ class WorkerReport(KVConnectorWorkerMetadata):
     """Weights may have changed: no order is carried out until they were checked."""
     weights: dict[int, tuple[int, str]] = field(default_factory=dict)
     """Rank to number and result of a check (see ``WeightsWatch.check``)."""
+    adapters: dict[int, dict[int, tuple[int, str]]] = field(default_factory=dict)
+    """Rank to all adapters that it has, if they are others than before (see ``AdapterWatch``)."""
 
     def aggregate(self, other: KVConnectorWorkerMetadata) -> KVConnectorWorkerMetadata:
         """Both workers' reports as one."""
@@ -127,6 +135,7 @@ class WorkerReport(KVConnectorWorkerMetadata):
             self.failed_loads[request_id] = min(token, self.failed_loads.get(request_id, token))
         self.suspicious |= other.suspicious
         self.weights |= other.weights
+        self.adapters |= other.adapters
         return self
 
 

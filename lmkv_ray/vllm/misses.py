@@ -60,7 +60,7 @@ class MissCounter:
         if tracked.request.skip_reading_prefix_cache:
             self._stats.add_missed(MissReason.NOT_READ, (chunks - begin) * size)
             return
-        if not tracked.identity.known:
+        if not tracked.known:
             self._stats.add_missed(MissReason.IDENTITY_PENDING, (chunks - begin) * size)
             return
         reader = self._places[0].link.readable

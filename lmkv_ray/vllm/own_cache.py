@@ -18,7 +18,7 @@ class OwnCache:
     def __init__(self) -> None:
         self._pool: BlockPool | None = None
         self._seen: object = None
-        self._stale: object = None
+        self._stale: dict[str, object] = {}
 
     def bind(self, pool: BlockPool) -> None:
         """Give access to vLLM's block pool."""
@@ -31,14 +31,15 @@ class OwnCache:
         self._seen = self._pool.cached_block_hash_to_block
         return True
 
-    def grow_stale(self) -> None:
-        """What it holds now is of an earlier age."""
+    def grow_stale(self, adapter: str = "") -> None:
+        """What it holds now is of an earlier age, or of what an adapter of this name was before."""
         if self._pool is not None and len(self._pool.cached_block_hash_to_block):
-            self._stale = self._pool.cached_block_hash_to_block
+            self._stale[adapter] = self._pool.cached_block_hash_to_block
 
-    @property
-    def stale(self) -> bool:
-        """Whether it holds anything of an earlier age."""
-        if self._pool is None or self._stale is not self._pool.cached_block_hash_to_block:
-            self._stale = None
-        return self._stale is not None
+    def stale(self, adapter: str = "") -> bool:
+        """Whether it holds anything of an earlier age, or of an earlier adapter of this name."""
+        if self._pool is None:
+            return False
+        now = self._pool.cached_block_hash_to_block
+        self._stale = {name: its for name, its in self._stale.items() if its is now}
+        return "" in self._stale or adapter in self._stale

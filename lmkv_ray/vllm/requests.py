@@ -11,7 +11,7 @@ import numpy.typing as npt
 from msgspec import structs
 
 from lmkv_ray.hints import Hints
-from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array
+from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array, within
 from lmkv_ray.tenants import tenant_of
 from lmkv_ray.vllm.groups import Bools, Group
 from lmkv_ray.vllm.identity import Identity
@@ -121,6 +121,8 @@ class TrackedRequest:
     """Of other nodes of the engine."""
     claim: Claim | None = None
     counted: bool = False
+    adapter: bytes | None = b""
+    """Digest of its LoRA adapter; empty: it has none; None: not known."""
     mixed: bool = False
     """Whether what it has computed belongs to no age of the engine's identity: it is not saved."""
     _keys: list[list[bytes]] = field(init=False)
@@ -137,18 +139,29 @@ class TrackedRequest:
         self.tickets, self.asked, self.claim = [], None, None
         self._keys = [[b""] * len(self.groups) for _ in range(self.identity.places)]
 
+    @property
+    def adapter_id(self) -> int:
+        """VLLM's number of its LoRA adapter; 0: it has none."""
+        lora = self.request.lora_request
+        return lora.lora_int_id if lora is not None else 0
+
+    @property
+    def known(self) -> bool:
+        """Whether its chunks may be looked up and saved now."""
+        return self.identity.known and self.adapter is not None
+
     def keys(self, group: Group, place: int = 0) -> KeyArray:
         """Keys of all whole chunks of known tokens, made as they become known.
 
-        There are none before the engine's identity is known.
+        There are none before the engine's identity and the request's adapter are known.
         """
-        if not self.identity.namespaces:
+        if not self.identity.namespaces or self.adapter is None:
             return key_array(b"")
         hashes, keys = self.request.block_hashes, self._keys[place][group.number]
         known = len(keys) // KEY_BYTES
         now = len(hashes) * group.hash_tokens // group.tokens
         if now > known:
-            namespace = self.identity.namespaces[place]
+            namespace = within(self.identity.namespaces[place], self.adapter)
             self._keys[place][group.number] = keys = keys + b"".join(
                 chunk_key(namespace, hashes[group.hash_index(i)], group.number)
                 for i in range(known, now)

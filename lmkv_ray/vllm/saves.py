@@ -49,6 +49,8 @@ class _Saving:
     chunk: int
     age: int
     """Of the engine's identity when its blocks were computed."""
+    adapter: bytes | None
+    """What they were computed with."""
     good: bool = True
 
 
@@ -112,7 +114,7 @@ class Saver:
             computed: tokens whose KV there will be after this step.
             tables: the request's blocks, per group.
         """
-        if tracked.mixed or not tracked.identity.known:
+        if tracked.mixed or not tracked.known:
             return
         if not self._settings.save_generated:
             computed = min(computed, tracked.request.num_prompt_tokens)
@@ -131,7 +133,7 @@ class Saver:
         ]
         computed = min(computed, *sizes)
         self.plan(tracked, computed, tables)
-        if tracked.mixed or not tracked.identity.known:
+        if tracked.mixed or not tracked.known:
             return
         for group in self._groups:
             if not self._lacks(tracked, group, computed // group.tokens):
@@ -210,11 +212,22 @@ class Saver:
         self._expected_by = self._clock() + REPORT_SECONDS
         job = next(self._job_ids)
         workers = len(place.shares)
-        age = tracked.identity.age
-        self._saving[job] = _Saving(key, group, granted, blocks, workers, tracked, chunk, age)
+        age, adapter = tracked.identity.age, tracked.adapter
+        self._saving[job] = _Saving(
+            key, group, granted, blocks, workers, tracked, chunk, age, adapter
+        )
         slot, arena_id, deadline = granted
         self._orders.append(
-            SaveJob(job, group.number, arena_id, slot, blocks, deadline, place.number)
+            SaveJob(
+                job,
+                group.number,
+                arena_id,
+                slot,
+                blocks,
+                deadline,
+                place.number,
+                tracked.adapter_id,
+            )
         )
         self._saving_keys.add(key)
 
@@ -232,7 +245,8 @@ class Saver:
         self.pool.free_blocks([self.pool.blocks[b] for b in reversed(saving.blocks)])
         place, number = self._place, saving.group.number
         slots, identity = place.links[number].slots, place.identity
-        if not identity.known or saving.age != identity.age:
+        same = saving.age == identity.age and saving.adapter == saving.tracked.adapter
+        if not (identity.known and same):
             slots.release(saving.slot)
         elif saving.good:
             hints = saving.tracked.hints(saving.group, saving.chunk, place.number)

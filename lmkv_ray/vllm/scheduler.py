@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
 from lmkv_ray.messages import MissReason
+from lmkv_ray.vllm.adapters import Adapters
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
 from lmkv_ray.vllm.generation import Generation
@@ -66,7 +67,9 @@ class SchedulerHalf:
         self._pace = Pace()
         self._device = device
         self._own = OwnCache()
-        self._generation = Generation(self._identity, sum(len(place.shares) for place in places))
+        workers = sum(len(place.shares) for place in places)
+        self._generation = Generation(self._identity, workers)
+        self._adapters = Adapters(workers)
         self._events = events
         job_ids = itertools.count()
         self._savers = [
@@ -100,7 +103,7 @@ class SchedulerHalf:
         if reads and not self._identity.known and self._generation.wanted():
             return None, False
         tracked = self._track(request)
-        tracked.mixed = computed > 0 and self._own.stale
+        tracked.mixed = computed > 0 and self._own.stale(_adapter_name(request))
         self._device.begin(tracked)
         return self._loader.match(tracked, computed)
 
@@ -129,6 +132,7 @@ class SchedulerHalf:
             saves=[order for saver in self._savers for order in saver.take_orders()],
             idle=output.total_num_scheduled_tokens == 0,
             check=self._generation.order(),
+            adapters=self._adapters.serials(),
         )
 
     @never_raises(None)
@@ -136,6 +140,10 @@ class SchedulerHalf:
         """Take in what the workers did."""
         if self._generation.take(report):
             self._mix()
+        if loaded := self._adapters.take(report):
+            for its in self._tracked.values():
+                if its.adapter_id in loaded:
+                    self._renew(its)
         self._adopt()
         for request_id, token in report.failed_loads.items():
             if tracked := self._tracked.get(request_id):
@@ -161,7 +169,7 @@ class SchedulerHalf:
     def keys_of(self, request: Request) -> list[str] | None:
         """Keys of the prompt's chunks as hex, if the request wants them."""
         tracked = self._tracked.get(request.request_id)
-        if tracked is None or not tracked.wishes.keys or not self._identity.known:
+        if tracked is None or not tracked.wishes.keys or not tracked.known:
             return None
         return [
             key.hex()
@@ -192,7 +200,7 @@ class SchedulerHalf:
         tables_of = self._tables.now(state)
         for request_id, tokens in output.num_scheduled_tokens.items():
             tracked = self._tracked.get(request_id)
-            if tracked is None or tracked.mixed or not self._identity.known:
+            if tracked is None or tracked.mixed or not tracked.known:
                 continue
             computed = tracked.request.num_computed_tokens + tokens
             if computed >= tracked.note_at:
@@ -233,6 +241,19 @@ class SchedulerHalf:
         names = " ".join(namespace.hex() for namespace in self._identity.namespaces)
         logger.info("lmkv_ray: age %d, namespace %s", self._identity.age, names)
 
+    def _renew(self, tracked: TrackedRequest) -> None:
+        """The adapter of a request was loaded, or let go of."""
+        before, after = tracked.adapter, self._adapters.digest(tracked.adapter_id)
+        if before == after:
+            return
+        on_top = tracked.claim is not None and tracked.claim.computed > 0
+        name = _adapter_name(tracked.request)
+        if after is not None and self._adapters.replaces(name, after):
+            self._own.grow_stale(name)
+        tracked.mixed |= before is not None or (on_top and self._own.stale(name))
+        tracked.start_over()
+        tracked.adapter = after
+
     def _mix(self) -> None:
         """What has been computed so far, and what is computed on top of it, is of no age."""
         self._own.grow_stale()
@@ -249,4 +270,12 @@ class SchedulerHalf:
             wishes = self._wishes.read(getattr(request, "kv_transfer_params", None))
             tracked = TrackedRequest(request, self._identity, self._groups, wishes)
             self._tracked[request.request_id] = tracked
+            if tracked.adapter_id:
+                tracked.adapter = None
+                self._renew(tracked)
         return tracked
+
+
+def _adapter_name(request: Request) -> str:
+    lora = request.lora_request
+    return lora.lora_name if lora is not None else ""

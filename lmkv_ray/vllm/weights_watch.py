@@ -134,18 +134,24 @@ def _some(tensor: torch.Tensor) -> torch.Tensor:
     return tensor[:: max(1, len(tensor) // SAMPLES)][:SAMPLES]
 
 
-def models_of_caller() -> list[torch.nn.Module]:
-    """The model and the draft of the model runner that is calling this, however indirectly.
+def models_of(runner: Any) -> list[torch.nn.Module]:
+    """The model, and the draft if there is one, of a model runner; none of None."""
+    if runner is None:
+        return []
+    drafters = [getattr(runner, name, None) for name in ("drafter", "speculator")]
+    drafts = [getattr(drafter, "model", None) for drafter in drafters]
+    return [runner.get_model(), *(draft for draft in drafts if draft is not None)]
 
-    A connector is handed no model, but is made by the runner that has it.
+
+def runner_of_caller() -> Any:
+    """The model runner that is calling this, however indirectly, or None.
+
+    A connector is handed no model, but its pages by the runner that has it.
     """
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         runner = frame.f_locals.get("self")
-        if callable(get_model := getattr(runner, "get_model", None)):
-            found = [get_model()]
-            drafters = [getattr(runner, name, None) for name in ("drafter", "speculator")]
-            drafts = [getattr(drafter, "model", None) for drafter in drafters]
-            return [*found, *(draft for draft in drafts if draft is not None)]
+        if callable(getattr(runner, "get_model", None)):
+            return runner
         frame = frame.f_back
-    return []
+    return None

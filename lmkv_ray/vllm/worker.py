@@ -22,6 +22,7 @@ from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.transfer import Ended, Load, Save
 from lmkv_ray.transports import host_id
+from lmkv_ray.vllm.adapters_watch import AdapterWatch
 from lmkv_ray.vllm.groups import Group
 from lmkv_ray.vllm.guard import never_raises
 from lmkv_ray.vllm.metadata import (
@@ -38,7 +39,7 @@ from lmkv_ray.vllm.metadata import (
 from lmkv_ray.vllm.packing import packing_of, this_platform
 from lmkv_ray.vllm.pages import Pages, open_pages
 from lmkv_ray.vllm.stats import LmkvStats
-from lmkv_ray.vllm.weights_watch import WeightsWatch, models_of_caller
+from lmkv_ray.vllm.weights_watch import WeightsWatch, models_of, runner_of_caller
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -95,6 +96,7 @@ class WorkerHalf:
         self._expected: ArenaReader | None = None
         self._settings = settings
         self._watch = WeightsWatch(())
+        self._adapters = AdapterWatch(None)
         self._looked: StepMetadata | None = None
         self._looked_at = 0.0
         self._suspicious = False
@@ -149,7 +151,9 @@ class WorkerHalf:
 
     @never_raises(None)
     def _watch_weights(self) -> None:
-        if not (models := models_of_caller()):
+        runner = runner_of_caller()
+        self._adapters = AdapterWatch(runner)
+        if not (models := models_of(runner)):
             logger.warning(
                 "lmkv_ray: the model was not found in vLLM's worker: whenever vLLM's prefix cache "
                 "is reset, this engine starts with an empty cache."
@@ -176,7 +180,7 @@ class WorkerHalf:
                 continue  # no layer of this group is here
             slots, generations = np.array(job.slots, np.int64), np.array(job.generations, np.uint64)
             blocks = np.array(job.blocks, np.int64)
-            arena_id = NO_ARENA if self._suspicious else job.arena_id
+            arena_id = NO_ARENA if self._refuses(job, step) else job.arena_id
             load = Load(arena_id, slots, generations, blocks, job.skip, number)
             loads.append(load)
             self._jobs[load] = job
@@ -244,7 +248,7 @@ class WorkerHalf:
             if job.place != self._place:
                 continue
             number = pages.numbers.get(job.group)
-            if self._suspicious:
+            if self._refuses(job, step):
                 self._report.unsaved[job.job_id] = 1
                 continue
             if number is None or (job.slot - self._share.turn) % self._share.turns:
@@ -269,6 +273,7 @@ class WorkerHalf:
         if step is self._looked:
             return
         self._looked = step
+        self._look_at_adapters()
         now = time.monotonic()
         rested, self._looked_at = now > self._looked_at + REST_SECONDS, now
         if step.check:
@@ -278,6 +283,19 @@ class WorkerHalf:
             samples = rested or self._config.device_config.device_type == "cpu"
             self._suspicious = self._is_suspicious(samples)
         self._report.suspicious |= self._suspicious and bool(step.loads or step.saves)
+
+    @never_raises(None)
+    def _look_at_adapters(self) -> None:
+        if self._adapters.look():
+            self._report.adapters[self._rank] = dict(self._adapters.table)
+
+    def _refuses(self, job: LoadJob | SaveJob, step: StepMetadata) -> bool:
+        """Whether an order is for other weights, or another adapter, than there are."""
+        if self._suspicious or not job.adapter:
+            return self._suspicious
+        loaded = self._adapters.table.get(job.adapter)
+        meant = step.adapters.get(self._rank, {}).get(job.adapter)
+        return loaded is None or loaded[0] != meant
 
     def _check(self) -> str:
         try:

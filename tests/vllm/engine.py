@@ -101,9 +101,20 @@ class Engine:
             self._llm.collective_rpc(_take_in)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_tokens: int = 4, **sampling: Any
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int = 4,
+        lora: Any = None,
+        **sampling: Any,
     ) -> list[Answer]:
-        """Greedy answers; with ``prompt_logprobs=1`` or whatever else vLLM is to be asked."""
+        """Greedy answers; with ``prompt_logprobs=1`` or whatever else vLLM is to be asked.
+
+        Args:
+            prompts: in tokens.
+            max_tokens: of an answer.
+            lora: vLLM's LoRARequest, if an adapter is to be used.
+            sampling: more parameters.
+        """
         from vllm import SamplingParams
 
         outputs = self._llm.generate(
@@ -117,6 +128,7 @@ class Engine:
                 **sampling,
             ),
             use_tqdm=False,
+            lora_request=lora,
         )
         self.drain()
         return [

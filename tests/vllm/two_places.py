@@ -242,6 +242,7 @@ def prompt(name: str, text: int, blocks: int) -> Any:
         num_tokens=tokens,
         num_prompt_tokens=tokens,
         skip_reading_prefix_cache=False,
+        lora_request=None,
         num_computed_tokens=0,
         num_in_flight_tokens=0,
         kv_transfer_params=None,
