@@ -67,6 +67,9 @@ def status(address: Address = None) -> None:
     for node_id in cache.silent:
         table.add_row(node_id[:12], "", "", "", "", "does not answer")
     Console().print(table)
+    for node in cache.nodes:
+        if node.taken:
+            Console().print(f"node {node.node_id[:12]} {node.taken}")
     for part in cache.directory:
         behind = f"; waits for all of {part.unsynced} nodes" if part.unsynced else ""
         Console().print(

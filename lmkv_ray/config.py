@@ -39,7 +39,8 @@ class Settings(BaseSettings):
         None,
         ge=4 << 20,
         description="Memory of one node's arena, for instance 64GiB. "
-        "Default: a fifth of the machine's memory, at most half of what arena_dir has free.",
+        "Default: a fifth of the memory of machine, container and Ray, at most half of what "
+        "arena_dir has free beside Ray's object store; the shard says at start what it took.",
     )
     arena_dir: Path = Field(
         Path("/dev/shm"),

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,6 +13,8 @@ import msgspec
 import numpy as np
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter, is_alive, this_process
+from lmkv_ray.arena.capacity import capacity_for
+from lmkv_ray.arena.machine import machine_limits
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.keys import key_array, key_list
@@ -275,8 +275,24 @@ class Shard:
         return lost
 
 
-def open_arena(settings: Settings, name: str, *, restarted: bool) -> ArenaWriter:
+def open_arena(
+    settings: Settings,
+    name: str,
+    *,
+    restarted: bool,
+    ray: int | None = None,
+    object_store: int = 0,
+    say: Callable[[str], None] = logger.info,
+) -> ArenaWriter:
     """The predecessor's arena if an engine still maps it, else a new one. Blocks.
+
+    Args:
+        settings: of this node.
+        name: of the arena.
+        restarted: the predecessor may still be ending.
+        ray: memory that Ray counts on this node, in bytes.
+        object_store: what Ray's object store may take of /dev/shm, in bytes.
+        say: is told once what was taken, and why.
 
     Raises:
         ArenaError: there is none and none can be made.
@@ -287,28 +303,16 @@ def open_arena(settings: Settings, name: str, *, restarted: bool) -> ArenaWriter
     while True:
         writer = ArenaWriter.find_and_adopt(name, wanted, directory=directory)
         if writer is not None:
+            say(f"keeps the {writer.geometry.capacity >> 20} MiB of the shard before it")
             return writer
         if time.monotonic() >= give_up:
             break
         time.sleep(0.1)
-    return ArenaWriter.create(name, wanted or default_capacity(settings), directory=directory)
-
-
-def default_capacity(settings: Settings) -> int:
-    """A fifth of the machine's memory, at most half of what the arena's directory has free.
-
-    Raises:
-        ArenaError: there is no such directory.
-    """
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        free = shutil.disk_usage(settings.arena_dir).free
-    except OSError as error:
-        raise ArenaError(
-            f"The arena directory {settings.arena_dir} cannot be used: {error.strerror}.",
-            next_step="set LMKV_ARENA_DIR to a directory on a tmpfs, normally /dev/shm.",
-        ) from error
-    return min(memory // 5, free // 2)
+    limits = machine_limits(directory, ray=ray, object_store=object_store)
+    capacity = capacity_for(limits, wanted)
+    writer = ArenaWriter.create(name, capacity.nbytes, directory=directory)
+    say(capacity.why)
+    return writer
 
 
 def _slots(slots: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

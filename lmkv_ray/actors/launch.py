@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import ray
@@ -42,6 +43,18 @@ def leaving_nodes() -> dict[str, float]:
         return {}
     now = time.time()
     return {node_id: ends / 1000 - now if ends > 0 else math.inf for node_id, ends in nodes.items()}
+
+
+def memory_of_node(node_id: str) -> tuple[int | None, int]:
+    """Bytes of memory that Ray counts on a node, object store included; and of its object store."""
+    listed: Callable[[], list[dict[str, Any]]] = ray.nodes
+    for node in listed():
+        if node["NodeID"] == node_id:
+            resources = node["Resources"]
+            store = int(resources.get("object_store_memory", 0))
+            memory = int(resources.get("memory", 0))
+            return memory + store if memory else None, store
+    return None, 0
 
 
 def kill(name: str, namespace: str) -> None:

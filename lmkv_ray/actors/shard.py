@@ -16,7 +16,7 @@ from lmkv_ray.actors.clearing import Clearing
 from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.handover import Handover
-from lmkv_ray.actors.launch import Handle, start
+from lmkv_ray.actors.launch import Handle, memory_of_node, start
 from lmkv_ray.actors.loops import forever
 from lmkv_ray.actors.names import arena_name, shard_name
 from lmkv_ray.actors.operations import Operations
@@ -87,10 +87,20 @@ class ShardActor:
         self._directory = Directory(settings.ray_namespace, settings.directory_shards)
         self._peers = RayPeers(settings.ray_namespace, node_id, self._directory)
         self._failure: LmkvError | None = None
+        self._taken = ""
         try:
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
             name = arena_name(settings.ray_namespace, node_id)
-            writer = await asyncio.to_thread(open_arena, settings, name, restarted=restarted)
+            memory, store = await asyncio.to_thread(memory_of_node, node_id)
+            writer = await asyncio.to_thread(
+                open_arena,
+                settings,
+                name,
+                restarted=restarted,
+                ray=memory,
+                object_store=store,
+                say=self._took,
+            )
             self._shard = Shard(writer, settings, node_id)
             self._tiers, self._refused = await open_tiers(settings)
             known = all_transports(writer, Helper(writer))
@@ -278,9 +288,14 @@ class ShardActor:
                 counters=self._shard.counters() | asdict(self._staging.counters),
                 tiers=[*(tier.status() for tier in self._tiers), *self._refused],
                 draining=self._telling.draining,
+                taken=self._taken,
                 refusals=self._shard.refusals.reasons(time.monotonic()),
             )
         )
+
+    def _took(self, why: str) -> None:
+        self._taken = why
+        logger.info("lmkv_ray: the shard of node %s %s", self._node_id, why)
 
     @property
     def _working(self) -> Shard:

@@ -98,6 +98,8 @@ class ShardStatus(Message, frozen=True):
     """Whether the node is about to leave."""
     problem: str | None = None
     """Why the shard does not work, and what to do."""
+    taken: str = ""
+    """What memory the shard took, and why."""
     refusals: list[str] = msgspec.field(default_factory=list)
     """Why engines of this node are served without cache, and what to do."""
 

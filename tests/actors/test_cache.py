@@ -213,6 +213,7 @@ def test_stop_leaves_nothing(cluster: Cluster) -> None:
     assert all(other.shard == cache.shard for other in caches)
     eventually(lambda: len(cache.status().nodes) == 2)
     pids = [node.pid for node in cache.status().nodes]
+    assert all("16 MiB of /dev/shm: LMKV_CAP" in node.taken for node in cache.status().nodes)
     cache.stop()
     assert actor_names("lmkv-stop") == []
     with pytest.raises(ConnectError, match="connect again"):

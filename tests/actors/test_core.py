@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lmkv_ray.actors.core import Shard, default_capacity, open_arena
+from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.arena.capacity import MachineLimits
 from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ChunkSizeError
@@ -200,6 +201,20 @@ def test_without_shared_memory_the_error_names_the_next_step(tmp_path: Path) -> 
             open_arena(settings, "n", restarted=False)
 
 
-def test_the_default_capacity_leaves_room() -> None:
-    assert 0 < default_capacity(load_settings()) < 1 << 50
-    assert CHUNK_BYTES < CAPACITY
+def test_an_arena_is_made_within_the_limits_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A container of 45 MiB on a large machine; what was taken is said, with the reason."""
+    monkeypatch.setattr(
+        "lmkv_ray.actors.core.machine_limits",
+        lambda directory, **_: MachineLimits(directory, 1 << 40, 1 << 40, container=45 << 20),
+    )
+    said: list[str] = []
+    writer = open_arena(load_settings(), "testlimits", restarted=False, say=said.append)
+    assert writer.geometry.capacity == 9 << 20
+    heir = open_arena(load_settings(), "testlimits2", restarted=False, say=said.append)
+    writer.close()
+    heir.close()
+    assert [s.split(":")[0] for s in said] == ["takes 9 MiB of /dev/shm"] * 2
+    assert "container" in said[0]
+    wish = load_settings({"capacity": "64MiB"})
+    with pytest.raises(ArenaError, match="64 MiB, but the memory limit of this container"):
+        open_arena(wish, "testlimits", restarted=False)
