@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import time
 
 import ray
 
 from lmkv_ray.actors.cache import Cache, wait_for
+from lmkv_ray.actors.cluster import join
 from lmkv_ray.actors.directory import start_directory
 from lmkv_ray.actors.launch import find
 from lmkv_ray.actors.names import DIRECTORY, shard_name
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ConnectError
-
-PROBE_SECONDS = 3.0
 
 _KEEPS = "a cache keeps the settings it was started with"
 
@@ -40,7 +37,7 @@ def connect(
         ArenaError: this node has no usable shared memory.
     """
     settings = settings or load_settings()
-    _attach_to_ray(address or settings.ray_address or os.environ.get("RAY_ADDRESS"), start)
+    join(address or settings.ray_address, start=start)
     node_id = ray.get_runtime_context().get_node_id()
     namespace = settings.ray_namespace
     deadline = time.monotonic() + settings.connect_seconds
@@ -60,37 +57,3 @@ def connect(
             error.what, next_step=f"{error.next_step} Then run 'lmkv stop': {_KEEPS}."
         ) from None
     return Cache(settings, node_id, shard, directory)
-
-
-def _attach_to_ray(address: str | None, start: bool) -> None:
-    if ray.is_initialized():
-        return
-    nobody = ConnectError(
-        f"No Ray cluster answers {f'at {address}' if address else 'on this machine'}.",
-        next_step="start one with 'ray start --head' or 'ray up', or correct the address.",
-    )
-    if address is not None and not _listens(address):
-        raise nobody
-    try:
-        ray.init(address=address or "auto", configure_logging=False, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is not None or not start:
-            raise nobody from error
-        ray.init(configure_logging=False, log_to_driver=False, include_dashboard=False)
-
-
-def _listens(address: str) -> bool:
-    """Whether there is somebody at all; Ray itself would try for two minutes and then exit."""
-    if "://" in address:
-        raise ConnectError(
-            f"{address} is for Ray Client, which cannot share memory with a node.",
-            next_step="run on a node of the cluster, with its address or with 'auto'.",
-        )
-    host, colon, port = address.rpartition(":")
-    if not colon:
-        return True  # auto, local
-    try:
-        with socket.create_connection((host, int(port)), timeout=PROBE_SECONDS):
-            return True
-    except (OSError, ValueError):
-        return False

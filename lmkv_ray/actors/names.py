@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from hashlib import blake2b
-
 DIRECTORY = "lmkv-directory"
 _SHARD = "lmkv-shard-"
 
@@ -26,13 +24,3 @@ def is_directory(name: str) -> bool:
 def is_ours(name: str) -> bool:
     """Whether an actor of this name belongs to a cache."""
     return is_directory(name) or name.startswith(_SHARD)
-
-
-def arena_name(ray_namespace: str, node_id: str) -> str:
-    """What successors of a shard find its arena by; no two caches on one host share it."""
-    return f"{arena_family(ray_namespace)}.{node_id}"
-
-
-def arena_family(ray_namespace: str) -> str:
-    """What the names of all arenas of a cache begin with, up to a dot."""
-    return blake2b(ray_namespace.encode(), digest_size=4).hexdigest()

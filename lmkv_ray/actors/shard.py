@@ -18,7 +18,7 @@ from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.handover import Handover
 from lmkv_ray.actors.launch import Handle, memory_of_node, start
 from lmkv_ray.actors.loops import forever
-from lmkv_ray.actors.names import arena_name, shard_name
+from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.operations import Operations
 from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
@@ -37,6 +37,7 @@ from lmkv_ray.actors.wire import (
     Take,
     Taken,
 )
+from lmkv_ray.arena.names import arena_name
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.keys import key_array, key_list

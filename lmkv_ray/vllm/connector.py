@@ -26,6 +26,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 )
 
 from lmkv_ray.config import load_settings
+from lmkv_ray.courier import Courier
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.vllm.content import ContentThread
 from lmkv_ray.vllm.device import DeviceWatch
@@ -35,7 +36,6 @@ from lmkv_ray.vllm.link import ShardClient, ShardLink
 from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
 from lmkv_ray.vllm.namespace import chunk_tokens
 from lmkv_ray.vllm.scheduler import SchedulerHalf
-from lmkv_ray.vllm.shard_client import RayShardClient
 from lmkv_ray.vllm.startup import open_places
 from lmkv_ray.vllm.stats import LmkvPromMetrics, LmkvStats
 from lmkv_ray.vllm.support import check_engine, kv_replicas
@@ -79,6 +79,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
         self._links: tuple[ShardLink, ...] = ()
+        self._courier = Courier(self._settings)
         self._content: ContentThread | None = None
         self._pool: BlockPool | None = None
         self._worker: WorkerHalf | None = None
@@ -106,6 +107,9 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         """End threads and mappings."""
         if self._content is not None:
             self._content.stop()
+        for link in self._links:
+            link.end()
+        self._courier.close()
         for link in self._links:
             link.stop()
         if self._worker is not None:
@@ -285,7 +289,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def _find_shard(self, host: str | None) -> ShardClient:
         # Once attached, a cache that is gone was stopped by somebody: do not start it again.
         first = all(link.attachment is None for link in self._links)
-        return RayShardClient(self._settings, start=first, host=host)
+        return self._courier.shard(start=first, host=host)
 
     @property
     def _link(self) -> ShardLink:

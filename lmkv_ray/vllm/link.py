@@ -185,10 +185,14 @@ class ShardLink:
         arena = self.attachment
         return None if arena is None else arena.reader
 
-    def stop(self) -> None:
-        """End the thread; the shard notices the engine's end by itself."""
+    def end(self) -> None:
+        """Let the thread end; ``stop`` waits for it."""
         self._stopping.set()
         self._wake.set()
+
+    def stop(self) -> None:
+        """End the thread; the shard notices the engine's end by itself."""
+        self.end()
         if self._thread is not None:
             self._thread.join(timeout=2 * RPC_SECONDS)
         attached, self.attachment = self.attachment, None

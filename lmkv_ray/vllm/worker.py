@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from lmkv_ray.actors.names import arena_family
 from lmkv_ray.arena import ArenaReader, find_arena, this_process
+from lmkv_ray.arena.names import arena_family
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.transfer import Ended, Load, Save

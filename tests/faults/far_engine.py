@@ -7,10 +7,10 @@ from typing import Any
 
 from lmkv_ray.arena import ArenaReader, this_process
 from lmkv_ray.config import load_settings
+from lmkv_ray.courier import Courier
 from lmkv_ray.messages import Hello, Owner, StageReply
 from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.link import ShardLink
-from lmkv_ray.vllm.shard_client import RayShardClient
 from tests.faults.standin import SPACE, document
 
 WAIT_SECONDS = 60.0
@@ -56,8 +56,9 @@ class FarLink:
         hello = Hello(
             engine_id="far", owner=owner, space=SPACE, model="far", slot_bytes=chunk_bytes, held=[]
         )
+        self._courier = Courier(made)
         self._link = ShardLink(
-            lambda: RayShardClient(made, start=True, host=host),
+            lambda: self._courier.shard(start=True, host=host),
             hello,
             want_slots=16,
             period=0.02,
@@ -89,6 +90,8 @@ class FarLink:
 
     def close(self) -> None:
         """End the link."""
+        self._link.end()
+        self._courier.close()
         self._link.stop()
 
     def _wait(self, condition: Any) -> None:

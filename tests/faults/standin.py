@@ -26,11 +26,11 @@ from lmkv_ray.actors import CacheStatus, connect
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.arena import this_process
 from lmkv_ray.config import load_settings
+from lmkv_ray.courier import Courier
 from lmkv_ray.directory import Holding
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Delta, Hello, MissReason, encode
 from lmkv_ray.vllm.link import ShardLink, StageTicket
-from lmkv_ray.vllm.shard_client import RayShardClient
 
 SPACE = 7
 WANT_SLOTS = 64
@@ -71,6 +71,7 @@ class StandIn:
 
     def __init__(self, settings: dict[str, Any], chunk_bytes: int) -> None:
         self._settings = load_settings(settings)
+        self._courier = Courier(self._settings)
         self._nbytes = chunk_bytes
         self._stop_in = ""
         self._pool = np.random.default_rng(1).integers(0, 256, 2 * chunk_bytes, np.uint8)
@@ -83,7 +84,7 @@ class StandIn:
             held=[],
         )
         self._link = ShardLink(
-            lambda: RayShardClient(self._settings, start=True),
+            lambda: self._courier.shard(start=True),
             hello,
             want_slots=WANT_SLOTS,
             period=0.02,
@@ -181,7 +182,7 @@ class StandIn:
 
     def node_id(self) -> str:
         """Ray's name of this node."""
-        return str(ray.get_runtime_context().get_node_id())
+        return connect(settings=self._settings, start=False).node_id
 
     def usage(self) -> Usage:
         """What this process holds."""
@@ -196,9 +197,12 @@ class StandIn:
 
     def close(self) -> None:
         """End the link."""
+        self._link.end()
+        self._courier.close()
         self._link.stop()
 
     def _directory(self) -> Any:
+        connect(settings=self._settings, start=False)
         return ray.get_actor(directory_name(0), self._settings.ray_namespace)
 
     def _stage(self, keys: list[bytes]) -> StageTicket | None:

@@ -17,17 +17,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.arena import ArenaReader
+from lmkv_ray.framing import Incoming, framed
 from lmkv_ray.transports.nixl.process import Process
 from lmkv_ray.transports.nixl.transfers import Transfers, descriptors
 from lmkv_ray.transports.nixl.wire import (
     Failed,
-    Incoming,
     Meet,
     Read,
     Registered,
     Result,
     Tables,
-    framed,
 )
 from tests.transports.harness import CHUNK, Here
 

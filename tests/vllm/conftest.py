@@ -61,14 +61,28 @@ class Connects(Protocol):
     """One shard, or those of several nodes."""
 
     def connect(self, settings: Settings, *, start: bool, host: str | None = None) -> LocalShard:
-        """In place of ``RayShardClient``."""
+        """The shard of this node, or of another host."""
+
+
+class LocalCourier:
+    """In place of ``Courier``: shards of this process."""
+
+    def __init__(self, shards: Connects, settings: Settings) -> None:
+        self._shards = shards
+        self._settings = settings
+
+    def shard(self, *, start: bool, host: str | None = None) -> LocalShard:
+        return self._shards.connect(self._settings, start=start, host=host)
+
+    def close(self) -> None:
+        pass
 
 
 @contextmanager
 def engine_on(shard: Connects, model: str, **options: Any) -> Iterator[Engine]:
     """An engine in this process, attached to one or more shards in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lmkv_ray.vllm.connector.RayShardClient", shard.connect)
+        patch.setattr("lmkv_ray.vllm.connector.Courier", lambda made: LocalCourier(shard, made))
         engine = Engine(model, **({"connector": {}} | options))
         try:
             engine.wait_attached()

@@ -339,17 +339,10 @@ def _take_in(worker: Any) -> None:
 
 def _join(node_id: str) -> None:
     """A driver joins the first raylet of its machine; a test cluster has several."""
-    from lmkv_ray.actors.launch import find
-    from lmkv_ray.actors.names import shard_name
-    from lmkv_ray.vllm import connector
-    from lmkv_ray.vllm.shard_client import RayShardClient
+    from lmkv_ray.courier import client
 
-    class Client(RayShardClient):
-        def __init__(self, settings: Any, *, start: bool, host: str | None = None) -> None:
-            super().__init__(settings, start=start)
-            self._shard = find(shard_name(node_id), settings.ray_namespace)
-
-    connector.RayShardClient = Client  # type: ignore[attr-defined]
+    os.environ["TEST_NODE_ID"] = node_id
+    client.PROGRAM = "tests.vllm.courier_of_node"
 
 
 def _wait_for(condition: Callable[[], object], seconds: float = 60) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from lmkv_ray.actors.names import arena_name
 from lmkv_ray.arena import ArenaReader, ArenaWriter
+from lmkv_ray.arena.names import arena_name
 from lmkv_ray.transfer import DeviceEngine
 from lmkv_ray.transfer.host_device import HostDevice
 from lmkv_ray.vllm.metadata import ArenaRef, Share, StepMetadata

@@ -7,14 +7,12 @@ import contextlib
 import importlib.util
 import math
 import os
-import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import cast
 
 from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.child import start_child
+from lmkv_ray.framing import Incoming, framed
 from lmkv_ray.transports.base import all_ended, to_the_end
 from lmkv_ray.transports.nixl.wire import (
     AT_ONCE,
@@ -22,12 +20,10 @@ from lmkv_ray.transports.nixl.wire import (
     Answer,
     Command,
     Failed,
-    Incoming,
     Ready,
     Request,
     Result,
     Serve,
-    framed,
 )
 
 START_SECONDS = 20.0
@@ -193,19 +189,8 @@ class _Life(asyncio.Protocol):
         self._answers = Incoming(Answer)
         self._link: asyncio.WriteTransport | None = None
         self._ending: asyncio.Task[None] | None = None
-        ours, theirs = socket.socketpair()
-        command = [
-            sys.executable, "-m", PROGRAM,
-            arena.path, str(arena.arena_id), str(os.getpid()), str(theirs.fileno()),
-        ]  # fmt: skip
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        with contextlib.ExitStack() as failing, theirs:
-            failing.callback(ours.close)
-            self._process = subprocess.Popen(
-                command, pass_fds=[theirs.fileno()], env=os.environ | {"PYTHONPATH": path},
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-            failing.pop_all()
+        arguments = [arena.path, str(arena.arena_id), str(os.getpid())]
+        self._process, ours = start_child(PROGRAM, arguments)
         ours.setblocking(False)
         self._linking = asyncio.ensure_future(loop.create_unix_connection(lambda: self, sock=ours))
         self._hurry = loop.call_later(START_SECONDS, self._process.kill)

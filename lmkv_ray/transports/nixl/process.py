@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from lmkv_ray.arena import ArenaReader, DistantArena, Geometry
+from lmkv_ray.framing import Incoming, send
 from lmkv_ray.transports.nixl.bringing import Bringing, Scratch
 from lmkv_ray.transports.nixl.reading import Reading, Say
 from lmkv_ray.transports.nixl.regions import Regions
@@ -35,7 +36,6 @@ from lmkv_ray.transports.nixl.wire import (
     Answer,
     Bring,
     Failed,
-    Incoming,
     Meet,
     Met,
     Read,
@@ -46,7 +46,6 @@ from lmkv_ray.transports.nixl.wire import (
     Result,
     Serve,
     Tables,
-    send,
 )
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-import socket
-import struct
-from collections.abc import Iterator
-from typing import Generic, TypeVar
-
-import msgspec
-
-from lmkv_ray.messages import Message, encode
+from lmkv_ray.messages import Message
 
 PACKAGES = ("nixl_cu13", "nixl_cu12", "nixl_rocm")
 """Wheels of NIXL. The package ``nixl`` chooses among them by importing torch, which we need not."""
@@ -137,45 +130,3 @@ class Answer(Message, frozen=True):
 
     number: int
     result: Result
-
-
-_LENGTH = struct.Struct("<I")
-M = TypeVar("M", bound=Message)
-
-
-def framed(message: Message) -> bytes:
-    """A message as it is sent."""
-    body = encode(message)
-    return _LENGTH.pack(len(body)) + body
-
-
-def send(link: socket.socket, message: Message) -> None:
-    """Send a message. Blocks while the other side does not read.
-
-    Raises:
-        OSError: the other side is gone.
-    """
-    link.sendall(framed(message))
-
-
-class Incoming(Generic[M]):
-    """Makes messages of what arrives, in whatever pieces.
-
-    Args:
-        kind: of the messages.
-    """
-
-    def __init__(self, kind: type[M]) -> None:
-        self._decoder = msgspec.msgpack.Decoder(kind)
-        self._data = bytearray()
-
-    def feed(self, data: bytes) -> Iterator[M]:
-        """The messages that are complete with this piece."""
-        self._data += data
-        while len(self._data) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
-            if len(self._data) < end:
-                return
-            message = self._decoder.decode(self._data[_LENGTH.size : end])
-            del self._data[:end]
-            yield message
