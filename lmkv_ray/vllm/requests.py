@@ -16,6 +16,7 @@ from lmkv_ray.tenants import tenant_of
 from lmkv_ray.vllm.groups import Bools, Group
 from lmkv_ray.vllm.identity import Identity
 from lmkv_ray.vllm.link import StageTicket
+from lmkv_ray.vllm.unnamed import UnnamedRequest
 from lmkv_ray.vllm.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
@@ -127,8 +128,10 @@ class TrackedRequest:
     """Whether what it has computed belongs to no age of the engine's identity: it is not saved."""
     _keys: list[list[bytes]] = field(init=False)
     _tenant: int = field(init=False)
+    _unnamed: UnnamedRequest = field(init=False)
 
     def __post_init__(self) -> None:
+        self._unnamed = UnnamedRequest(self.request)
         self._tenant = tenant_of(getattr(self.request, "cache_salt", None) or "")
         self.start_over()
 
@@ -157,7 +160,8 @@ class TrackedRequest:
         """
         if not self.identity.namespaces or self.adapter is None:
             return key_array(b"")
-        hashes, keys = self.request.block_hashes, self._keys[place][group.number]
+        hashes = self._unnamed.hashes() if self.adapter else self.request.block_hashes
+        keys = self._keys[place][group.number]
         known = len(keys) // KEY_BYTES
         now = len(hashes) * group.hash_tokens // group.tokens
         if now > known:

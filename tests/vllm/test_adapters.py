@@ -74,9 +74,20 @@ class World:
 
 @pytest.fixture
 def world(engine: Engine, bfloat16_model: str, tmp_path: Path) -> World:
+    core = engine.llm().llm_engine
+    for number in core.list_loras():
+        core.remove_lora(number)
     made = World(engine, bfloat16_model, tmp_path)
     made.train("mine", 1)
     return made
+
+
+def copied(world: World, name: str) -> None:
+    """One adapter lies somewhere else on another node, and may be called as people like."""
+    world.train(name, 1)
+    world.load(name, 7)
+    world.engine.generate([tokens(5, 40)])
+    world.engine.reset()
 
 
 def same(one: Answer, other: Answer) -> bool:
@@ -118,7 +129,11 @@ def made_room(world: World) -> int:
 
 
 @pytest.mark.parametrize("reload", [in_place, unloaded_and_loaded, made_room])
-def test_an_adapter_that_was_retrained_is_another_one(world: World, reload: Any) -> None:
+def test_an_adapter_that_was_retrained_is_another_one(
+    world: World, shard: LocalShard, reload: Any
+) -> None:
+    right = world.right(2)
+    shard.evict_all()
     first = world.ask("mine", 1)
     assert world.ask("mine", 1).cached == HIT
     world.train("mine", 2)
@@ -128,7 +143,6 @@ def test_an_adapter_that_was_retrained_is_another_one(world: World, reload: Any)
     assert not same(again, first)
     hit = world.ask("mine", number)
     assert hit.cached == HIT
-    right = world.right(2)
     assert same(again, right)
     # The first one is back: so is its KV.
     world.train("mine", 1)
@@ -156,6 +170,22 @@ def test_what_continues_an_old_adapters_hit_in_vllms_cache_is_not_kept(
     assert set(shard.state.chunks) == kept
     assert world.ask("mine", 1).cached == 0
     assert world.ask("mine", 1).cached == 576
+
+
+def test_one_adapter_is_one_wherever_it_lies(world: World) -> None:
+    first = world.ask("mine", 1)
+    copied(world, "theirs")
+    copy = world.ask("theirs", 7)
+    assert copy.cached == HIT
+    assert copy.tokens == first.tokens
+    # So for a longer prompt, whose hashes go on while tokens are generated.
+    world.prompt += tokens(6, 100)
+    [long] = world.engine.generate([world.prompt], max_tokens=40, lora=world.adapter("theirs", 7))
+    world.engine.wait_saved()
+    world.engine.reset()
+    assert long.cached == HIT
+    world.prompt += [*long.tokens]
+    assert world.ask("theirs", 7).cached == 416
 
 
 def test_a_file_that_changes_under_a_loaded_adapter_changes_nothing(world: World) -> None:
