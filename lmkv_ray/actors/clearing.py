@@ -58,20 +58,24 @@ class Clearing:
         pending = [tier.name for tier in self._tiers if not tier.settled]
         return Cleared(before=before, pending=pending)
 
-    async def hear(self, order: Callable[[bytes, int], Awaitable[bool]]) -> None:
+    async def hear(self, order: Callable[[bytes, int], Awaitable[int | None]]) -> None:
         """Let all nodes clear what others, who share a tier with us, have cleared there.
 
+        Call when the directory has said what this node had missed.
+
         Args:
-            order: asks the directory for a clear of a space with a number; whether it agrees, and
-                has told all nodes that answer, this one too.
+            order: asks the directory for a clear of a space with a number: the number under which
+                it has told all nodes that answer, this one too; None: it does not agree.
         """
         for tier in self._tiers:
-            for space, number in tier.unheard:
-                which = b"" if space is None else space.to_bytes(8, "little")
-                agreed = await order(which, number)
+            for clear in [*tier.unheard]:
+                number: int | None = clear.number
+                if not clear.before or clear.number > self._shard.cleared:
+                    which = b"" if clear.space is None else clear.space.to_bytes(8, "little")
+                    number = await order(which, clear.number)
                 # What was carried out before the tier saw it is no news to memory.
-                if agreed and number <= self._shard.cleared and (space, number) in tier.unheard:
-                    await tier.clear(space, number)
+                if number is not None and number <= self._shard.cleared:
+                    tier.heard(clear)
 
     def settle(self) -> None:
         """Let the arena remember what no tier has yet to do."""

@@ -13,7 +13,7 @@ from lmkv_ray.actors.named import NamedActor
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.directory import Holding, merge
 from lmkv_ray.keys import KeyArray, key_array, parts_of
-from lmkv_ray.messages import Delta, DeltaReply, decode, encode
+from lmkv_ray.messages import Cleared, Delta, DeltaReply, decode, encode
 
 SILENT_SECONDS = 3.0
 """A directory that owes an answer for longer is not asked, nor waited for."""
@@ -73,10 +73,12 @@ class Directory:
             return found[0]
         return merge(zip((p.tolist() for p in asked.values()), found, strict=True))
 
-    async def clear(self, space: bytes, number: int = 0) -> bool:
-        """Ask for a clear on all nodes; whether it was accepted. See ``DirectoryActor.clear``."""
+    async def clear(self, space: bytes, number: int = 0) -> int | None:
+        """Ask for a clear on all nodes (see ``DirectoryActor.clear``): the number under which it
+        was ordered; None if it was not accepted.
+        """
         answer = await self._parts[0].ask("clear", space, number, within=SILENT_SECONDS)
-        return answer is not None
+        return None if answer is None else decode(answer, Cleared).before
 
     async def rooms(self, asking: str) -> dict[str, int] | None:
         """Bytes that other nodes would take; None if the directory does not answer in time."""

@@ -258,7 +258,7 @@ class ShardActor:
         """
         _ = self._working
         await self._clearing.clear(space)
-        if not await self._directory.clear(space):
+        if await self._directory.clear(space) is None:
             raise ArenaError(
                 "Only this node was cleared: the directory does not answer.",
                 next_step="clear again in a few seconds.",
@@ -314,7 +314,8 @@ class ShardActor:
         return self._telling.caught_up
 
     async def _hear(self) -> None:
-        await self._clearing.hear(self._directory.clear)
+        if self._caught_up():
+            await self._clearing.hear(self._directory.clear)
 
     async def _tick(self) -> None:
         self._shard.tick()

@@ -49,7 +49,14 @@ class ClearLog:
         if all(clear.number != number for clear in self._clears):
             # Of another life of the directory: what else there was before it, nobody knows.
             self._since = number
-            self.highest = max(self.highest, number)
+            if number > self.highest:
+                # That life's clock was ahead of ours. The shard must not miss what was ordered
+                # since, which has lower numbers: it is ordered again.
+                again = dict.fromkeys(clear.space for clear in self._clears)
+                self._clears.clear()
+                self.highest = number
+                for space in again:
+                    self.new(space, 0)
 
     def owed(self, cleared: int) -> list[Clear]:
         """What a shard has yet to do whose last clear was this one, in order.

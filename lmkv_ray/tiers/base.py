@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import Message
+from lmkv_ray.tiers.clears import Unheard
 from lmkv_ray.transports import Fetch, Outcome
 
 
@@ -133,10 +134,14 @@ class Tier(Protocol):
         ...
 
     @property
-    def unheard(self) -> list[tuple[int | None, int]]:
-        """Space (None: all) and number of clears by others who share the medium, which this node
-        was not told of with ``clear``. Nothing that they cover is stored until it is.
+    def unheard(self) -> list[Unheard]:
+        """Clears by others who share the medium. Nothing that they cover is stored until ``clear``
+        or ``heard`` says that memory holds nothing any more of what they cover.
         """
+        ...
+
+    def heard(self, clear: Unheard) -> None:
+        """Memory had carried it out already."""
         ...
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:

@@ -20,6 +20,18 @@ class PendingClear:
     """See ``Tier.clear``; of several clears of a space the highest."""
 
 
+@dataclass(frozen=True)
+class Unheard:
+    """A clear by others who share the medium, which this node was not told of."""
+
+    space: int | None
+    """None: everything."""
+    number: int
+    """See ``Tier.clear``."""
+    before: bool
+    """It was there at the first look: a node that is back may have carried it out long ago."""
+
+
 class PendingClears:
     """By space, None: everything. Oldest first, one for each space."""
 

@@ -10,6 +10,7 @@ from lmkv_ray.actors.parts import Directory
 from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.config import load_settings
 from lmkv_ray.messages import Clear, Commit
+from lmkv_ray.tiers.clears import Unheard
 from tests.actors.fakes import CHUNK_BYTES
 from tests.tiers.memory_tier import MemoryTier
 
@@ -61,14 +62,33 @@ async def test_what_others_cleared_in_a_shared_store_is_ordered_for_all_nodes() 
     shard, tier = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n"), MemoryTier()
     clearing = Clearing(shard, [tier], RayPeers("none", "n", Directory("none", 1)))
     ordered: list[tuple[bytes, int]] = []
+    numbers: dict[int, int | None] = {3: 3, 5: 8, 9: None, 0: 7}
 
-    async def order(space: bytes, number: int) -> bool:
+    async def order(space: bytes, number: int) -> int | None:
+        """What the directory answers; this node hears of new ones later."""
         ordered.append((space, number))
-        return number < 9  # the directory does not answer at first
+        return numbers[number]
 
     await clearing.catch_up([Clear(number=4)])
-    tier.unheard = [(7, 3), (None, 5), (8, 9)]
+    old, own, new, refused, unnumbered = tier.unheard = [
+        Unheard(6, 2, before=True),
+        Unheard(7, 3, before=False),
+        Unheard(None, 5, before=True),
+        Unheard(8, 9, before=False),
+        Unheard(9, 0, before=False),
+    ]
     await clearing.hear(order)
-    assert ordered == [((7).to_bytes(8, "little"), 3), (b"", 5), ((8).to_bytes(8, "little"), 9)]
-    assert tier.numbers == [4, 3], "memory had done it; the others come from the directory"
+    assert old not in tier.unheard, "carried out long ago, when this node was here before"
+    assert own not in tier.unheard, "carried out before the tier saw it"
+    assert tier.unheard == [new, refused, unnumbered], "memory still holds what they cover"
+    assert ordered == [
+        ((7).to_bytes(8, "little"), 3),
+        (b"", 5),
+        ((8).to_bytes(8, "little"), 9),
+        ((9).to_bytes(8, "little"), 0),
+    ]
+    await clearing.catch_up([Clear(number=8)])
+    await clearing.hear(order)
+    assert tier.unheard == [refused]
+    assert tier.numbers == [4, 8]
     shard.close()

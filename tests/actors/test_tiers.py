@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -19,6 +20,7 @@ from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Location
 from lmkv_ray.errors import ConnectError
 from lmkv_ray.tiers import TierStatus
+from lmkv_ray.tiers.remote import RemoteTier
 from tests.actors.conftest import SETTINGS, Nodes, eventually
 from tests.actors.fakes import make_keys
 
@@ -141,3 +143,35 @@ def test_remote_is_shared_by_all_nodes_and_outlives_them(nodes: Nodes) -> None:
         eventually(lambda engine=engine: engine.hello().peers > 0)  # type: ignore[misc]
         assert engine.stage(KEYS).ready == 12
         assert engine.intact(KEYS) == 12
+
+
+@pytest.mark.parametrize("nodes", ["remote"], indirect=True)
+def test_what_another_cluster_clears_in_the_store_is_cleared_in_memory_too(nodes: Nodes) -> None:
+    save_twice_used(nodes, nodes.cache.node_id)
+    here_id = nodes.cache.node_id
+    here, there = nodes.engine(here_id), nodes.engine(nodes.other)
+    assert there.stage(KEYS).ready == 12
+    url = nodes.cache._settings.remote_url
+    assert url is not None
+
+    async def clear() -> None:
+        stranger = await RemoteTier.open(url, {})
+        await stranger.clear(None, 1)
+        assert stranger.settled
+        await stranger.close()
+
+    asyncio.run(clear())
+    unknown = iter(make_keys(1000, seed=5))
+
+    def heard() -> bool:
+        """Something has to be asked of the store, or nobody looks."""
+        for engine in (here, there):
+            engine.stage([next(unknown)])
+        return here.intact(KEYS) == there.intact(KEYS) == 0
+
+    eventually(heard)
+    here.save(KEYS)
+    assert here.intact(KEYS) == 12, "and it goes on"
+    eventually(
+        lambda: here.stage(KEYS).ready == 12 and tier(nodes, here_id).counters["stored"] == 24
+    )

@@ -40,3 +40,17 @@ def test_a_clear_that_others_numbered_is_ordered_once() -> None:
     assert log.knows(7)
     assert log.new(B, 6).number == 8, "of a clock that is behind: a new number"
     assert not ClearLog().knows(5)
+
+
+def test_a_shard_whose_number_is_of_a_clock_that_was_ahead_misses_nothing() -> None:
+    """It was silent when another life of the directory, with another clock, ordered a clear."""
+    log = ClearLog()
+    log.new(A, 5)
+    log.new(B, 6)
+    log.new(A, 7)
+    log.heard(900)
+    assert owed(log, 900) == [(901, A), (902, B)]
+    log.heard(901)
+    assert owed(log, 901) == [(902, B)]
+    assert owed(log, 7) == [(902, b"")]
+    assert not owed(log, 902)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.tenants import covers
 from lmkv_ray.tiers import TierCapabilities, TierChunk, TierStatus
+from lmkv_ray.tiers.clears import Unheard
 from lmkv_ray.transports import Failure, Fetch, Outcome
 
 
@@ -30,7 +31,7 @@ class MemoryTier:
         self.written = 0
         self.settled = True
         self.cleared = 0
-        self.unheard: list[tuple[int | None, int]] = []
+        self.unheard: list[Unheard] = []
         self.numbers: list[int] = []
         """Of the clears."""
         self.delay = 0.0
@@ -69,6 +70,9 @@ class MemoryTier:
     async def clear(self, space: int | None, number: int) -> None:
         self.numbers.append(number)
         self.chunks = {k: v for k, v in self.chunks.items() if not covers(space, v[0])}
+
+    def heard(self, clear: Unheard) -> None:
+        self.unheard.remove(clear)
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         pass

@@ -18,6 +18,7 @@ import pytest
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.keys import key_array
 from lmkv_ray.tiers import TierChunk
+from lmkv_ray.tiers.clears import Unheard
 from lmkv_ray.tiers.format import Header, Label
 from lmkv_ray.tiers.remote import RemoteTier
 from lmkv_ray.tiers.remote import tier as remote
@@ -103,6 +104,7 @@ async def test_a_clear_is_for_everybody_and_for_what_was_there(where: Any) -> No
     here, there, later = [await open_tier(where) for _ in range(3)]
     await here.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)])
     await here.clear(SPACE, 0)
+    there._clears._read_at = -math.inf  # it looks for news now and then
     for tier in (here, there):
         outcomes = await fetched(tier, KEYS[:2])
         assert outcomes[0].failure is Failure.MISSING
@@ -111,6 +113,7 @@ async def test_a_clear_is_for_everybody_and_for_what_was_there(where: Any) -> No
     for tier in (here, there):
         assert (await fetched(tier, KEYS[:1]))[0].ok
     await there.clear(None, 0)
+    later._clears._read_at = -math.inf
     assert (await fetched(there, KEYS[1:2]))[0].failure is Failure.MISSING
     assert (await fetched(later, KEYS[1:2]))[0].failure is Failure.MISSING
 
@@ -263,6 +266,7 @@ async def test_a_clear_while_the_store_is_down_is_not_lost(
     faulty.down = False
     await until(lambda: tier.settled)
     assert tier.status().problem is None
+    other._clears._read_at = -math.inf
     outcomes = await fetched(other, KEYS[:2])
     assert outcomes[0].failure is Failure.MISSING
     assert outcomes[1].ok
@@ -275,6 +279,7 @@ async def test_a_clear_is_not_repeated_by_those_who_hear_of_it_later(where: Any)
     await here.clear(SPACE, 5)
     await here.clear(8, 6)
     await here.clear(SPACE, 7)
+    await there.clear(SPACE, 7)
     assert await there.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]
     for tier in (there, later):
         await tier.clear(SPACE, 7)
@@ -360,7 +365,7 @@ async def test_who_has_not_heard_of_a_clear_stores_nothing_that_counts(tmp_path:
     # It has looked, but nobody has told it to clear its memory.
     late._clears._read_at = -math.inf
     assert (await late.lookup(key_array(KEYS[2:3]), 5)).tolist() == [False]
-    assert late.unheard == [(SPACE, 5)]
+    assert late.unheard == [Unheard(SPACE, 5, before=False)]
     assert await late.store([chunk(KEYS[2]), chunk(KEYS[3], space=8)]) == [False, True]
     await late.clear(SPACE, 5)
     assert late.unheard == []
@@ -518,3 +523,17 @@ async def test_nothing_readable_is_in_the_store(tmp_path: Path) -> None:
 
 def list_files(path: Path) -> list[Path]:
     return list(path.glob("chunks/*/*"))
+
+
+async def test_who_was_away_stores_nothing_before_it_knows_what_was_cleared(tmp_path: Path) -> None:
+    """What is in its memory or on its disk may be older than a clear that it never saw."""
+    where: Any = (f"file://{tmp_path}/store", {}, None)
+    here = await open_tier(where)
+    await here.clear(SPACE, 5)
+    back = await open_tier(where)
+    assert back.unheard == [Unheard(SPACE, 5, before=True)]
+    assert await back.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)]) == [False, True]
+    back.heard(back.unheard[0])
+    assert await back.store([chunk(KEYS[0])]) == [True]
+    await here.clear(None, 0)
+    assert here.unheard == [], "its own is no news, with or without a number"

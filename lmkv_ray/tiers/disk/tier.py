@@ -18,7 +18,7 @@ from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.tiers.cipher import load_cipher
-from lmkv_ray.tiers.clears import CLEAR_SECONDS
+from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.disk.clearing import Clearing
 from lmkv_ray.tiers.disk.counters import DiskCounters
 from lmkv_ray.tiers.disk.files import ChunkFiles
@@ -169,9 +169,12 @@ class DiskTier:
         return not self._clearing.pending
 
     @property
-    def unheard(self) -> list[tuple[int | None, int]]:
+    def unheard(self) -> list[Unheard]:
         """See ``Tier``. A disk is of one node."""
         return []
+
+    def heard(self, clear: Unheard) -> None:
+        """See ``Tier``."""
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         """See ``Tier``. Unknown chunks are ignored, and nothing is pinned after a restart."""

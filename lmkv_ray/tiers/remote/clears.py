@@ -30,7 +30,7 @@ from functools import reduce
 from operator import xor
 
 from lmkv_ray.tenants import covering, covers
-from lmkv_ray.tiers.clears import MAX_SPACES, PendingClear, PendingClears
+from lmkv_ray.tiers.clears import MAX_SPACES, PendingClear, PendingClears, Unheard
 from lmkv_ray.tiers.remote.objects import Objects
 
 PREFIX = "clears/"
@@ -87,8 +87,10 @@ class Clears:
         self._listed: frozenset[StoredClear] = frozenset()
         self._latest: dict[int | None, StoredClear] = {}
         """By space."""
-        self._unheard: dict[int | None, int] = {}
-        """Space and number of others' clears that this node has not been told of."""
+        self._unheard: dict[int | None, Unheard] = {}
+        """By space: of others, and this node has not been told of it."""
+        self._own: deque[int] = deque(maxlen=TOLD)
+        """Ids of the newest clears of this node."""
         self._told: deque[int] = deque(maxlen=TOLD)
         self._read_at: float | None = None
         self._reading = asyncio.Lock()
@@ -96,15 +98,22 @@ class Clears:
     def told(self, space: int | None, number: int) -> None:
         """A clear is to be carried out; memory holds nothing any more of what it covers."""
         self.pending.add(space, number)
-        self._told.append(number)
+        self._told += [number] if number else []
         self._unheard = {
-            its: n for its, n in self._unheard.items() if not _includes(space, its) and n != number
+            which: its
+            for which, its in self._unheard.items()
+            if not _includes(space, which) and its.number != number
         }
 
     @property
-    def unheard(self) -> list[tuple[int | None, int]]:
+    def unheard(self) -> list[Unheard]:
         """See ``Tier``."""
-        return list(self._unheard.items())
+        return list(self._unheard.values())
+
+    def heard(self, clear: Unheard) -> None:
+        """See ``Tier``."""
+        if self._unheard.get(clear.space) == clear:
+            del self._unheard[clear.space]
 
     async def carry_out(
         self, clears: Sequence[tuple[int | None, PendingClear]], within: float
@@ -148,6 +157,7 @@ class Clears:
             before = self._listed
             turn = max((c.turn for c in before if c.space == space), default=0) + 1
             clear = StoredClear(turn, secrets.randbits(64) | 1, space, number)
+            self._own.append(clear.id)
             await self._objects.put(clear.name, [b"cleared\n"], deadline - time.monotonic())
             await self._list(deadline - time.monotonic())
             if self._latest.get(space) == clear:
@@ -163,10 +173,10 @@ class Clears:
     async def _list(self, within: float) -> None:
         names = await self._objects.listed(PREFIX, within)
         listed = frozenset(c for name in names if (c := StoredClear.parse(name)))
-        if self._read_at is not None:  # before the first look, nothing was known to be missing
-            for news in listed - self._listed:
-                if news.number not in self._told:
-                    self._unheard[news.space] = news.number
+        for news in listed - self._listed:
+            if news.id not in self._own and news.number not in self._told:
+                first = self._read_at is None
+                self._unheard[news.space] = Unheard(news.space, news.number, first)
         self._remember(listed)
         self._read_at = self._clock()
 

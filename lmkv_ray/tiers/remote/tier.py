@@ -16,10 +16,10 @@ import numpy.typing as npt
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
 from lmkv_ray.tiers.cipher import Cipher, load_cipher, suite_of
-from lmkv_ray.tiers.clears import CLEAR_SECONDS
+from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.counters import Counters
 from lmkv_ray.tiers.format import PAGE
-from lmkv_ray.tiers.remote.attempts import Attempts
+from lmkv_ray.tiers.remote.attempts import PATIENCE_SECONDS, Attempts
 from lmkv_ray.tiers.remote.clears import Clears
 from lmkv_ray.tiers.remote.objects import Objects, TooLargeError, open_objects
 from lmkv_ray.tiers.remote.packing import header_of, object_bytes, pack, unpack
@@ -78,7 +78,10 @@ class RemoteTier:
             ConfigError: the URL, an option or the key file is wrong.
             UnsupportedError: a package is missing.
         """
-        return cls(open_objects(url, options), load_cipher(key_file))
+        tier = cls(open_objects(url, options), load_cipher(key_file))
+        # What is cleared from now on is news, for memory too.
+        await tier._try(tier._clears.refresh(PATIENCE_SECONDS))
+        return tier
 
     async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
         """See ``Tier``. What the store does not answer in time counts as not there."""
@@ -144,9 +147,13 @@ class RemoteTier:
         return not self._clears.pending
 
     @property
-    def unheard(self) -> list[tuple[int | None, int]]:
+    def unheard(self) -> list[Unheard]:
         """See ``Tier``."""
         return self._clears.unheard
+
+    def heard(self, clear: Unheard) -> None:
+        """See ``Tier``."""
+        self._clears.heard(clear)
 
     async def pin(self, keys: KeyArray, pinned: bool) -> None:
         """See ``Tier``. Nothing to do: the store evicts by its own life-cycle rules."""
@@ -221,7 +228,10 @@ class RemoteTier:
                 header, checksum = landed
                 if not self._clears.covers(header.label.space, header.mark):
                     return Outcome(position, header.label.nbytes, checksum)
-                landed = Failure.MISSING
+                # Not removed: it makes room for the next one, and it is that one already if its
+                # writer knows of a clear that we have not heard of yet.
+                self._recent.forget(key)
+                return Outcome(position, failure=Failure.MISSING)
             if landed is not Failure.TOO_LARGE:  # nobody has any use for it
                 self._recent.forget(key)
                 await self._try(self._objects.delete(self._name(key), QUESTION_SECONDS))
