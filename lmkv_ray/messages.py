@@ -52,11 +52,14 @@ class MissReason(enum.StrEnum):
 
 
 class Owner(Message, frozen=True, kw_only=True, array_like=True):
-    """The process that may write into reserved slots. Reservations end with it."""
+    """A process, and if it holds slots, as which engine."""
 
     pid: int
     start: int
     """Start time in clock ticks since boot, so that a reused pid is another owner."""
+    engine: int = 0
+    """A number for the engine's id, as the shard counts them; 0: the process itself. One process
+    may be several engines."""
 
 
 class Grant(Message, frozen=True, kw_only=True, array_like=True):
@@ -72,6 +75,7 @@ class Hello(Message, frozen=True, kw_only=True, array_like=True):
 
     engine_id: str
     owner: Owner
+    """The process whose slots they are."""
     space: int
     """Of the engine's namespace (see ``tenants``); 0: not known yet. An engine whose
     namespace changes says hello again; what it fills of the old one is refused from then on."""
@@ -80,7 +84,12 @@ class Hello(Message, frozen=True, kw_only=True, array_like=True):
     slot_bytes: int
     """Bytes of one chunk."""
     held: list[int]
-    """Slots granted by the shard's predecessor that this engine still holds."""
+    """All slots that this engine holds, also of grants of the shard's predecessor."""
+    writers: list[Owner] = []
+    """Other processes that may write into them: a reservation ends with the last one."""
+    attachment: int = 0
+    """A number for this message, higher than in all before it: what was sent before counts no more
+    once it has arrived."""
 
 
 class Welcome(Message, frozen=True, kw_only=True, array_like=True):
@@ -111,6 +120,8 @@ class Exchange(Message, frozen=True, kw_only=True, array_like=True):
     """Engine to shard, a few times a second and when slots run low: everything that piled up."""
 
     engine_id: str
+    attachment: int = 0
+    """Of the ``Hello`` that it follows; after another one it says nothing."""
     commits: list[Commit] = []
     released: list[int] = []
     """Granted slots given back unwritten (or written too late)."""

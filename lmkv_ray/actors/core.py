@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 import numpy as np
+import xxhash
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter, is_alive, this_process
 from lmkv_ray.arena.capacity import capacity_for
@@ -101,14 +102,15 @@ class Shard:
         """Attach an engine.
 
         Raises:
-            ArenaError: its chunks do not fit (``ChunkSizeError``; the status says it then), or its
-                process is not visible to the shard.
+            ArenaError: its chunks do not fit (``ChunkSizeError``; the status says it then), its
+                processes are not visible to the shard, or a later Hello has arrived before.
         """
-        if not is_alive(hello.owner):
-            raise ArenaError(
-                f"The shard does not see the engine's process {hello.owner.pid}.",
-                next_step="run engine and shard in one container (one pid namespace).",
-            )
+        for process in (hello.owner, *hello.writers):
+            if not is_alive(process):
+                raise ArenaError(
+                    f"The shard does not see the engine's process {process.pid}.",
+                    next_step="run engine and shard in one container (one pid namespace).",
+                )
         try:
             size = self.writer.geometry.slot_size(hello.slot_bytes)
         except ChunkSizeError as error:
@@ -117,7 +119,10 @@ class Shard:
                 logger.error("lmkv_ray: %s", why)
             raise
         self.refusals.accepted(hello.engine_id)
-        hello = msgspec.structs.replace(hello, slot_bytes=size)
+        number = xxhash.xxh3_64_intdigest(hello.engine_id.encode()) or 1
+        owner = msgspec.structs.replace(hello.owner, engine=number)
+        hello = msgspec.structs.replace(hello, slot_bytes=size, owner=owner)
+        self.writer.crews.join(owner, hello.writers)
         grant, instructions = self.state.hello(hello, time.monotonic())
         self._apply(instructions)
         return grant
@@ -175,9 +180,11 @@ class Shard:
     def tick(self) -> None:
         """Notice dead engines and elapsed time."""
         now = time.monotonic()
-        for owner in self.state.owners():
-            if not is_alive(owner):
+        crews = self.writer.crews
+        for owner in self.state.owners() | crews.owners():
+            if not crews.alive(owner):
                 self.state.owner_gone(owner, now)
+                crews.dismiss(owner)
         self._apply(self.state.tick(now))
         self._note_pins()
 
@@ -236,8 +243,8 @@ class Shard:
             RecoveredSlot(slot=slot, key=None, owner=owner)
             for slot, owner in content.reserved.items()
         ]
-        now = time.monotonic()
-        self._apply(self.state.recover(content.slot_bytes.tolist(), rows, is_alive, now))
+        now, alive = time.monotonic(), self.writer.crews.alive
+        self._apply(self.state.recover(content.slot_bytes.tolist(), rows, alive, now))
         if rows:
             logger.info("lmkv_ray: adopted an arena with %d chunks", len(keys))
 

@@ -14,7 +14,7 @@ intact = reader.unchanged(hits.slots, hits.generations)                         
 from lmkv_ray.arena.discovery import find_arena
 from lmkv_ray.arena.distant import ROWS_BYTES, TAGS_BYTES, DistantArena
 from lmkv_ray.arena.format import SLOT, Geometry, Header, SlotState, checksum
-from lmkv_ray.arena.owners import is_alive, this_process
+from lmkv_ray.arena.owners import is_alive, process, this_process
 from lmkv_ray.arena.reader import ArenaReader, Hits, Summed
 from lmkv_ray.arena.recovery import Content
 from lmkv_ray.arena.writer import ArenaWriter
@@ -35,5 +35,6 @@ __all__ = [
     "checksum",
     "find_arena",
     "is_alive",
+    "process",
     "this_process",
 ]

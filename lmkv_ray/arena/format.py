@@ -1,6 +1,6 @@
 """What the bytes of an arena file mean: header, tables, slot grid.
 
-    header   extent table   ghosts   index   slot table (sparse)   data (sparse)
+    header   extent table   crews   ghosts   index   slot table (sparse)   data (sparse)
 
 Everything up to the index, and slot row 0, is allocated when the file is created; pages of the slot
 table and of the data are allocated together when their extent is assigned to a slot size, and never
@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from lmkv_ray.arena.crews import CREW, ROWS
 from lmkv_ray.arena.ghosts import GhostTable
 from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.index import BucketIndex, Buffer
 
 MAGIC = int.from_bytes(b"lmkvaren", "little")
-VERSION = 3
+VERSION = 4
 PAGE = 4096
 HEADER_BYTES = PAGE
 MIN_CAPACITY = 4 << 20
@@ -78,7 +79,7 @@ SLOT = np.dtype(
         ("key", "u8", 2),
         ("generation", "u8"),  # even: may be read; odd: may not; 0: never used, may not be read
         ("checksum", "u8"),  # xxh3_64 of the payload; 0: not computed yet
-        ("space", "u8"),
+        ("space", "u8"),  # of a reserved slot: which engine of its owner has it
         ("owner_start", "u8"),
         ("nbytes", "i8"),
         ("owner_pid", "u4"),
@@ -104,6 +105,7 @@ class Geometry:
     """Rows per extent in the slot grid, enough for slots of ``min_slot_bytes``."""
     ghosts: int
     """Entries of the ghost table."""
+    crews_offset: int
     ghosts_offset: int
     index_offset: int
     slots_offset: int
@@ -143,7 +145,8 @@ class Geometry:
         slots_per_extent = extent_bytes // min_slot_bytes
         slots = extents * slots_per_extent
         ghosts = GhostTable.entries_for(slots)
-        ghosts_offset = HEADER_BYTES + _round_up(extents * EXTENT.itemsize, PAGE)
+        crews_offset = HEADER_BYTES + _round_up(extents * EXTENT.itemsize, PAGE)
+        ghosts_offset = crews_offset + _round_up(ROWS * CREW.itemsize, PAGE)
         index_offset = ghosts_offset + _round_up(ghosts * 8, PAGE)
         slots_offset = index_offset + _round_up(BucketIndex.nbytes(slots), PAGE)
         data_offset = slots_offset + _round_up(slots * SLOT.itemsize, DATA_ALIGNMENT)
@@ -155,6 +158,7 @@ class Geometry:
             extents=extents,
             slots_per_extent=slots_per_extent,
             ghosts=ghosts,
+            crews_offset=crews_offset,
             ghosts_offset=ghosts_offset,
             index_offset=index_offset,
             slots_offset=slots_offset,
@@ -259,6 +263,7 @@ class Tables:
     Attributes:
         header: HEADER[1].
         slot_bytes: int64[extents], 0 where an extent is not assigned.
+        crews: CREW[ROWS].
         slots: SLOT[slots]; touch only rows of assigned extents.
         index: keys to slots.
         ghosts: removed keys to reasons.
@@ -269,6 +274,7 @@ class Tables:
         self.geometry = g = geometry
         self.header = np.frombuffer(buffer, HEADER, 1)
         self.slot_bytes = np.frombuffer(buffer, EXTENT, g.extents, HEADER_BYTES)["slot_bytes"]
+        self.crews = np.frombuffer(buffer, CREW, ROWS, g.crews_offset)
         self.slots = np.frombuffer(buffer, SLOT, g.slots, g.slots_offset)
         self.index = BucketIndex(whole[g.index_offset : g.slots_offset], g.slots)
         self.ghosts = GhostTable(whole[g.ghosts_offset : g.index_offset], g.ghosts)

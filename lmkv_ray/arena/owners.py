@@ -46,7 +46,15 @@ def this_process() -> Owner:
     Raises:
         ArenaError: it cannot be looked up.
     """
-    pid = os.getpid()
+    return process(os.getpid())
+
+
+def process(pid: int) -> Owner:
+    """A process, by its number; the caller knows that it has not been collected yet.
+
+    Raises:
+        ArenaError: it cannot be looked up.
+    """
     try:
         return Owner(pid=pid, start=_look(pid).start)
     except OSError as error:

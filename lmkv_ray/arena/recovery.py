@@ -40,7 +40,7 @@ def scan(tables: Tables) -> Content:
     ready = slots[states == SlotState.READY]
     reserved = slots[states == SlotState.RESERVED]
     rows, owned = tables.slots[ready], tables.slots[reserved]
-    owners = zip(owned["owner_pid"].tolist(), owned["owner_start"].tolist(), strict=True)
+    owners = [owned[column].tolist() for column in ("owner_pid", "owner_start", "space")]
     return Content(
         slot_bytes=tables.slot_bytes.copy(),
         ready=ready,
@@ -49,8 +49,8 @@ def scan(tables: Tables) -> Content:
         spaces=rows["space"].copy(),
         pinned=rows["pinned"] != 0,
         reserved={
-            slot: Owner(pid=pid, start=start)
-            for slot, (pid, start) in zip(reserved.tolist(), owners, strict=True)
+            slot: Owner(pid=pid, start=start, engine=engine)
+            for slot, pid, start, engine in zip(reserved.tolist(), *owners, strict=True)
         },
     )
 

@@ -4,7 +4,7 @@ A slot goes round: free -> reserved (an owner may write its bytes) -> ready (eve
 them) -> free. Each step stores in an order that is safe to be watched, and to be killed at:
 
     reserve    generation odd; owner; state reserved
-    publish    key, bytes, space; state ready; generation even; index
+    publish    no owner; key, bytes, space; state ready; generation even; index
     retire     index; generation odd; ghost; state free
 
 A successor (``adopt``) goes on from there; see ``recovery``.
@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.arena.crews import Crews
 from lmkv_ray.arena.format import (
     HEADER_BYTES,
     PAGE,
@@ -46,6 +47,7 @@ class ArenaWriter:
     Attributes:
         header: identity and geometry.
         epoch: 1 for the creator, one more for each process that adopted the arena.
+        crews: which processes may write into an owner's slots.
     """
 
     def __init__(self, segment: Segment, header: Header) -> None:
@@ -55,6 +57,7 @@ class ArenaWriter:
         metadata = segment.map(writable=True, nbytes=self.geometry.data_offset)
         self._tables = Tables(metadata, self.geometry)
         self._slots = self._tables.slots
+        self.crews = Crews(self._tables.crews)
         self._data = segment.map(writable=True, offset=self.geometry.data_offset)
 
     @classmethod
@@ -188,12 +191,13 @@ class ArenaWriter:
         return geometry.slots_of(extent, slot_bytes)
 
     def reserve(self, slots: SlotArray, owner: Owner) -> None:
-        """Let a process write into free slots."""
+        """Let a process write into free slots, and those of its crew."""
         slots = self._expect(slots, SlotState.FREE)
         rows = self._slots
         rows["generation"][slots] |= np.uint64(1)
         rows["owner_pid"][slots] = owner.pid
         rows["owner_start"][slots] = owner.start
+        rows["space"][slots] = owner.engine
         rows["state"][slots] = SlotState.RESERVED
 
     def publish(
@@ -217,11 +221,11 @@ class ArenaWriter:
         """
         slots = self._expect(slots, SlotState.RESERVED)
         rows = self._slots
+        rows["owner_pid"][slots] = 0  # if we die now, no engine must be waited for
         rows["key"][slots] = keys
         rows["nbytes"][slots] = nbytes
         rows["space"][slots] = np.asarray(space, np.uint64)
         rows["checksum"][slots] = np.asarray(checksums, np.uint64)
-        rows["owner_pid"][slots] = 0
         rows["pinned"][slots] = False
         rows["state"][slots] = SlotState.READY
         rows["generation"][slots] += np.uint64(1)

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from lmkv_ray.errors import ArenaError
 from lmkv_ray.messages import Hello, Owner
 from lmkv_ray.tenants import overlap
 
@@ -21,6 +22,8 @@ class Holder:
     space: int
     slot_bytes: int
     model: str = ""
+    attachment: int = 0
+    """Of its last ``Hello``."""
     leases: dict[int, float] = field(default_factory=dict)
     """Slot -> deadline."""
 
@@ -34,51 +37,62 @@ class Leases:
 
     A lease ends when its holder says so, never by a timer: a worker that was frozen in the middle
     of a copy would, when it wakes, write into a slot that is another's. After its deadline its
-    commit is refused, and that is all; what frozen engines hold is bounded by their share. When the
-    holder's process dies its slots rest for a while, as its workers may outlive it. *Orphans* were
-    leased by the shard's predecessor, to processes that live and have not said hello yet.
+    commit is refused, and that is all; what frozen engines hold is bounded by their share. When all
+    processes of the holder have ended, its slots rest for a moment. *Orphans* are slots of owners
+    that live and have not said hello (again): the shard's predecessor leased them, or another
+    process has taken the engine's name.
     """
 
     def __init__(self) -> None:
         # Engines by their id, and the shard itself by space and slot size.
         self.holders: dict[str | tuple[int, int], Holder] = {}
-        self.orphans: dict[int, Owner] = {}
+        self.orphans: dict[Owner, dict[int, float]] = {}
+        """Owner -> slot -> deadline."""
         self.resting: deque[tuple[float, tuple[int, ...]]] = deque()
 
     def attach(
-        self, hello: Hello, deadline: float, until: float, fits: Callable[[int], bool]
+        self, hello: Hello, deadline: float, fits: Callable[[int], bool]
     ) -> tuple[Holder, list[int]]:
         """An engine says what it holds; that is the whole truth.
+
+        Between the message and its answer the engine is told of no slot. So into what it does not
+        name it does not write, as long as older messages are refused.
 
         Args:
             hello: the engine's.
             deadline: for all its leases.
-            until: when slots of a dead namesake have rested enough.
             fits: whether a slot has the engine's size.
 
         Returns:
-            the engine, and slots it was leased and does not name: it was never told of them, or
-            has handed them back in a message that got lost.
+            the engine, and slots it had and does not name: it was never told of them, or has handed
+            them back in a message that got lost.
+
+        Raises:
+            ArenaError: a later message of the engine has arrived before.
         """
-        before = self.holders.get(hello.engine_id)
-        old: dict[int, float] = {}
-        if before is not None and before.owner == hello.owner:
-            old = before.leases
+        before, owner = self.holders.get(hello.engine_id), hello.owner
+        old = {}
+        if before is not None and before.owner != owner:
+            self.orphans.setdefault(before.owner, {}).update(before.leases)
         elif before is not None:
-            self.rest(before.leases, until)
-        holder = Holder(hello.owner, hello.space, hello.slot_bytes, hello.model)
+            if hello.attachment < before.attachment:
+                raise ArenaError(
+                    "This Hello was overtaken by a later one.", next_step="nothing; it was late."
+                )
+            old = before.leases
+        old |= self.orphans.pop(owner, {})
+        holder = Holder(owner, hello.space, hello.slot_bytes, hello.model, hello.attachment)
         self.holders[hello.engine_id] = holder
         same = before is None or before.space == hello.space
         for slot in dict.fromkeys(hello.held):
-            lease = old.get(slot)
-            if lease is None and self.orphans.get(slot) == hello.owner:
-                lease = old[slot] = deadline
-                del self.orphans[slot]
-            # What is filled in another space must not be committed now; but until the holder hands
-            # the slot back, a worker may be writing into it.
+            lease = old.pop(slot, None)
+            # Until the holder hands a slot back, a worker may be writing into it: also into one
+            # of another space, which must not be committed now, or of another size.
             if lease is not None and fits(slot):
                 holder.leases[slot] = deadline if same and lease != SPOILED else SPOILED
-        return holder, [slot for slot in old if slot not in holder.leases]
+            elif lease is not None:
+                self.orphans.setdefault(owner, {})[slot] = lease
+        return holder, list(old)
 
     def own(self, owner: Owner, space: int, slot_bytes: int) -> Holder:
         """The shard itself, as the holder of slots for one space."""
@@ -90,16 +104,13 @@ class Leases:
 
     def owners(self) -> set[Owner]:
         """All processes that hold slots."""
-        return {holder.owner for holder in self.holders.values()} | set(self.orphans.values())
+        return {holder.owner for holder in self.holders.values()} | self.orphans.keys()
 
     def owner_gone(self, owner: Owner, until: float) -> None:
-        """A process died; its slots rest until then."""
+        """All processes of an owner have ended; its slots rest until then."""
         for name in [name for name, holder in self.holders.items() if holder.owner == owner]:
             self.rest(self.holders.pop(name).leases, until)
-        orphans = [slot for slot, its in self.orphans.items() if its == owner]
-        for slot in orphans:
-            del self.orphans[slot]
-        self.rest(orphans, until)
+        self.rest(self.orphans.pop(owner, {}), until)
 
     def rest(self, slots: Iterable[int], until: float) -> None:
         """Nobody may have these until then; later calls have later times."""
@@ -118,6 +129,8 @@ class Leases:
         for holder in self.holders.values():
             if overlap(space, holder.space):
                 holder.leases = dict.fromkeys(holder.leases, SPOILED)
+        for owner, slots in self.orphans.items():  # of which space is not known
+            self.orphans[owner] = dict.fromkeys(slots, SPOILED)
 
     def lose(self, slots: range) -> frozenset[int]:
         """There are no such slots; returns those that were leased."""

@@ -86,6 +86,7 @@ class ShardState:
 
         Raises:
             UnsupportedError: chunks of this size do not fit the arena.
+            ArenaError: a later one has arrived before.
         """
         if not self._extents.fits(hello.slot_bytes):
             raise UnsupportedError(
@@ -96,10 +97,7 @@ class ShardState:
         out: list[Instruction] = []
         deadline = now + self.limits.grant_seconds
         holder, back = self._leases.attach(
-            hello,
-            deadline,
-            now + self.limits.grace_seconds,
-            lambda slot: self._extents.slot_bytes(slot) == hello.slot_bytes,
+            hello, deadline, lambda slot: self._extents.slot_bytes(slot) == hello.slot_bytes
         )
         self._free(back, out)
         self.devices.forget([hello.engine_id])
@@ -108,7 +106,7 @@ class ShardState:
     def exchange(self, exchange: Exchange, now: float) -> tuple[ExchangeReply, list[Instruction]]:
         """An engine's batch: commits, then releases, then touches, then a new grant."""
         holder = self._leases.holders.get(exchange.engine_id)
-        if holder is None:
+        if holder is None or holder.attachment != exchange.attachment:
             return ExchangeReply(known=False), []
         out: list[Instruction] = []
         refused = self._commit(holder, exchange.commits, now, out)
@@ -123,11 +121,11 @@ class ShardState:
         return ExchangeReply(grant=grant, refused=refused), out
 
     def owners(self) -> set[Owner]:
-        """The processes whose death must be noticed (never the shard's own)."""
+        """The owners whose end must be noticed (never the shard's own)."""
         return self._leases.owners() - {self.owner}
 
     def owner_gone(self, owner: Owner, now: float) -> None:
-        """A process died; what it was writing is quarantined, then free (see ``tick``)."""
+        """All processes of an owner have ended; its slots are quarantined, then free (``tick``)."""
         self._leases.owner_gone(owner, now + self.limits.grace_seconds)
         self.devices.keep(self._leases.holders)
 
@@ -218,7 +216,7 @@ class ShardState:
         Args:
             extents: the slot size of each extent; 0 for unassigned ones.
             rows: all slots that are not free, least recently used chunk first.
-            alive: whether a process still lives. Slots reserved by living owners are kept aside
+            alive: whether an owner still lives. Slots reserved by living owners are kept aside
                 until the engine says ``hello`` or dies; others are quarantined.
             now: monotonic seconds.
         """
@@ -239,7 +237,7 @@ class ShardState:
                 self._extents.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
             elif row.owner is not None and alive(row.owner):
-                self._leases.orphans[row.slot] = row.owner
+                self._leases.orphans.setdefault(row.owner, {})[row.slot] = now
             else:
                 self._leases.rest([row.slot], now + self.limits.grace_seconds)
         self.deltas.resync()

@@ -122,6 +122,7 @@ class ShardLink:
         self._staging = 0
         self._complaint = ""
         self._client: ShardClient | None = None
+        self._number = 0  # of the last Hello that was answered
         self.slots = Slots(want_slots, self._wake.set)
         """What this engine may fill."""
         self.attachment: Attachment | None = None
@@ -255,8 +256,10 @@ class ShardLink:
         if self._hello.space != self._space:
             self.slots.return_free()  # they may have been granted since ``rename``
             self._hello = msgspec.structs.replace(self._hello, space=self._space)
-        hello = msgspec.structs.replace(self._hello, held=self.slots.held())
         sent = time.monotonic()
+        hello = msgspec.structs.replace(
+            self._hello, held=self.slots.held(), attachment=time.monotonic_ns()
+        )
         welcome = decode(_call(client, "hello", encode(hello)), Welcome)
         attached = self.attachment
         if not self._maps:
@@ -273,7 +276,7 @@ class ShardLink:
         self.peers = welcome.peers
         if self._device is not None:
             self._device.start_over()
-        self._client, self._complaint = client, ""
+        self._client, self._complaint, self._number = client, "", hello.attachment
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
     def _exchange(self) -> None:
@@ -282,6 +285,7 @@ class ShardLink:
         added, removed = self._device.news() if self._device is not None else (b"", b"")
         message = Exchange(
             engine_id=self._hello.engine_id,
+            attachment=self._number,
             commits=news.commits,
             released=news.released,
             touched=b"".join(news.touched),

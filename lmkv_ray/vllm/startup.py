@@ -80,6 +80,7 @@ def open_places(
                 engine_id=f"{engine_id}-{size}" if links else engine_id,
                 # The shard watches a process that it can see.
                 owner=mine[0].owner if number else this_process(),
+                writers=[report.owner for report in mine],
                 space=identity.space(number),
                 model=config.model_config.model,
                 slot_bytes=size,

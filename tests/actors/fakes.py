@@ -44,8 +44,10 @@ class FakeEngine:
         owner: Owner | None = None,
         space: int = SPACE,
         nbytes: int = CHUNK_BYTES,
+        writers: Sequence[Owner] = (),
     ) -> None:
         self.call = call
+        self.writers = list(writers)
         self.engine_id = engine_id
         self.owner = owner or this_process()
         self.space, self.nbytes = space, nbytes
@@ -61,6 +63,7 @@ class FakeEngine:
             model="fake",
             slot_bytes=self.nbytes,
             held=self.slots,
+            writers=self.writers,
         )
         welcome = decode(self.call("hello", encode(message)), Welcome)
         if self.reader is None or self.reader.header.arena_id != welcome.arena_id:

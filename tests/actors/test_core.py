@@ -4,12 +4,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from lmkv_ray.actors.core import Shard, open_arena
+from lmkv_ray.arena import process
 from lmkv_ray.arena.capacity import MachineLimits
+from lmkv_ray.arena.crews import ROWS
 from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ChunkSizeError
@@ -42,7 +45,7 @@ class LocalShard(Shard):
 
 @pytest.fixture
 def shard(settings: Settings, request: pytest.FixtureRequest) -> Iterator[LocalShard]:
-    name = f"test.{request.node.name}"
+    name = f"test.{request.node.name.partition('[')[0]}"
     shard = LocalShard(open_arena(settings, name, restarted=False), settings, "n")
     yield shard
     shard.close()
@@ -81,7 +84,7 @@ def test_a_successor_finds_the_chunks(
     shard.writer.close()
     heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
     assert len(heir.state.chunks) == 10
-    assert len(heir.state._leases.orphans) == 5
+    assert [len(slots) for slots in heir.state._leases.orphans.values()] == [5]
     engine.call = heir.call
     held = list(engine.slots)
     welcome = engine.hello()
@@ -128,12 +131,59 @@ def test_slots_of_a_dead_engine_come_back(shard: LocalShard) -> None:
         assert is_alive(owner)
         engine = FakeEngine(shard.call, "mortal", owner)
         engine.exchange(want=5)
-        assert shard.state.owners() == {owner}
+        assert {(its.pid, its.start) for its in shard.state.owners()} == {(owner.pid, owner.start)}
         process.kill()
     shard.tick()
     engine.close()
     assert shard.state.owners() == set()
     assert engine.exchange(want=1).known is False
+
+
+@contextmanager
+def a_process() -> Iterator[tuple[subprocess.Popen[bytes], Owner]]:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as popen:
+        yield popen, process(popen.pid)
+        popen.kill()
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+def test_slots_are_their_workers_too(
+    shard: LocalShard, settings: Settings, restarted: bool
+) -> None:
+    """A worker that was stopped in the middle of a save goes on after its engine has died."""
+    name = Path(shard.writer._segment.path).readlink().name.split("-")[1]
+    with a_process() as (scheduler, owner), a_process() as (worker, writer):
+        engine = FakeEngine(shard.call, "parallel", owner, writers=[writer])
+        engine.exchange(want=5)
+        slots = set(engine.slots)
+        scheduler.kill()
+        scheduler.wait()
+        if restarted:
+            shard.reader.close()
+            shard.writer.close()
+            shard = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
+        shard.tick()
+        assert not shard.state._leases.resting, "the worker may still write"
+        assert slots <= shard.writer.scan().reserved.keys()
+        worker.kill()
+        worker.wait()
+        shard.tick()
+        [(_, resting)] = shard.state._leases.resting
+        assert set(resting) == slots
+        assert shard.writer.crews.owners() == set()
+    engine.close()
+    if restarted:
+        shard.close()
+
+
+def test_the_processes_of_an_arena_are_bounded(shard: LocalShard) -> None:
+    members = [Owner(pid=2**22 + i, start=1) for i in range(1, ROWS + 1)]
+    shard.writer.crews.join(Owner(pid=1, start=1), members[:-1])
+    with pytest.raises(ArenaError, match="fewer engines"):
+        shard.writer.crews.join(Owner(pid=2, start=1), members[:2])
+    shard.tick()
+    assert shard.writer.crews.owners() == set()
+    shard.writer.crews.join(Owner(pid=2, start=1), members)
 
 
 def test_an_engine_that_cannot_be_seen_is_refused(shard: LocalShard) -> None:

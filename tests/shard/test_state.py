@@ -1,8 +1,9 @@
 from collections.abc import Callable
 
 import pytest
+from msgspec.structs import replace
 
-from lmkv_ray.errors import UnsupportedError
+from lmkv_ray.errors import ArenaError, UnsupportedError
 from lmkv_ray.hints import Hints
 from lmkv_ray.messages import Commit, Exchange, ExchangeReply, Hello, MissReason, Owner
 from lmkv_ray.policies import LRU
@@ -147,8 +148,38 @@ def test_a_namesake_in_another_process_does_not_inherit_slots(
     state.hello(hello(), 0)
     slots = grant(state, 2)
     assert state.hello(hello(owner=OTHER, held=tuple(slots)), 1)[0].slots == []
-    assert state.tick(3.9) == []
-    assert state.tick(4) == [Free(tuple(slots))]
+    assert state.tick(1000) == [], "the first one may still write"
+    assert state.owners() == {ENGINE, OTHER}
+    state.owner_gone(ENGINE, 1000)
+    assert state.tick(1002.9) == []
+    assert state.tick(1003) == [Free(tuple(slots))]
+
+
+def test_a_namesake_that_comes_back_has_its_slots(state: ShardState, hello: HelloFactory) -> None:
+    state.hello(hello(), 0)
+    slots = grant(state, 3)
+    state.hello(hello(owner=OTHER), 1)
+    grant_again, out = state.hello(hello(held=tuple(slots[:2])), 2)
+    assert grant_again.slots == slots[:2]
+    assert out == [Free(tuple(slots[2:]))]
+
+
+def test_what_was_sent_before_a_hello_says_nothing_after_it(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(replace(hello(), attachment=5), 0)
+    late = Exchange(engine_id="e", attachment=5, released=[0], want=1)
+    state.exchange(Exchange(engine_id="e", attachment=5, want=1), 0)
+    state.hello(replace(hello(), attachment=7), 1)
+    again, _ = state.exchange(Exchange(engine_id="e", attachment=7, want=1), 1)
+    assert again.grant is not None
+    assert again.grant.slots == [1]
+    late = replace(late, commits=[Commit(slot=1, key=A, nbytes=5)])
+    assert state.exchange(late, 2) == (ExchangeReply(known=False), [])
+    with pytest.raises(ArenaError, match="overtaken"):
+        state.hello(replace(hello(), attachment=6), 2)
+    assert A not in state.chunks
+    assert state.tick(1000) == []
 
 
 def test_saying_hello_does_not_bring_back_what_was_cleared(
@@ -184,14 +215,32 @@ def test_recovery(state: ShardState, hello: HelloFactory) -> None:
     assert out == [Retire((4,), MissReason.EVICTED), Retire((5,), MissReason.EVICTED)]
     assert len(state.chunks) == 2
     assert state.tick(3) == [Free((3,))]
-    again, _ = state.hello(hello(held=(2, 9, 31)), 0)
+    again, out = state.hello(hello(held=(2, 9, 31)), 0)
     assert again.slots == [2]
+    assert out == [Free((1,))], "it does not name it: its grant or commit was lost"
     delta = state.delta()
     assert delta.begin
     assert delta.end
     assert delta.added == A + B
     state.owner_gone(ENGINE, 10)
-    assert state.tick(13) == [Free((2, 1))]
+    assert state.tick(13) == [Free((2,))]
+
+
+def test_a_clear_spoils_what_waits_for_its_engine(state: ShardState, hello: HelloFactory) -> None:
+    rows = [RecoveredSlot(slot=1, key=None, owner=ENGINE)]
+    state.recover([8, 0, 0, 0], rows, lambda owner: True, 0)
+    state.clear(7)
+    assert state.hello(hello(held=(1,)), 1)[0].slots == [1]
+    assert commit(state, 1, A, 2)[0].refused == [1]
+
+
+def test_a_slot_of_another_size_stays_its_engines(state: ShardState, hello: HelloFactory) -> None:
+    state.recover(
+        [16, 0, 0, 0], [RecoveredSlot(slot=1, key=None, owner=ENGINE)], lambda owner: True, 0
+    )
+    again, out = state.hello(hello(held=(1,)), 1)
+    assert (again.slots, out) == ([], [])
+    assert state.hello(hello(), 2)[1] == [Free((1,))]
 
 
 def test_a_chunk_that_fits_no_extent_is_refused_with_a_next_step(state: ShardState) -> None:

@@ -271,7 +271,8 @@ class ShardMachine(RuleBasedStateMachine):
     def no_two_hold_a_slot(self) -> None:
         leases = [s for holder in self.state._leases.holders.values() for s in holder.leases]
         resting = [s for _, slots in self.state._leases.resting for s in slots]
-        pinned = [*leases, *resting, *self.state._leases.orphans]
+        orphans = [s for slots in self.state._leases.orphans.values() for s in slots]
+        pinned = [*leases, *resting, *orphans]
         assert len(pinned) == len(set(pinned))
         assert set(pinned) == set(self.arena.reserved)
         for holder in self.state._leases.holders.values():

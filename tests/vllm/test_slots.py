@@ -13,6 +13,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from lmkv_ray.errors import ArenaError
 from lmkv_ray.messages import Exchange, Grant, Hello, Owner
 from lmkv_ray.policies import LRU
 from lmkv_ray.shard import Allocator, DeltaLog, Limits, ShardState
@@ -22,8 +23,6 @@ from tests.shard.fake_arena import EXTENT_BYTES, EXTENTS, MIN_SLOT_BYTES, FakeAr
 ENGINE, SPACE = Owner(pid=1, start=1), 7
 LIMITS = Limits(grant_seconds=600.0, grace_seconds=600.0, holder_slots=6)
 KEY = bytes(16)
-
-seldom = st.sampled_from([False, False, False, True])
 
 
 def slots_of(*numbers: int) -> Slots:
@@ -77,6 +76,9 @@ class SlotsMachine(RuleBasedStateMachine):
         self.asked: Hello | None = None
         self.told: News | None = None
         self.attached = False
+        self.numbers = itertools.count(1)
+        self.number = 0
+        self.late: list[Hello | Exchange] = []
         self.new_arena()
 
     def new_arena(self) -> None:
@@ -110,15 +112,15 @@ class SlotsMachine(RuleBasedStateMachine):
 
     # -- the link's thread -------------------------------------------------------------------
 
-    @rule(lost=seldom)
-    def link(self, lost: bool) -> None:
-        """It asks, or an answer arrives, or gets lost."""
+    @rule(how=st.sampled_from(["answered", "answered", "answered", "lost", "late"]))
+    def link(self, how: str) -> None:
+        """It asks, or an answer arrives, or gets lost, or the shard has not even been asked yet."""
         if self.asked is not None:
             hello, self.asked = self.asked, None
-            self.attach(hello, lost)
+            self.attach(hello, how)
         elif self.told is not None:
             news, self.told = self.told, None
-            self.exchange(news, lost)
+            self.exchange(news, how)
         elif self.attached:
             self.told = self.slots.news()
         else:
@@ -129,29 +131,66 @@ class SlotsMachine(RuleBasedStateMachine):
                 model="m",
                 slot_bytes=8,
                 held=self.slots.held(),
+                attachment=next(self.numbers),
             )
 
-    def attach(self, hello: Hello, lost: bool) -> None:
+    def attach(self, hello: Hello, how: str) -> None:
+        if how == "late":
+            self.late.append(hello)
+            return
         grant, out = self.state.hello(hello, time.monotonic())
         self.arena.apply(out)
-        if not lost:
+        if how == "answered":
             self.slots.welcomed(len(self.arenas), grant, 0.0)
-            self.attached = True
+            self.attached, self.number = True, hello.attachment
 
-    def exchange(self, news: News, lost: bool) -> None:
+    def exchange(self, news: News, how: str) -> None:
         exchange = Exchange(
-            engine_id="e", commits=news.commits, released=news.released, want=news.want
+            engine_id="e",
+            attachment=self.number,
+            commits=news.commits,
+            released=news.released,
+            want=news.want,
         )
+        if how == "late":
+            self.late.append(exchange)
+            self.slots.told(news)
+            self.attached = False
+            return
         reply, out = self.state.exchange(exchange, time.monotonic())
         self.arena.apply(out)
         self.slots.told(news)
-        if lost or not reply.known:
+        if how == "lost" or not reply.known:
             self.attached = False
             return
         if reply.refused:
             self.slots.return_free()
         if reply.grant is not None:
             self.slots.granted(reply.grant)
+
+    @precondition(lambda self: self.late)
+    @rule(which=st.integers(0, 3))
+    def late_one_arrives(self, which: int) -> None:
+        """No engine waits for its answer any more."""
+        message = self.late.pop(which % len(self.late))
+        try:
+            if isinstance(message, Hello):
+                _, out = self.state.hello(message, time.monotonic())
+            else:
+                _, out = self.state.exchange(message, time.monotonic())
+        except ArenaError:
+            return
+        self.arena.apply(out)
+
+    @rule()
+    def all_is_said(self) -> None:
+        """What the shard and its arena think to be the engine's is what the engine holds."""
+        for _ in range(9):  # Hello, exchange, and again what a refusal hands back
+            self.link("answered")
+        while self.asked is not None or self.told is not None:
+            self.link("answered")
+        assert self.attached
+        assert set(self.arena.reserved) == set(self.slots.held())
 
     # -- the shard ---------------------------------------------------------------------------
 
@@ -163,6 +202,7 @@ class SlotsMachine(RuleBasedStateMachine):
             self.new_arena()
 
     def start_shard(self) -> None:
+        self.late = []  # they end with the process that they were sent to
         self.state = ShardState(
             Allocator(EXTENTS, EXTENT_BYTES, MIN_SLOT_BYTES, LRU),
             Owner(pid=next(self.pids), start=1),

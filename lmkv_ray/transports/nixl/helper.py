@@ -10,8 +10,9 @@ import os
 import time
 from typing import cast
 
-from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.arena import ArenaWriter, process, this_process
 from lmkv_ray.child import start_child
+from lmkv_ray.errors import ArenaError
 from lmkv_ray.framing import Incoming, framed
 from lmkv_ray.transports.base import all_ended, to_the_end
 from lmkv_ray.transports.nixl.wire import (
@@ -165,7 +166,7 @@ class Helper:
                 raise HelperError(problem)
             try:
                 self._life = _Life(self._arena)
-            except OSError as error:  # too many processes or files
+            except (OSError, ArenaError) as error:  # too many processes or files
                 self._refused = time.monotonic(), f"the NIXL process cannot be started: {error}"
                 raise HelperError(self._refused[1]) from None
         return self._life
@@ -191,6 +192,13 @@ class _Life(asyncio.Protocol):
         self._ending: asyncio.Task[None] | None = None
         arguments = [arena.path, str(arena.arena_id), str(os.getpid())]
         self._process, ours = start_child(PROGRAM, arguments)
+        try:
+            # A successor of this shard must wait for it before it uses the slots it may write into.
+            arena.crews.join(this_process(), [process(self._process.pid)])
+        except BaseException:
+            ours.close()
+            self._process.kill()
+            raise
         ours.setblocking(False)
         self._linking = asyncio.ensure_future(loop.create_unix_connection(lambda: self, sock=ours))
         self._hurry = loop.call_later(START_SECONDS, self._process.kill)
