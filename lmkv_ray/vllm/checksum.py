@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-PIECE_WORDS = 1 << 20
-"""8 MiB at a time: what lies between two operations stays in the caches."""
+CPU_WORDS = 1 << 16
+"""At a time: what lies between two operations stays in a core's cache."""
+GPU_WORDS = 1 << 21
+"""At a time: there are not too many operations."""
 
 
 def words(tensor: torch.Tensor) -> torch.Tensor:
@@ -51,11 +53,17 @@ def checksums(tensor: torch.Tensor) -> torch.Tensor:
     factors = _factors(tensor.device)
     sums = []
     flat = words(tensor)
-    for begin in range(0, len(flat), PIECE_WORDS):
-        piece = flat[begin : begin + PIECE_WORDS]
+    for begin in range(0, len(flat), len(factors)):
+        piece = flat[begin : begin + len(factors)]
         its = factors[: len(piece)]
-        sums += [(piece * its).sum(), ((piece >> 32) * its).sum()]
+        sums += [_dot(piece, its), _dot(piece >> 32, its)]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64, device=tensor.device)
+
+
+def _dot(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+    if one.device.type == "cpu":
+        return one.dot(other)  # in one pass; GPUs have none for integers
+    return (one * other).sum()
 
 
 @lru_cache(maxsize=2)
@@ -63,6 +71,6 @@ def _factors(device: torch.device) -> torch.Tensor:
     import torch
 
     generator = torch.Generator().manual_seed(0x1D)
-    low = -(1 << 63)
-    made = torch.randint(low, -(low + 1), (PIECE_WORDS,), generator=generator, dtype=torch.int64)
+    low, size = -(1 << 63), CPU_WORDS if device.type == "cpu" else GPU_WORDS
+    made = torch.randint(low, -(low + 1), (size,), generator=generator, dtype=torch.int64)
     return made.to(device)
