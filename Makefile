@@ -13,7 +13,7 @@ export RAY_USAGE_STATS_ENABLED = 0
 export HF_HUB_OFFLINE = 1
 export VLLM_NO_USAGE_STATS = 1
 
-# make test-vllm VERSION=0.29 (0.30, 0.31, 0.32) [SHORT=1] [RUNNER=2]
+# make test-vllm VERSION=0.29 (0.30, 0.31, 0.32, 0.33) [SHORT=1] [RUNNER=2]
 VERSION ?= 0.29
 VLLM_VENV := $(if $(filter 0.32,$(VERSION)),.venv,.venv-vllm-$(VERSION))
 

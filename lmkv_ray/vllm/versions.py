@@ -15,8 +15,9 @@ from packaging.version import Version
 from lmkv_ray.errors import UnsupportedError
 
 SUPPORTED_VLLM = (Version("0.29"), Version("0.34"))
-"""First supported version, and the first that is not any more. The tests run whole engines of 0.29
-to 0.32 (``make test-vllm``); 0.33 has no wheel for CPUs and was not run."""
+"""First supported version, and the first that is not any more. ``make test-vllm`` runs whole
+engines of each, on both model runners; of 0.33, which has no wheel for CPUs, the Python of its
+other wheel over the compiled code of 0.32."""
 
 FAILED_LOADS_SINCE = Version("0.30")
 """The first vLLM that can be told that a request's whole load failed."""
