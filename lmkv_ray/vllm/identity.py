@@ -34,6 +34,7 @@ class Identity:
         self._learnt = tuple(namespaces)
         self._pending = set(pending)
         self.places = len(namespaces)
+        self._spaces = (0,) * self.places
         self.namespaces: Sequence[bytes] = ()
         """Digests (16 bytes) by place, as last adopted; none before the first adoption."""
         self.age = 0
@@ -72,9 +73,10 @@ class Identity:
         if namespaces == self.namespaces:
             return False
         self.namespaces = namespaces
+        self._spaces = tuple(map(space_of, namespaces))
         self.age += 1
         return True
 
     def space(self, place: int) -> int:
         """What shards call the namespace of a place; 0: not known yet."""
-        return space_of(self.namespaces[place]) if self.namespaces else 0
+        return self._spaces[place]
