@@ -10,9 +10,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.config import Settings, load_settings, scope_of
 from lmkv_ray.errors import ConfigError, LmkvError
 from lmkv_ray.keys import KEY_BYTES
+from lmkv_ray.settings_page import settings_page
 from lmkv_ray.simulate.command import simulate
 
 app = typer.Typer(
@@ -202,14 +203,19 @@ def stop(address: Address = None) -> None:
 
 @app.command()
 @_clear_errors
-def config() -> None:
-    """Every setting: its value here, its default, and what it does."""
+def config(
+    markdown: Annotated[bool, typer.Option(help="Print docs/settings.md instead.")] = False,
+) -> None:
+    """Every setting: its value here, its default, whose it is, and what it does."""
+    if markdown:
+        print(settings_page(), end="")
+        return
     settings = load_settings()
-    table = Table("LMKV_...", "value", "default", "meaning", show_lines=True)
+    table = Table("LMKV_...", "value", "default", "of the", "meaning", show_lines=True)
     for name, field in Settings.model_fields.items():
         value, default = getattr(settings, name), field.default
         shown = "" if value == default else _text(settings.shown(name))
-        table.add_row(name.upper(), shown, _text(default), field.description or "")
+        table.add_row(name.upper(), shown, _text(default), scope_of(name), field.description or "")
     Console().print(table)
 
 

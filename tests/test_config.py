@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from lmkv_ray.config import Settings, load_settings
+from lmkv_ray.config import Settings, load_settings, scope_of, settings_here
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.settings_page import settings_page
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,71 @@ def test_all_problems_are_named_at_once() -> None:
         load_settings({"capacity": "much", "grant_seconds": -1, "no_such": 1})
     message = str(caught.value)
     assert all(name in message for name in ("capacity", "grant_seconds", "no_such", "lmkv config"))
+
+
+def test_each_setting_is_somebodys_and_the_page_says_so() -> None:
+    assert {scope_of(name) for name in Settings.model_fields} == {"node", "cluster", "engine"}
+    page = Path(__file__).parents[1] / "docs" / "settings.md"
+    assert page.read_text() == settings_page(), "lmkv config --markdown > docs/settings.md"
+
+
+def test_a_node_has_its_own_capacity_and_the_clusters_policy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = load_settings({"capacity": "128MiB", "eviction_policy": "lru", "salt": "starter"})
+    assert settings_here(given) == (given, []), "what a node does not set, the starter decides"
+    monkeypatch.setenv("LMKV_CAPACITY", "64MiB")
+    monkeypatch.setenv("LMKV_DISK_DIR", "/mnt/here")
+    monkeypatch.setenv("LMKV_EVICTION_POLICY", "arc")
+    monkeypatch.setenv("LMKV_REPLICAS", str(given.replicas))
+    monkeypatch.setenv("LMKV_SALT", "node")
+    here, others = settings_here(given)
+    assert (here.capacity, here.disk_dir) == (64 << 20, Path("/mnt/here"))
+    assert (here.eviction_policy, here.salt) == ("lru", "starter")
+    assert others == ["eviction_policy"]
+    monkeypatch.setenv("LMKV_CAPACITY", "much")
+    with pytest.raises(ConfigError, match="capacity"):
+        settings_here(given)
+
+
+PATHS = ("arena_dir", "disk_dir", "encryption_key_file")
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_paths_mean_the_same_in_every_process(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert getattr(load_settings({name: "~/kv"}), name) == Path("/home/me/kv")
+    for wrong in ("kv", "./kv", "../kv", "", "~nobody-here/kv", "a\0b"):
+        with pytest.raises(ConfigError, match=name):
+            load_settings({name: wrong})
+    default = getattr(load_settings(), name)
+    monkeypatch.setenv(f"LMKV_{name.upper()}", "")
+    assert getattr(load_settings(), name) == default, "an empty variable is not set"
+    monkeypatch.setenv(f"LMKV_{name.upper()}", "kv")
+    with pytest.raises(ConfigError, match=name):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "url", ["", " ", "file:", "file://", "file:///", "file://kv", "file:///~/k"]
+)
+def test_a_remote_directory_is_absolute(url: str) -> None:
+    with pytest.raises(ConfigError, match="remote_url"):
+        load_settings({"remote_url": url})
+    assert load_settings({"remote_url": "file:///kv"}).remote_url == "file:///kv"
+
+
+def test_the_file_of_settings_is_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "lmkv.yaml").write_text("capacity: 8MiB\n")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LMKV_CONFIG_FILE", "~/lmkv.yaml")
+    assert load_settings().capacity == 8 << 20
+    monkeypatch.setenv("LMKV_CONFIG_FILE", "lmkv.yaml")
+    with pytest.raises(ConfigError, match=r"LMKV_CONFIG_FILE .* relative"):
+        load_settings()
+    monkeypatch.setenv("LMKV_CONFIG_FILE", "")
+    assert load_settings().capacity is None
 
 
 def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

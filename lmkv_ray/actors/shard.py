@@ -38,7 +38,7 @@ from lmkv_ray.actors.wire import (
     Taken,
 )
 from lmkv_ray.arena.names import arena_name
-from lmkv_ray.config import Settings
+from lmkv_ray.config import Settings, settings_here
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import (
@@ -77,19 +77,24 @@ class ShardActor:
     When it cannot have an arena it lives on and answers every call with the typed reason.
 
     Args:
-        settings: of the cache.
+        settings: of the cache; what is a node's in them, this node's own environment may set.
         node_id: the Ray node it is pinned to.
     """
 
     async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
         log.show()
-        self._settings = settings
         self._node_id = node_id
         self._directory = Directory(settings.ray_namespace, settings.directory_shards)
         self._peers = RayPeers(settings.ray_namespace, node_id, self._directory)
         self._failure: LmkvError | None = None
         self._taken = ""
         try:
+            settings, others = settings_here(settings)
+            if others:
+                logger.warning(
+                    "lmkv_ray: this node sets %s; the cache keeps the values it was started with",
+                    ", ".join(f"LMKV_{name.upper()}" for name in others),
+                )
             restarted = ray.get_runtime_context().was_current_actor_reconstructed
             name = arena_name(settings.ray_namespace, node_id)
             memory, store = await asyncio.to_thread(memory_of_node, node_id)

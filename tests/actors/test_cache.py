@@ -205,6 +205,18 @@ def test_nodes_come_and_go(cluster: Cluster, nodes: Nodes) -> None:
     eventually(lambda: len(actor_names(nodes.namespace)) == 3)  # it is ended after that
 
 
+def test_each_node_has_the_capacity_of_its_own_environment(cluster: Cluster, nodes: Nodes) -> None:
+    """As on a head that is small beside its workers (cluster_configs)."""
+    third = cluster.add_node(**NODE, env_vars={"LMKV_CAPACITY": "32MiB", "LMKV_REPLICAS": "2"})
+    try:
+        nodes.wait_for(lambda status: len(status.nodes) == 3)
+        found = {node.node_id: node.capacity >> 20 for node in nodes.cache.status().nodes}
+        assert found == {nodes.cache.node_id: 16, nodes.other: 16, third.node_id: 32}
+    finally:
+        cluster.remove_node(third, allow_graceful=False)
+        nodes.wait_for(lambda status: len(status.nodes) == 2)
+
+
 def test_stop_leaves_nothing(cluster: Cluster) -> None:
     settings = load_settings(SETTINGS | {"ray_namespace": "lmkv-stop"})
     with ThreadPoolExecutor(6) as pool:  # all start it at once
