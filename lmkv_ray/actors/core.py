@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from lmkv_ray.arena import ArenaReader, ArenaWriter, is_alive, this_process
+from lmkv_ray.arena import ArenaHeldError, ArenaReader, ArenaWriter, is_alive, this_process
 from lmkv_ray.arena.capacity import capacity_for
 from lmkv_ray.arena.machine import machine_limits
 from lmkv_ray.config import Settings
@@ -51,6 +51,8 @@ UNSEALED_MOST = 1 << 14
 """Chunks whose lack of a checksum is remembered."""
 ADOPT_SECONDS = 2.0
 """How long a restarted shard waits for its predecessor's process to let go of the arena."""
+UNMAP_SECONDS = 1.0
+"""And so much more a GiB of its arena, once that process is ending: 0.3 s were seen."""
 
 
 class Shard:
@@ -260,7 +262,7 @@ class Shard:
                         self.writer.assign_extent(extent, slot_bytes)
                     except ArenaError as error:
                         logger.error("lmkv_ray: %s", error)
-                        lost |= self.state.extent_failed(extent)
+                        lost |= self.state.extent_failed(extent, time.monotonic())
                 case Reserve(slots, owner):
                     self.writer.reserve(_slots(s for s in slots if s not in lost), owner)
                 case Publish(slots, keys, nbytes, spaces):
@@ -306,13 +308,21 @@ def open_arena(
     """
     directory = settings.arena_dir
     wanted = int(settings.capacity) if settings.capacity is not None else None
-    give_up = time.monotonic() + (ADOPT_SECONDS if restarted else 0)
+    began, patience = time.monotonic(), ADOPT_SECONDS if restarted else 0
+    waits = False
     while True:
-        writer = ArenaWriter.find_and_adopt(name, wanted, directory=directory)
+        writer = None
+        try:
+            writer = ArenaWriter.find_and_adopt(name, wanted, directory=directory)
+        except ArenaHeldError as held:
+            patience = ADOPT_SECONDS + held.nbytes / 2**30 * UNMAP_SECONDS
+            if not waits:
+                waits = True
+                logger.info("lmkv_ray: waits up to %.0f s to adopt: %s", patience, held)
         if writer is not None:
             say(f"keeps the {writer.geometry.capacity >> 20} MiB of the shard before it")
             return writer
-        if time.monotonic() >= give_up:
+        if time.monotonic() >= began + patience:
             break
         time.sleep(0.1)
     limits = machine_limits(directory, ray=ray, object_store=object_store)

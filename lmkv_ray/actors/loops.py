@@ -25,3 +25,21 @@ async def forever(what: str, period: float, step: Callable[[], Awaitable[None]])
             pause = min(max(2 * pause, 0.1), LONGEST_PAUSE)
             logger.exception("lmkv_ray: %s failed; again in %.1f s", what, pause)
         await asyncio.sleep(pause)
+
+
+async def until(pauses: tuple[float, float], attempt: Callable[[], Awaitable[bool]]) -> None:
+    """Run ``attempt`` after growing pauses until it says that it worked.
+
+    Args:
+        pauses: the first and the longest, in seconds.
+        attempt: an error counts as a failure.
+    """
+    pause, longest = pauses
+    while True:
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, longest)
+        try:
+            if await attempt():
+                return
+        except Exception:
+            logger.exception("lmkv_ray: an attempt failed; again in %.1f s", pause)

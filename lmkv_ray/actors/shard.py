@@ -17,7 +17,7 @@ from lmkv_ray.actors.core import Shard, open_arena
 from lmkv_ray.actors.demotion import Demotion
 from lmkv_ray.actors.handover import Handover
 from lmkv_ray.actors.launch import Handle, memory_of_node, start
-from lmkv_ray.actors.loops import forever
+from lmkv_ray.actors.loops import forever, until
 from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.operations import Operations
 from lmkv_ray.actors.parts import Directory
@@ -63,6 +63,8 @@ from lmkv_ray.transports import (
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.1
+OPEN_SECONDS = 1.0, 10.0
+"""First and longest pause before a shard without arena tries again to have one."""
 
 
 def start_shard(settings: Settings, node_id: str) -> Handle:
@@ -74,7 +76,7 @@ def start_shard(settings: Settings, node_id: str) -> Handle:
 class ShardActor:
     """Owner of a node's arena. Arguments and answers are msgpack bytes of ``messages``.
 
-    When it cannot have an arena it lives on and answers every call with the typed reason.
+    While it cannot have an arena it tries again, and answers every call with the typed reason.
 
     Args:
         settings: of the cache; what is a node's in them, this node's own environment may set.
@@ -83,19 +85,27 @@ class ShardActor:
 
     async def __init__(self, settings: Settings, node_id: str) -> None:  # type: ignore[misc]
         log.show()
+        self._settings = settings
         self._node_id = node_id
         self._directory = Directory(settings.ray_namespace, settings.directory_shards)
         self._peers = RayPeers(settings.ray_namespace, node_id, self._directory)
         self._failure: LmkvError | None = None
         self._taken = ""
+        restarted = ray.get_runtime_context().was_current_actor_reconstructed
+        self._tasks: list[asyncio.Task[None]] = []
+        if not await self._open(restarted):
+            self._opening = asyncio.create_task(until(OPEN_SECONDS, self._open))
+
+    async def _open(self, restarted: bool = True) -> bool:
+        """Have an arena and all that stands on it; whether that worked, else it is tried again."""
+        settings, node_id, writer = self._settings, self._node_id, None
         try:
             settings, others = settings_here(settings)
-            if others:
+            if others and self._failure is None:  # once
                 logger.warning(
                     "lmkv_ray: this node sets %s; the cache keeps the values it was started with",
                     ", ".join(f"LMKV_{name.upper()}" for name in others),
                 )
-            restarted = ray.get_runtime_context().was_current_actor_reconstructed
             name = arena_name(settings.ray_namespace, node_id)
             memory, store = await asyncio.to_thread(memory_of_node, node_id)
             writer = await asyncio.to_thread(
@@ -123,9 +133,12 @@ class ShardActor:
             self._chunks = ChunkReader(self._shard.reader)
             self._nixl = NixlSource(self._shard.reader, Helper(writer), writer.set_checksum)
         except LmkvError as error:
-            logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
+            if str(error) != str(self._failure):
+                logger.error("lmkv_ray: no arena on node %s: %s", node_id, error)
             self._failure = error
-            return
+            if writer is not None:
+                writer.close()
+            return False
         self._clearing = Clearing(self._shard, self._tiers, self._peers)
         await self._clearing.start()
         self._sealing = Sealing(self._shard)
@@ -145,6 +158,8 @@ class ShardActor:
             asyncio.create_task(forever("hearing of clears", TICK_SECONDS, self._hear)),
             asyncio.create_task(forever("replicating", PERIOD_SECONDS, self._replication.step)),
         ]
+        self._failure = None
+        return True
 
     async def hello(self, message: bytes) -> bytes:
         """``Hello`` -> ``Welcome``.

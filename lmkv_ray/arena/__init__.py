@@ -17,12 +17,13 @@ from lmkv_ray.arena.format import SLOT, Geometry, Header, SlotState, checksum
 from lmkv_ray.arena.owners import is_alive, process, this_process
 from lmkv_ray.arena.reader import ArenaReader, Hits, Summed
 from lmkv_ray.arena.recovery import Content
-from lmkv_ray.arena.writer import ArenaWriter
+from lmkv_ray.arena.writer import ArenaHeldError, ArenaWriter
 
 __all__ = [
     "ROWS_BYTES",
     "SLOT",
     "TAGS_BYTES",
+    "ArenaHeldError",
     "ArenaReader",
     "ArenaWriter",
     "Content",

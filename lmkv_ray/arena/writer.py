@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from lmkv_ray.arena.crews import Crews
 from lmkv_ray.arena.format import (
+    HEADER,
     HEADER_BYTES,
     PAGE,
     SLOT,
@@ -32,13 +33,26 @@ from lmkv_ray.arena.format import (
     Tables,
 )
 from lmkv_ray.arena.numa import place_near_gpus
-from lmkv_ray.arena.owners import this_process
+from lmkv_ray.arena.owners import is_ending, this_process
 from lmkv_ray.arena.reader import read_header
 from lmkv_ray.arena.recovery import Content, repair, scan
 from lmkv_ray.arena.segment import DEFAULT_DIRECTORY, Segment
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason, Owner
+
+
+class ArenaHeldError(ArenaError):
+    """The process that was an arena's writer is ending, and has not let go of it yet.
+
+    The kernel unmaps the memory of a killed process before it gives back the lock: this takes 0.2
+    to 0.3 s a GiB.
+
+    Attributes:
+        nbytes: of the arena.
+    """
+
+    nbytes = 0
 
 
 class ArenaWriter:
@@ -94,12 +108,14 @@ class ArenaWriter:
         """Become the writer of an arena whose writer has died; its ready chunks are kept.
 
         Raises:
+            ArenaHeldError: its writer is ending.
             ArenaError: it is not sound, of another version, or its writer lives.
         """
         segment = Segment.open(path)
         try:
+            header = read_header(segment)
             _lock(segment)
-            writer = cls(segment, read_header(segment))
+            writer = cls(segment, header)
             writer._sign()
             repair(writer._tables)
         except BaseException:
@@ -117,6 +133,9 @@ class ArenaWriter:
             name: as given to ``create``.
             capacity: adopt only an arena of this capacity (the setting may have been changed).
             directory: as given to ``create``.
+
+        Raises:
+            ArenaHeldError: there is one, and it can be adopted when its last writer has ended.
         """
         candidates = []
         for path in Segment.find(name, directory):
@@ -135,6 +154,8 @@ class ArenaWriter:
         for _, path in sorted(candidates, reverse=True):
             try:
                 return cls.adopt(path)
+            except ArenaHeldError:
+                raise
             except ArenaError:
                 continue
         return None
@@ -309,6 +330,15 @@ def _lock(segment: Segment) -> None:
     try:
         fcntl.flock(segment.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
+        row = np.frombuffer(segment.map(writable=False, nbytes=HEADER_BYTES), HEADER, 1)
+        pid, start = int(row["writer_pid"][0]), int(row["writer_start"][0])
+        if is_ending(Owner(pid=pid, start=start)):
+            held = ArenaHeldError(
+                f"The arena {segment.path} has a writer, process {pid}, that is ending.",
+                next_step="wait; its memory is being unmapped.",
+            )
+            held.nbytes = segment.nbytes
+            raise held from error
         raise ArenaError(
             f"The arena {segment.path} has a living writer.",
             next_step="wait until the shard that owns it has ended.",

@@ -77,7 +77,8 @@ class Extents:
         self.class_of: list[SizeClass | None] = [None] * count
         """The class of each extent; None: unassigned."""
         self._unassigned = deque(range(count))
-        self._lost = 0
+        self._lost: list[int] = []
+        self._new = set(range(count))
         self._make_policy = make_policy
         self._use = self.use.reshape(-1)  # by slot
 
@@ -89,7 +90,7 @@ class Extents:
 
     def capacity(self, slot_bytes: int) -> int:
         """Slots of this size if the whole arena were theirs."""
-        return (self.count - self._lost) * (self.extent_bytes // slot_bytes)
+        return (self.count - len(self._lost)) * (self.extent_bytes // slot_bytes)
 
     def slot_bytes(self, slot: int) -> int | None:
         """The size of a slot; None if it does not exist at present."""
@@ -140,6 +141,7 @@ class Extents:
         if self.draining == extent:
             self.draining = None
         self._part(extent)
+        self._new.discard(extent)
         self._unassigned.appendleft(extent)
 
     def drain(self, extent: int) -> None:
@@ -150,6 +152,7 @@ class Extents:
     def adopt(self, extent: int, slot_bytes: int, slots: Iterable[int]) -> None:
         """Take an unassigned extent as a predecessor left it: these slots pinned, others free."""
         self._unassigned.remove(extent)
+        self._new.discard(extent)
         size = self.size_class(slot_bytes)
         self._cut(size, extent)
         pinned = set(slots)
@@ -159,12 +162,21 @@ class Extents:
         self.pinned[extent] = len(pinned)
 
     def lose(self, extent: int) -> None:
-        """There is no memory for an extent that was assigned just now: do without it."""
+        """There is no memory for an extent that was assigned just now.
+
+        So there is none for others that never had any: do without all of them until ``regain``.
+        """
         self._withdraw(extent)
         self.use[extent] = _NONE
         self.pinned[extent] = 0
         self._part(extent)
-        self._lost += 1
+        self._lost += [extent, *(other for other in self._unassigned if other in self._new)]
+        self._unassigned = deque(other for other in self._unassigned if other not in self._new)
+
+    def regain(self) -> None:
+        """There may be memory again for what was lost."""
+        self._unassigned.extend(sorted(self._lost))
+        self._lost.clear()
 
     def discard(self, size: SizeClass) -> None:
         """Forget a class if it has no extents."""

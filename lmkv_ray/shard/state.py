@@ -75,6 +75,7 @@ class ShardState:
         self.devices = Devices(deltas)
         """What attached engines hold themselves."""
         self._leases = Leases()
+        self._regain_at = float("inf")
 
     # -- engines ---------------------------------------------------------------------------------
 
@@ -133,15 +134,19 @@ class ShardState:
         """Time passes: slots whose quarantine is over become free."""
         out: list[Instruction] = []
         self._free(self._leases.rested(now), out)
+        if now >= self._regain_at:
+            self._regain_at = float("inf")
+            self._extents.regain()
         return out
 
-    def extent_failed(self, extent: int) -> frozenset[int]:
-        """The memory of an extent that was just assigned could not be had.
+    def extent_failed(self, extent: int, now: float) -> frozenset[int]:
+        """The memory of an extent that was just assigned could not be had; tried again later.
 
         Returns:
             slots of it that were leased by the same event; nobody must be told of them.
         """
         self._extents.lose(extent)
+        self._regain_at = now + self.limits.memory_seconds
         stride = self._extents.stride
         return self._leases.lose(range(extent * stride, (extent + 1) * stride))
 

@@ -15,6 +15,8 @@ class Limits:
     """How long a granted slot may be filled."""
     grace_seconds: float = 3.0
     """How long the slots of a dead owner rest: its workers may outlive it for a moment."""
+    memory_seconds: float = 5.0
+    """After /dev/shm was full the arena does not try to grow for so long."""
     holder_slots: int = 1024
     """Slots one holder may have at most; never more than a quarter of the arena."""
 

@@ -252,8 +252,32 @@ def test_a_chunk_that_fits_no_extent_is_refused_with_a_next_step(state: ShardSta
 def test_an_extent_without_memory_is_done_without(state: ShardState, hello: HelloFactory) -> None:
     state.hello(hello(), 0)
     slots = grant(state, 3)
-    assert state.extent_failed(0) == frozenset(slots)
-    assert grant(state, 3) == [8, 9, 10]
+    assert state.extent_failed(0, 1) == frozenset(slots)
+    assert grant(state, 3) == [], "no other extent is tried at once"
+    assert state.tick(5.9) == []
+    assert grant(state, 3) == []
+    state.tick(6)
+    assert grant(state, 3) == [0, 1, 2], "and nothing is lost for good"
+    for _ in range(3):
+        state.extent_failed(0, 7)
+        state.tick(12)
+        assert grant(state, 3) == [0, 1, 2]
+
+
+def test_extents_that_have_memory_serve_while_there_is_no_more(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    state.hello(hello(), 0)
+    for i in range(8):
+        commit(state, grant(state, 1)[0], bytes([i]) * 16, 0)
+    assert grant(state, 1) == [8]
+    state.extent_failed(1, 0)
+    for i in range(8, 40):
+        [slot] = grant(state, 1)
+        assert slot < 8
+        commit(state, slot, bytes([i]) * 16, 0)
+    state.tick(5)
+    assert {slot for _ in range(5) for slot in grant(state, 1)} == {8, 9, 10, 11, 12}
 
 
 def test_pinned_chunks_stay_when_room_is_made_and_go_when_told(
