@@ -13,6 +13,7 @@ from rich.table import Table
 from lmkv_ray.config import Settings, load_settings, scope_of
 from lmkv_ray.errors import ConfigError, LmkvError
 from lmkv_ray.keys import KEY_BYTES
+from lmkv_ray.kin import explain
 from lmkv_ray.settings_page import settings_page
 from lmkv_ray.simulate.command import simulate
 
@@ -71,6 +72,8 @@ def status(address: Address = None) -> None:
     for node in cache.nodes:
         if node.taken:
             Console().print(f"node {node.node_id[:12]} {node.taken}")
+    for line in explain({node.node_id: node.kin for node in cache.nodes}):
+        Console().print(line, highlight=False)
     for part in cache.directory:
         behind = f"; waits for all of {part.unsynced} nodes" if part.unsynced else ""
         Console().print(

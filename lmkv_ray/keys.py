@@ -83,6 +83,8 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True):
         """
         listed = {name: str(getattr(self, name)) for name in self.__struct_fields__}
         del listed["options"]
+        # Which ranks these are is no reason why engines would not share.
+        listed["parallel"] = self.parallel.partition(" ranks ")[0]
         if self.salt:
             listed["salt"] = blake2b(self.salt.encode(), digest_size=8).hexdigest()
         return {name: _short(text) for name, text in (listed | self.options).items()}

@@ -43,6 +43,9 @@ class MissReason(enum.StrEnum):
     """The chunk was replaced while it was copied, or the copy failed."""
     IDENTITY_PENDING = "identity_pending"
     """The engine does not know yet which weights it has, or is about to check them."""
+    OTHER_NAMESPACE = "other_namespace"
+    """Never stored as this engine computes it: engines of this model's name are attached that share
+    nothing with it (its log and ``lmkv status`` say in which fields they differ)."""
     DETACHED = "detached"
     """The engine is not attached to a shard (starting, or the shard is down)."""
     NOT_READ = "not_read"
@@ -70,6 +73,16 @@ class Grant(Message, frozen=True, kw_only=True, array_like=True):
     """``time.monotonic()`` seconds; after it the engine must not begin to write."""
 
 
+class Kin(Message, frozen=True, kw_only=True, array_like=True):
+    """What is told of an engine to others that serve a model of the same name."""
+
+    model: str
+    space: int
+    """Of its namespace; 0: not known yet."""
+    fields: dict[str, str]
+    """Of its namespace, as short texts (``Namespace.fields``)."""
+
+
 class Hello(Message, frozen=True, kw_only=True, array_like=True):
     """Engine to shard: attach. Sent again, with the same id, whenever the shard restarted."""
 
@@ -90,6 +103,8 @@ class Hello(Message, frozen=True, kw_only=True, array_like=True):
     attachment: int = 0
     """A number for this message, higher than in all before it: what was sent before counts no more
     once it has arrived."""
+    fields: dict[str, str] = {}
+    """Of the engine's namespace, once it is known (``Namespace.fields``)."""
 
 
 class Welcome(Message, frozen=True, kw_only=True, array_like=True):
@@ -144,6 +159,8 @@ class ExchangeReply(Message, frozen=True, kw_only=True, array_like=True):
     refused: list[int] = []
     """Committed slots that were not accepted (grant expired); they belong to the shard again."""
     peers: int = 0
+    differs: list[str] = []
+    """Fields of the namespace in which engines of this model's name differ from this one."""
 
 
 class Stage(Message, frozen=True, kw_only=True, array_like=True):
@@ -211,6 +228,8 @@ class Delta(Message, frozen=True, kw_only=True, array_like=True):
     """The node is about to leave."""
     engines: int = 0
     """Engines that are attached."""
+    kin: list[Kin] = []
+    """One of each namespace of the engines that are attached; to part 0 only."""
     devices: list[DeviceDelta] = []
     """What engines hold on their devices. An engine that is gone holds nothing any more."""
 
@@ -246,6 +265,8 @@ class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):
     """Other nodes that hold at least one chunk."""
     clears: list[Clear] = []
     """Clears that the shard has missed, in order."""
+    kin: list[Kin] = []
+    """Engines of other nodes that serve a model of a name that is served there too."""
 
 
 M = TypeVar("M", bound=Message)

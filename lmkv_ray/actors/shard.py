@@ -306,6 +306,7 @@ class ShardActor:
                     EngineStatus(engine_id=name, model=model, slots=slots, device_chunks=held)
                     for name, (model, slots, held) in state.engines().items()
                 ],
+                kin=state.kin(),
                 counters=self._shard.counters() | asdict(self._staging.counters),
                 tiers=[*(tier.status() for tier in self._tiers), *self._refused],
                 draining=self._telling.draining,

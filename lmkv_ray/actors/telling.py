@@ -78,12 +78,15 @@ class Telling:
                 draining=facts[1],
                 room=self._room(),
                 engines=len(state.engines()),
+                kin=[] if part else state.kin(),
             )
             reply = await self._directory.tell(part, delta)
             if reply is None:
                 return
             await self._catch_up(reply.clears)
-            self.caught_up |= part == 0  # which orders clears
+            if part == 0:  # which orders clears, and hears of engines
+                self.caught_up = True
+                state.kin_elsewhere = reply.kin
             if reply.resync:
                 state.deltas.resync(part)
             # The pieces of a snapshot follow each other; anything else can wait.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 
-from lmkv_ray.messages import Message
+from lmkv_ray.messages import Kin, Message
 from lmkv_ray.tiers import TierStatus
 
 
@@ -98,6 +98,8 @@ class ShardStatus(Message, frozen=True):
     """Whether the node is about to leave."""
     problem: str | None = None
     """Why the shard does not work, and what to do."""
+    kin: list[Kin] = msgspec.field(default_factory=list)
+    """One of each namespace of its engines."""
     taken: str = ""
     """What memory the shard took, and why."""
     refusals: list[str] = msgspec.field(default_factory=list)

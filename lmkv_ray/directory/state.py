@@ -14,7 +14,8 @@ from lmkv_ray.directory.holdings import GPU, Holding, Location
 from lmkv_ray.directory.named import NamedTable
 from lmkv_ray.directory.table import NOBODY
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
-from lmkv_ray.messages import Clear, Delta, DeltaReply, Message
+from lmkv_ray.kin import kinds
+from lmkv_ray.messages import Clear, Delta, DeltaReply, Kin, Message
 
 SILENT_SECONDS = 5.0
 """Nobody is sent to a node that was not heard for so long. Shards speak once a second."""
@@ -58,6 +59,8 @@ class _Node:
     cleared: int = 0
     room: int = 0
     draining: bool = False
+    kin: tuple[Kin, ...] = ()
+    """Engines that are attached there."""
     used: float | None = None
 
 
@@ -102,6 +105,7 @@ class DirectoryState:
         if not (same_life and delta.seq <= node.seq):  # else what it said is known already
             self.clears.heard(delta.cleared)
             node.cleared, node.room, node.draining = delta.cleared, delta.room, delta.draining
+            node.kin = tuple(delta.kin)
             if delta.engines or node.used is None:
                 node.used = now
             follows = same_life and node.sync is not _Sync.WANTED and delta.seq == node.seq + 1
@@ -115,7 +119,13 @@ class DirectoryState:
             resync=node.sync is _Sync.WANTED,
             peers=self.peers(delta.node_id),
             clears=self.owed(delta.node_id) if self._orders_clears else [],
+            kin=self._kin_of(delta),
         )
+
+    def _kin_of(self, delta: Delta) -> list[Kin]:
+        models = {kin.model for kin in delta.kin}
+        others = [node for node_id, node in self._nodes.items() if node_id != delta.node_id]
+        return kinds(kin for node in others for kin in node.kin if kin.model in models)
 
     def owed(self, node_id: str) -> list[Clear]:
         """Clears that a node has not said it has carried out, in order."""

@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from lmkv_ray.errors import ArenaError
-from lmkv_ray.messages import Hello, Owner
+from lmkv_ray.messages import Hello, Kin, Owner
 from lmkv_ray.tenants import overlap
 
+NO_KIN = Kin(model="", space=0, fields={})
 SPOILED = float("-inf")
 """The deadline of a lease that a ``clear`` ended: whatever happens, its commit is refused."""
 
@@ -21,7 +22,8 @@ class Holder:
     owner: Owner
     space: int
     slot_bytes: int
-    model: str = ""
+    kin: Kin = NO_KIN
+    """What others are told of it."""
     attachment: int = 0
     """Of its last ``Hello``."""
     leases: dict[int, float] = field(default_factory=dict)
@@ -81,7 +83,8 @@ class Leases:
                 )
             old = before.leases
         old |= self.orphans.pop(owner, {})
-        holder = Holder(owner, hello.space, hello.slot_bytes, hello.model, hello.attachment)
+        kin = Kin(model=hello.model, space=hello.space, fields=hello.fields)
+        holder = Holder(owner, hello.space, hello.slot_bytes, kin, hello.attachment)
         self.holders[hello.engine_id] = holder
         same = before is None or before.space == hello.space
         for slot in dict.fromkeys(hello.held):

@@ -17,6 +17,7 @@ from msgspec.structs import replace
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES
+from lmkv_ray.kin import differing, kinds
 from lmkv_ray.messages import (
     Commit,
     Delta,
@@ -24,6 +25,7 @@ from lmkv_ray.messages import (
     ExchangeReply,
     Grant,
     Hello,
+    Kin,
     MissReason,
     Owner,
 )
@@ -74,6 +76,8 @@ class ShardState:
         """The ready ones."""
         self.devices = Devices(deltas)
         """What attached engines hold themselves."""
+        self.kin_elsewhere: list[Kin] = []
+        """Engines of other nodes, as the directory has told."""
         self._leases = Leases()
         self._regain_at = float("inf")
 
@@ -119,7 +123,8 @@ class ShardState:
             deadline = now + self.limits.grant_seconds
             slots = self._lease(holder, exchange.want, deadline, out)
             grant = Grant(slots=list(slots), deadline=deadline) if slots else None
-        return ExchangeReply(grant=grant, refused=refused), out
+        differs = differing(holder.kin, [*self.kin(), *self.kin_elsewhere])
+        return ExchangeReply(grant=grant, refused=refused, differs=differs), out
 
     def owners(self) -> set[Owner]:
         """The owners whose end must be noticed (never the shard's own)."""
@@ -203,9 +208,13 @@ class ShardState:
     def engines(self) -> dict[str, tuple[str, int, int]]:
         """Attached engines: (model, reserved slots, chunks on the device) by engine_id."""
         return {
-            name: (holder.model, len(holder.leases), self.devices.count(name))
+            name: (holder.kin.model, len(holder.leases), self.devices.count(name))
             for name, holder in self._leases.engines().items()
         }
+
+    def kin(self) -> list[Kin]:
+        """One of each namespace of the attached engines."""
+        return kinds(holder.kin for holder in self._leases.engines().values())
 
     # -- recovery --------------------------------------------------------------------------------
 

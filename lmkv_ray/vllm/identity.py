@@ -77,6 +77,11 @@ class Identity:
         self.age += 1
         return True
 
+    def fields(self, place: int) -> dict[str, str]:
+        """The fields of the namespace of a place, for people; none before the first adoption."""
+        with self._lock:
+            return self._learnt[place].fields() if self.namespaces else {}
+
     def space(self, place: int) -> int:
         """What shards call the namespace of a place; 0: not known yet."""
         return self._spaces[place]

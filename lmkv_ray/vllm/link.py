@@ -111,7 +111,7 @@ class ShardLink:
     ) -> None:
         self._connect = connect
         self._hello = hello
-        self._space = hello.space
+        self._space, self._fields = hello.space, hello.fields
         self._period = period
         self._maps = maps
         self._device = device
@@ -129,6 +129,8 @@ class ShardLink:
         """The arena, once attached. It stays readable while the shard is away."""
         self.peers = 0
         """Other nodes that hold chunks."""
+        self.differs: list[str] = []
+        """Fields of the namespace in which engines of this model's name differ from this one."""
         self._thread: threading.Thread | None = None
         self._start_at = 0.0
         self._start()
@@ -172,8 +174,14 @@ class ShardLink:
         self._wake.set()
         return ticket
 
-    def rename(self, space: int) -> None:
-        """From now on chunks are committed in another space, and none in the old one."""
+    def rename(self, space: int, fields: dict[str, str]) -> None:
+        """From now on chunks are committed in another space, and none in the old one.
+
+        Args:
+            space: the new one.
+            fields: of its namespace, for people.
+        """
+        self._fields = fields
         self._space = space
         self.slots.start_over()
         self._wake.set()
@@ -255,7 +263,9 @@ class ShardLink:
         client = self._connect()
         if self._hello.space != self._space:
             self.slots.return_free()  # they may have been granted since ``rename``
-            self._hello = msgspec.structs.replace(self._hello, space=self._space)
+            self._hello = msgspec.structs.replace(
+                self._hello, fields=self._fields, space=self._space
+            )
         sent = time.monotonic()
         hello = msgspec.structs.replace(
             self._hello, held=self.slots.held(), attachment=time.monotonic_ns()
@@ -300,12 +310,25 @@ class ShardLink:
         finally:
             self.slots.told(news)
         self.peers = reply.peers
+        self._note_kin(reply.differs)
         if not reply.known:
             raise ConnectionError("the shard does not know this engine (any more)")
         if reply.refused:  # the grant was overtaken by a clear, or by its deadline
             self.slots.return_free()
         if reply.grant is not None:
             self.slots.granted(reply.grant)
+
+    def _note_kin(self, differs: list[str]) -> None:
+        """Log, when it is news, why engines of this model's name share nothing with this one."""
+        if differs != self.differs:
+            self.differs = differs
+            if differs:
+                logger.warning(
+                    "lmkv_ray: other engines of %s share no chunks with this one: they differ in "
+                    "%s. 'lmkv status' shows the values.",
+                    self._hello.model,
+                    ", ".join(differs),
+                )
 
     def _send_stages(self) -> None:
         assert self._client is not None

@@ -79,13 +79,16 @@ class MissCounter:
         self, tracked: TrackedRequest, reader: ArenaReader, ends: npt.NDArray[np.int64]
     ) -> list[MissReason]:
         """Why the chunks that hold these tokens' ends are missing: the first group that knows."""
-        reasons = [MissReason.NEVER_STORED] * len(ends)
+        never = MissReason.NEVER_STORED
+        reasons = [never] * len(ends)
         for group in self._groups:
             keys = tracked.keys(group)
             if len(keys):
                 its = reader.reasons(keys[np.minimum(-(-ends // group.tokens), len(keys)) - 1])
                 known = zip(reasons, its, strict=True)
-                reasons = [b if a is MissReason.NEVER_STORED else a for a, b in known]
+                reasons = [b if a is never else a for a, b in known]
+        if self._places[0].link.differs:
+            return [MissReason.OTHER_NAMESPACE if its is never else its for its in reasons]
         return reasons
 
 

@@ -237,7 +237,8 @@ class SchedulerHalf:
         for saver, place in zip(self._savers, self._places, strict=True):
             saver.forget_dropped()
             for link in place.links.values():
-                link.rename(self._identity.space(place.number))
+                number = place.number
+                link.rename(self._identity.space(number), self._identity.fields(number))
         names = " ".join(namespace.hex() for namespace in self._identity.namespaces)
         logger.info("lmkv_ray: age %d, namespace %s", self._identity.age, names)
 

@@ -82,6 +82,7 @@ def open_places(
                 owner=mine[0].owner if number else this_process(),
                 writers=[report.owner for report in mine],
                 space=identity.space(number),
+                fields=identity.fields(number),
                 model=config.model_config.model,
                 slot_bytes=size,
                 held=[],

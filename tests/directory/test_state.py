@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from lmkv_ray.directory import GPU, DirectoryState, Holding, Location, merge
 from lmkv_ray.directory.state import SILENT_SECONDS
 from lmkv_ray.keys import key_array, parts_of
-from lmkv_ray.messages import Clear, Delta, DeltaReply
+from lmkv_ray.messages import Clear, Delta, DeltaReply, Kin
 from lmkv_ray.shard import DeltaLog
 
 KEYS = [bytes([i]) * 16 for i in range(1, 25)]
@@ -270,6 +270,21 @@ def test_a_silent_node_holds_nothing_until_it_speaks_again() -> None:
     assert not directory.lookup(ALL, "b", 0, SILENT_SECONDS + 1)
     directory.delta(delta(2), now=SILENT_SECONDS + 1)
     assert directory.lookup(ALL, "b", 0, SILENT_SECONDS + 1)
+
+
+def test_engines_hear_of_those_of_their_model_on_other_nodes() -> None:
+    state = DirectoryState(64)
+
+    def tell(node: str, *kin: Kin) -> list[Kin]:
+        delta = Shard(node, 1).delta(0)
+        return state.delta(msgspec.structs.replace(delta, kin=list(kin)), 0).kin
+
+    one, two = (Kin(model="m", space=space, fields={}) for space in (1, 2))
+    assert tell("a", one) == []
+    assert tell("b", two) == [one]
+    assert tell("c", Kin(model="other", space=3, fields={})) == []
+    state.node_lost("a")
+    assert tell("b", two) == []
 
 
 def test_half_a_key_is_refused() -> None:

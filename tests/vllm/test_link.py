@@ -23,9 +23,9 @@ from tests.vllm.test_device import Pool, track
 SLOT_BYTES = 64 << 10
 
 
-def hello() -> Hello:
+def hello(engine: str = "e") -> Hello:
     return Hello(
-        engine_id="e",
+        engine_id=engine,
         owner=this_process(),
         space=1,
         model="m",
@@ -39,9 +39,11 @@ def make_link() -> Iterator[Callable[..., ShardLink]]:
     links: list[ShardLink] = []
     shards: list[LocalShard] = []
 
-    def make(shard: LocalShard, want: int = 8, device: DeviceWatch | None = None) -> ShardLink:
+    def make(
+        shard: LocalShard, want: int = 8, device: DeviceWatch | None = None, engine: str = "e"
+    ) -> ShardLink:
         shards.append(shard)
-        link = ShardLink(lambda: shard, hello(), want_slots=want, period=0.01, device=device)
+        link = ShardLink(lambda: shard, hello(engine), want_slots=want, period=0.01, device=device)
         links.append(link)
         wait_for(lambda: len(link.slots) > 0)
         return link
@@ -49,7 +51,7 @@ def make_link() -> Iterator[Callable[..., ShardLink]]:
     yield make
     for link in links:
         link.stop()
-    for shard in shards:
+    for shard in dict.fromkeys(shards):
         shard.close()
 
 
@@ -201,7 +203,7 @@ def test_after_a_rename_nothing_is_committed_in_the_old_space_and_no_slot_is_giv
     commit(link, 1)
     filling = link.slots.take()
     assert filling is not None
-    link.rename(2)
+    link.rename(2, {"weights": "b"})
     wait_for(lambda: {its.space for its in shard.state._leases.engines().values()} == {2})
     [holder] = shard.state._leases.engines().values()
     assert filling.slot in holder.leases, "a worker may be writing into it"
@@ -213,6 +215,20 @@ def test_after_a_rename_nothing_is_committed_in_the_old_space_and_no_slot_is_giv
     commit(link, 3)
     assert visible(link, 3)
     assert shard.state.chunks.space(key(3)) == 2
+
+
+def test_engines_of_one_model_that_share_nothing_are_told_why(
+    make_link: Callable[..., ShardLink], caplog: pytest.LogCaptureFixture
+) -> None:
+    shard = LocalShard(16 << 20)
+    link, other = make_link(shard, engine="e"), make_link(shard, engine="f")
+    assert link.differs == []
+    other.rename(2, {"weights": "b"})
+    link.rename(3, {"weights": "a"})
+    wait_for(lambda: link.differs == other.differs == ["weights"])
+    assert "differ in weights" in caplog.text
+    other.rename(3, {"weights": "a"})
+    wait_for(lambda: link.differs == other.differs == [])
 
 
 def test_payload_written_through_one_mapping_is_read_through_another(
