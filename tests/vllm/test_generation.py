@@ -16,7 +16,7 @@ from tests.vllm.conftest import engine_on, save_prompt, tokens
 from tests.vllm.engine import Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.models import make_model
-from tests.vllm.test_identity import namespace
+from tests.vllm.test_identity import namespace, owners
 
 pytestmark = pytest.mark.vllm
 
@@ -278,8 +278,8 @@ def test_kv_of_weights_that_were_overwritten_is_neither_found_nor_added_to(
     assert reset == "never" or answer.cached == 0
     # What an engine with the weights on disk can find is what there was.
     space = engine.connector()._scheduler._identity.space(0)
-    assert {shard.state.chunks.space(key) for key in keys(shard) - old} <= {space}
-    assert space not in {shard.state.chunks.space(key) for key in old}
+    assert owners(shard, keys(shard) - old) <= {space}
+    assert space not in owners(shard, old)
     write(engine, 1 / factor)
     engine.reset()
     [again] = engine.generate([prompt])
