@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena.format import HEADER_BYTES, Header, Tables, checksum, is_readable
+from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.arena.segment import Segment, populate
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
@@ -92,8 +93,10 @@ class ArenaReader:
             arena_id: the arena that is expected; None: any.
 
         Raises:
+            UnsupportedError: see ``check_processor``.
             ArenaError: it cannot be opened, is not sound, or is another arena.
         """
+        check_processor()
         segment = Segment.open(path)
         try:
             header = read_header(segment)

@@ -34,6 +34,7 @@ from lmkv_ray.arena.format import (
 )
 from lmkv_ray.arena.numa import place_near_gpus
 from lmkv_ray.arena.owners import is_ending, this_process
+from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.arena.reader import read_header
 from lmkv_ray.arena.recovery import Content, repair, scan
 from lmkv_ray.arena.segment import DEFAULT_DIRECTORY, Segment
@@ -86,8 +87,10 @@ class ArenaWriter:
         """A new, empty arena that a successor will find by ``name`` (a node's id).
 
         Raises:
+            UnsupportedError: see ``check_processor``.
             ArenaError: the directory is unusable or too small, or the sizes make no arena.
         """
+        check_processor()
         geometry = Geometry.of(capacity, extent_bytes)
         segment = Segment.create(directory, name, geometry.nbytes)
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
@@ -36,6 +37,7 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
     Raises:
         UnsupportedError: naming the model, the feature and what to do.
     """
+    check_processor()
     model = config.model_config.model
     parallel = config.parallel_config
     kinds = {type(spec).__name__ for spec in layer_specs(kv_cache_config)}
