@@ -63,7 +63,7 @@ def test_an_engine_rests_though_its_saves_are_not_reported() -> None:
     slots = SimpleNamespace(
         committing=lambda _: False, take=lambda: GrantedSlot(0, 1, 200.0), commit=lambda *_: None
     )
-    link: Any = SimpleNamespace(usable=1, readable=None, slots=slots)
+    link: Any = SimpleNamespace(attachment=1, usable=1, readable=None, slots=slots)
     identity = SimpleNamespace(known=True, age=0)
     place: Any = SimpleNamespace(
         number=0, links={0: link}, shares={0: ()}, nbytes=[1], identity=identity
@@ -85,6 +85,10 @@ def test_an_engine_rests_though_its_saves_are_not_reported() -> None:
         asked=None,
         identity=identity,
         mixed=False,
+        known=True,
+        age=0,
+        adapter=None,
+        adapter_id=0,
         keys=lambda *_: np.zeros((2, 16), np.uint8) + np.arange(2, dtype=np.uint8)[:, None],
         hints=lambda *_: None,
     )
