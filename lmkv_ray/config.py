@@ -113,7 +113,7 @@ class Settings(BaseSettings):
         256,
         ge=1,
         json_schema_extra=ENGINE,
-        description="Chunks one engine may be saving at a time; past it, saves are dropped.",
+        description="Chunks one engine may be saving at a time; past it, they wait.",
     )
     grant_slots: int = Field(
         256,

@@ -246,8 +246,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return self._the_scheduler.saving
 
     def has_pending_block_frees(self) -> bool:
-        """Pinned blocks come free soon: rather wait than preempt."""
-        return self._the_scheduler.saving
+        """Pinned blocks come free soon: rather wait than preempt. Asked when there are too few."""
+        return self._the_scheduler.make_room()
 
     def take_events(self) -> Iterable[KVCacheEvent]:
         """See ``ArenaEvents``."""

@@ -24,9 +24,12 @@ from lmkv_ray.vllm.places import Place
 from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.slots import GrantedSlot
 from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.waiting import WaitingSaves, Wanted
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
+
+    from lmkv_ray.vllm.link import ShardLink
 
 REMEMBERED_KEYS = 8192
 """Keys this engine lately failed to save."""
@@ -39,18 +42,10 @@ way, until a report comes with a later request."""
 
 @dataclass(slots=True)
 class _Saving:
-    key: bytes
-    group: Group
+    wanted: Wanted
     slot: GrantedSlot
-    blocks: list[int]
     unreported: int
     """Workers whose report is still to come: until then they may write."""
-    tracked: TrackedRequest
-    chunk: int
-    age: int
-    """Of the engine's identity when its blocks were computed."""
-    adapter: bytes | None
-    """What they were computed with."""
     good: bool = True
 
 
@@ -87,6 +82,7 @@ class Saver:
         self._orders: list[SaveJob] = []
         self._saving: dict[int, _Saving] = {}
         self._saving_keys: set[bytes] = set()
+        self._waiting = WaitingSaves(clock)
         self._job_ids = job_ids
         self._dropped: OrderedDict[bytes, None] = OrderedDict()
         self.pool: BlockPool | None = None
@@ -95,7 +91,8 @@ class Saver:
     @property
     def busy(self) -> bool:
         """Whether saves are under way whose report is worth stepping, and waiting, for."""
-        return bool(self._saving) and self._clock() < self._expected_by
+        reporting = bool(self._saving) and self._clock() < self._expected_by
+        return reporting or bool(self._waiting)
 
     def dropped(self, key: bytes) -> bool:
         """Whether this engine lately failed to save a key."""
@@ -126,7 +123,7 @@ class Saver:
     def finish(
         self, tracked: TrackedRequest, computed: int, tables: Sequence[Sequence[int]]
     ) -> None:
-        """Order the last saves of a request whose blocks are about to be freed."""
+        """Order the last saves of a request that ends, or let them wait."""
         sizes = [
             len(table) * group.block_tokens
             for group, table in zip(self._groups, tables, strict=True)
@@ -135,12 +132,32 @@ class Saver:
         self.plan(tracked, computed, tables)
         if tracked.mixed or not tracked.known:
             return
-        for group in self._groups:
-            if not self._lacks(tracked, group, computed // group.tokens):
-                continue
-            saved, keys = tracked.saved[self._place.number], tracked.keys(group, self._place.number)
-            for key in key_list(keys[saved[group.number] : computed // group.tokens]):
-                self._drop(key)
+        for group, table in zip(self._groups, tables, strict=True):
+            if self._lacks(tracked, group, computed // group.tokens):
+                self._wait(tracked, group, computed // group.tokens, table)
+
+    @never_raises(None)
+    def resume(self) -> None:
+        """Order what can be ordered of the saves that wait."""
+        identity = self._place.identity
+        while self._waiting and self.pool is not None:
+            wanted = self._waiting.first()
+            link = self._place.links[wanted.group.number]
+            outdated = not identity.known or wanted.age != identity.age
+            if outdated or link.attachment is None or self._waiting.hopeless:
+                self.give_up()
+            elif self._is_under_way(wanted.key, link) or self._order(wanted):
+                self._waiting.pop(self.pool)
+            else:
+                return
+
+    @never_raises(False)
+    def give_up(self) -> bool:
+        """Nothing waits to be saved any more, so that its blocks are free; whether anything did."""
+        gave_up = bool(self._waiting)
+        while self._waiting and self.pool is not None:
+            self._drop(self._waiting.pop(self.pool).key)
+        return gave_up
 
     def _lacks(self, tracked: TrackedRequest, group: Group, complete: int) -> bool:
         """Whether there are chunks to consider among the first ``complete`` ones."""
@@ -163,26 +180,56 @@ class Saver:
     def _plan_group(
         self, tracked: TrackedRequest, group: Group, complete: int, table: Sequence[int]
     ) -> None:
-        slots, saved = self._place.links[group.number].slots, tracked.saved[self._place.number]
-        begin = saved[group.number]
+        saved = tracked.saved[self._place.number]
+        missing = self._missing(tracked, group, complete, table)
+        if missing is None:
+            return
+        for wanted in missing:
+            saved[group.number] = wanted.chunk
+            if not self._order(wanted):
+                return  # tried again in this request's next step
+        saved[group.number] = complete
+
+    @never_raises(None)
+    def _wait(
+        self, tracked: TrackedRequest, group: Group, complete: int, table: Sequence[int]
+    ) -> None:
+        """What could not be ordered before its request ended is ordered after it."""
+        missing = self._missing(tracked, group, complete, table)
+        if missing is None or self.pool is None:
+            keys = tracked.keys(group, self._place.number)
+            for key in key_list(keys[tracked.saved[self._place.number][group.number] : complete]):
+                self._drop(key)
+            return
+        for wanted in missing:
+            if not self._waiting.add(wanted, self.pool):
+                self._drop(wanted.key)
+
+    def _missing(
+        self, tracked: TrackedRequest, group: Group, complete: int, table: Sequence[int]
+    ) -> Iterator[Wanted] | None:
+        """Of the first ``complete`` chunks those that were not considered before, and are neither
+        there nor on their way; None: there is no arena.
+        """
+        begin = tracked.saved[self._place.number][group.number]
         keys = tracked.keys(group, self._place.number)[begin:complete]
         present = self._present(tracked, group, begin, keys)
         if present is None or self.pool is None:
-            return
-        null = self.pool.null_block.block_id
-        for i, key in enumerate(key_list(keys)):
-            if not (present[i] or key in self._saving_keys or slots.committing(key)):
-                at = (begin + i) * group.blocks
-                blocks = list(table[at : at + group.blocks])
-                # Behind the window there are no blocks any more.
-                if group.full or null not in blocks:
-                    if len(self._saving) >= self._settings.max_inflight_saves:
-                        return  # tried again in this request's next step
-                    granted = slots.take()
-                    if granted is None:
-                        return
-                    self._order(tracked, group, begin + i, granted, blocks)
-            saved[group.number] = begin + i + 1
+            return None
+        null, link = self.pool.null_block.block_id, self._place.links[group.number]
+
+        def missing() -> Iterator[Wanted]:
+            for chunk, key in enumerate(key_list(keys), begin):
+                if not (present[chunk - begin] or self._is_under_way(key, link)):
+                    blocks = list(table[chunk * group.blocks : (chunk + 1) * group.blocks])
+                    # Behind the window there are no blocks any more.
+                    if key not in self._waiting and (group.full or null not in blocks):
+                        yield Wanted.of(tracked, group, chunk, key, blocks)
+
+        return missing()
+
+    def _is_under_way(self, key: bytes, link: ShardLink) -> bool:
+        return key in self._saving_keys or link.slots.committing(key)
 
     def _present(
         self, tracked: TrackedRequest, group: Group, begin: int, keys: KeyArray
@@ -197,39 +244,25 @@ class Saver:
             return np.zeros(len(keys), np.bool_)
         return tracked.asked.found(self._place.number, group, begin, begin + len(keys)).found
 
-    def _order(
-        self,
-        tracked: TrackedRequest,
-        group: Group,
-        chunk: int,
-        granted: GrantedSlot,
-        blocks: list[int],
-    ) -> None:
+    def _order(self, wanted: Wanted) -> bool:
+        """Order a save; False: not now, as too many are under way, or there is no slot."""
         assert self.pool is not None
-        place = self._place
-        key = tracked.keys(group, place.number)[chunk].tobytes()
-        self.pool.touch([self.pool.blocks[b] for b in blocks])
+        place, number = self._place, wanted.group.number
+        if len(self._saving) >= self._settings.max_inflight_saves:
+            return False
+        if (granted := place.links[number].slots.take()) is None:
+            return False
+        self.pool.touch([self.pool.blocks[b] for b in wanted.blocks])
         self._expected_by = self._clock() + REPORT_SECONDS
         job = next(self._job_ids)
-        workers = len(place.shares)
-        age, adapter = tracked.identity.age, tracked.adapter
-        self._saving[job] = _Saving(
-            key, group, granted, blocks, workers, tracked, chunk, age, adapter
-        )
+        self._saving[job] = _Saving(wanted, granted, len(place.shares))
         slot, arena_id, deadline = granted
+        adapter, blocks = wanted.tracked.adapter_id, wanted.blocks
         self._orders.append(
-            SaveJob(
-                job,
-                group.number,
-                arena_id,
-                slot,
-                blocks,
-                deadline,
-                place.number,
-                tracked.adapter_id,
-            )
+            SaveJob(job, number, arena_id, slot, blocks, deadline, place.number, adapter)
         )
-        self._saving_keys.add(key)
+        self._saving_keys.add(wanted.key)
+        return True
 
     @never_raises(None)
     def _settle(self, job_id: int, workers: int, *, good: bool) -> None:
@@ -240,24 +273,25 @@ class Saver:
         if saving.unreported > 0:
             return
         del self._saving[job_id]
-        self._saving_keys.discard(saving.key)
+        wanted = saving.wanted
+        self._saving_keys.discard(wanted.key)
         assert self.pool is not None
-        self.pool.free_blocks([self.pool.blocks[b] for b in reversed(saving.blocks)])
-        place, number = self._place, saving.group.number
+        self.pool.free_blocks([self.pool.blocks[b] for b in reversed(wanted.blocks)])
+        place, number = self._place, wanted.group.number
         slots, identity = place.links[number].slots, place.identity
-        same = saving.age == identity.age and saving.adapter == saving.tracked.adapter
+        same = wanted.age == identity.age and wanted.adapter == wanted.tracked.adapter
         if not (identity.known and same):
             slots.release(saving.slot)
         elif saving.good:
-            hints = saving.tracked.hints(saving.group, saving.chunk, place.number)
-            slots.commit(saving.slot, saving.key, place.nbytes[number], hints)
-            self._dropped.pop(saving.key, None)
+            hints = wanted.tracked.hints(wanted.group, wanted.chunk, place.number)
+            slots.commit(saving.slot, wanted.key, place.nbytes[number], hints)
+            self._dropped.pop(wanted.key, None)
             self._stats.add("saved_chunks", 1)
             if self._events is not None:
-                self._events.stored(saving.tracked, saving.group, [saving.chunk])
+                self._events.stored(wanted.tracked, wanted.group, [wanted.chunk])
         else:
             slots.release(saving.slot)
-            self._drop(saving.key)
+            self._drop(wanted.key)
 
     def _drop(self, key: bytes) -> None:
         self._dropped[key] = None

@@ -80,6 +80,8 @@ class SchedulerHalf:
         self._loader = Loader(settings, groups, places, self._stats, dropped, self._pace, events)
         self._wishes = WishReader(lambda: self._stats.add("refused_hints", 1))
         self._tracked: dict[str, TrackedRequest] = {}
+        self._asking: set[str] = set()
+        """Requests that vLLM tried to admit in this step, and has not admitted yet."""
         self._tables = BlockTables()
 
     def bind(self, pool: BlockPool) -> None:
@@ -105,10 +107,14 @@ class SchedulerHalf:
         tracked = self._track(request)
         tracked.mixed = computed > 0 and self._own.stale(_adapter_name(request))
         self._device.begin(tracked)
-        return self._loader.match(tracked, computed)
+        answer = self._loader.match(tracked, computed)
+        if answer[0] is not None:
+            self._asking.add(request.request_id)
+        return answer
 
     def admitted(self, request: Request, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """See ``Loader.admitted``."""
+        self._asking.discard(request.request_id)
         self._loader.admitted(self._track(request), tables, tokens)
 
     @never_raises(None)
@@ -124,6 +130,11 @@ class SchedulerHalf:
     def step(self, output: SchedulerOutput) -> StepMetadata:
         """The worker half's orders for this step."""
         self._adopt()
+        if self._asking:  # there were too few blocks for them
+            self.make_room()
+            self._asking.clear()
+        for saver in self._savers:
+            saver.resume()
         self._plan_saves(output)
         self._watch(output)
         return StepMetadata(
@@ -141,6 +152,8 @@ class SchedulerHalf:
         if self._generation.take(report):
             self._mix()
         if loaded := self._adapters.take(report):
+            for saver in self._savers:  # whose request has ended is not renewed
+                saver.give_up()
             for its in self._tracked.values():
                 if its.adapter_id in loaded:
                     self._renew(its)
@@ -184,6 +197,11 @@ class SchedulerHalf:
     def take_stats(self) -> LmkvStats | None:
         """Counts since the last call."""
         return self._stats.take()
+
+    def make_room(self) -> bool:
+        """Free what only waits to be saved: vLLM wants blocks. Whether some come free soon."""
+        gave_up = [saver.give_up() for saver in self._savers]
+        return any(gave_up) or self.saving
 
     @property
     def saving(self) -> bool:
@@ -258,6 +276,8 @@ class SchedulerHalf:
     def _mix(self) -> None:
         """What has been computed so far, and what is computed on top of it, is of no age."""
         self._own.grow_stale()
+        for saver in self._savers:
+            saver.give_up()
         for tracked in self._tracked.values():
             tracked.mixed = True
 

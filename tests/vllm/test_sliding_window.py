@@ -13,11 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkv_ray.transfer import Ended, HostEngine, Load
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.requests import TrackedRequest
 from lmkv_ray.vllm.saves import Saver
-from lmkv_ray.vllm.slots import GrantedSlot
 from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
+from lmkv_ray.vllm.waiting import Wanted
 from tests.vllm.conftest import EXPENSIVE, engine_on, own_hit_and_ours, save_prompt, tokens
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
@@ -53,16 +51,11 @@ def saved(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[bytes]]:
     keys: dict[int, list[bytes]] = {SLIDING: [], FULL: []}
     order = Saver._order
 
-    def record(
-        saver: Saver,
-        tracked: TrackedRequest,
-        group: Group,
-        chunk: int,
-        granted: GrantedSlot,
-        blocks: list[int],
-    ) -> None:
-        keys[group.number].append(tracked.keys(group)[chunk].tobytes())
-        order(saver, tracked, group, chunk, granted, blocks)
+    def record(saver: Saver, wanted: Wanted) -> bool:
+        ordered = order(saver, wanted)
+        if ordered:
+            keys[wanted.group.number].append(wanted.key)
+        return ordered
 
     monkeypatch.setattr(Saver, "_order", record)
     return keys

@@ -46,7 +46,10 @@ def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
     with engine_on(
         shard,
         float32_model,
-        connector={"stage_seconds": STAGE_SECONDS, "stage_min_tokens": 64},
+        connector={
+            "stage_seconds": STAGE_SECONDS,
+            "stage_min_tokens": 64,
+        },
         num_gpu_blocks_override=120,
         max_num_batched_tokens=1024,
     ) as made:
@@ -209,6 +212,35 @@ def test_a_request_finishes_while_it_is_saved(
     [answer] = engine.generate([prompt])
     assert answer.cached == 288
     assert answer.tokens == alone.call("generate", [prompt])[0].tokens
+
+
+def test_a_prompt_of_one_step_is_saved_whole(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More chunks than may be saved at a time, and one token out."""
+    [saver] = engine.connector()._scheduler._savers
+    few = saver._settings.model_copy(update={"max_inflight_saves": 8})
+    monkeypatch.setattr(saver, "_settings", few)
+    prompt = tokens(81, 1000)
+    engine.generate([prompt], max_tokens=1)
+    engine.wait_saved()
+    assert engine.reset(), "blocks are still pinned"
+    [answer] = engine.generate([prompt], max_tokens=1)
+    assert answer.cached == 992 // CHUNK * CHUNK
+
+
+def test_saves_that_wait_make_room_for_requests(engine: Engine, shard: LocalShard) -> None:
+    shard.frozen.set()  # no slots come any more
+    try:
+        dropped = engine.counted()["dropped_chunks"]
+        for seed in range(6):  # three of them fill the device
+            engine.ask(tokens(810 + seed, 1000), {}, drain=False)
+        assert engine.counted()["dropped_chunks"] > dropped
+    finally:
+        shard.frozen.clear()
+    engine.drain()
+    engine.wait_attached()
+    assert_nothing_is_held(engine)
 
 
 def test_aborts_preemptions_and_concurrency_leave_nothing_behind(
