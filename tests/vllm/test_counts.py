@@ -83,6 +83,10 @@ def detached(world: World) -> None:
     world.patch.setattr(world.engine.connector()._link, "attachment", None)
 
 
+def another_namespace(world: World) -> None:
+    world.patch.setattr(world.engine.connector()._link, "differs", True)
+
+
 def unsound(world: World) -> None:
     stored(world)
     world.patch.setattr(ArenaReader, "unchanged", lambda _, slots, __: slots < 0)
@@ -119,6 +123,7 @@ WAYS: dict[MissReason, Callable[[World], None]] = {
     MissReason.CHEAPER_TO_COMPUTE: partial(elsewhere, answer=MissReason.CHEAPER_TO_COMPUTE),
     MissReason.LOAD_FAILED: unsound,
     MissReason.DETACHED: detached,
+    MissReason.OTHER_NAMESPACE: another_namespace,
     MissReason.IDENTITY_PENDING: unidentified,
     MissReason.NOT_READ: must_be_computed,
     MissReason.TAIL: stored,
