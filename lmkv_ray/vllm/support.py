@@ -57,6 +57,13 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
         f"the device {config.device_config.device_type} (only {', '.join(SUPPORTED_DEVICES)})": (
             config.device_config.device_type not in SUPPORTED_DEVICES
         ),
+        "scales of the image encoder from a file (mm_encoder_fp8_scale_path)": bool(
+            getattr(
+                getattr(config.model_config, "multimodal_config", None),
+                "mm_encoder_fp8_scale_path",
+                None,
+            )
+        ),
         "sliding windows and several KV groups with speculative decoding": (
             hybrid and config.speculative_config is not None
         ),
