@@ -24,7 +24,7 @@ PROGRAM = "lmkv_ray.courier.process"
 START_SECONDS = 15.0
 """What a courier may take beyond ``connect_seconds``: it has to import Ray and to join."""
 FIND_SECONDS = 20.0
-"""What it may take if it shall not start anything."""
+"""What it may take once it has joined."""
 SAY_SECONDS = 5.0
 """After this, the log says what is waited for."""
 SEND_SECONDS = 5.0
@@ -46,12 +46,14 @@ class Courier:
         self._lock = threading.Lock()
         self._life: _Life | None = None
         self._closed = False
+        self._cluster = ""
 
     def shard(self, *, start: bool, host: str | None = None) -> Shard:
         """Find a shard; blocks, and ends within the time that the settings give.
 
         Args:
-            start: start the cache if there is none.
+            start: start the cache if there is none. In another Ray cluster than before it is started
+                anyway.
             host: ``host_id`` of another node; None: this one.
 
         Raises:
@@ -60,8 +62,9 @@ class Courier:
             OSError: it could not be started.
         """
         life = self._living()
-        within = self._settings.connect_seconds + START_SECONDS if start else FIND_SECONDS
-        answer = life.ask(Find(start=start, host=host))
+        # A new one has to join, and may have to start the cache.
+        within = FIND_SECONDS if life.found else self._settings.connect_seconds + START_SECONDS
+        answer = life.ask(Find(start=start, known=self._cluster, host=host))
         deadline = time.monotonic() + within
         try:
             result = answer.result(min(within, SAY_SECONDS))
@@ -84,6 +87,7 @@ class Courier:
                 ) from None
         if not isinstance(result, Found):
             raise _error(result)
+        life.found, self._cluster = True, result.cluster
         return Shard(life, result.shard)
 
     @property
@@ -141,6 +145,8 @@ class _Life:
 
     def __init__(self, settings: Settings) -> None:
         self.ended = False
+        self.found = False
+        """Whether it has found a shard."""
         self._lock = threading.Lock()
         self._number = 0
         self._open: dict[int, Future[Reply | Found | Failed]] = {}

@@ -21,7 +21,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from lmkv_ray.actors.cache import Cache
-from lmkv_ray.actors.cluster import cluster_id
+from lmkv_ray.actors.cluster import cluster_id, join
 from lmkv_ray.actors.connect import connect
 from lmkv_ray.actors.launch import Handle
 from lmkv_ray.config import Settings
@@ -57,7 +57,7 @@ class Process:
         while (wanted := self._finds.get()) is not None:
             number, find = wanted
             try:
-                self._say(number, Found(shard=self._find(find)))
+                self._say(number, self._find(find))
             except Exception as error:
                 self._say(number, _failed(error))
                 if not self._still_joined():
@@ -68,14 +68,17 @@ class Process:
         ray.shutdown()
         os._exit(0)
 
-    def _find(self, find: Find) -> int:
+    def _find(self, find: Find) -> Found:
         if not self._still_joined():
             raise ConnectError(
                 "The Ray cluster is gone, or another one has taken its place.",
                 next_step="none: the engine joins again by itself.",
             )
-        cache = connect(settings=self._settings, start=find.start)
+        assert self._settings is not None, "the engine begins with its settings"
+        join(self._settings.ray_address, start=find.start)
         self._cluster = cluster_id(ray.get_runtime_context().gcs_address)
+        start = find.start or find.known not in ("", self._cluster)
+        cache = connect(settings=self._settings, start=start)
         shard = self._shard(cache, find.host)
         if shard is None:
             raise ConnectError(
@@ -84,20 +87,22 @@ class Process:
                 next_step="wait for the directory, or see whether the node is in the Ray cluster.",
             )
         self._shards.append(shard)
-        return len(self._shards) - 1
+        return Found(shard=len(self._shards) - 1, cluster=self._cluster)
 
     def _shard(self, cache: Cache, host: str | None) -> Handle | None:
         return cache.shard if host is None else cache.shard_of(host)
 
     def _still_joined(self) -> bool:
-        """Whether this process has not joined a cluster, or the one that it has joined is there."""
+        """Whether this process is in no cluster, or where it has joined is there: head and node."""
         if not ray.is_initialized():
             return True
         try:
             there = cluster_id(ray.get_runtime_context().gcs_address)
         except LmkvError:
             return False
-        return self._cluster in ("", there)
+        here = ray.get_runtime_context().get_node_id()
+        lives = any(node["NodeID"] == here and node["Alive"] for node in ray.nodes())
+        return lives and self._cluster in ("", there)
 
     def _hear(self) -> None:
         requests = Incoming(Request)

@@ -17,6 +17,9 @@ class Find(Message, frozen=True, tag=True):
 
     start: bool
     """Start the cache if there is none."""
+    known: str
+    """The cluster in which the engine found a shard last. In another one the cache is started too:
+    nobody has stopped it there. Empty: none."""
     host: str | None
     """``host_id`` of another node; None: this one."""
 
@@ -34,6 +37,8 @@ class Found(Message, frozen=True, tag=True):
 
     shard: int
     """Its number in calls to this courier."""
+    cluster: str
+    """Where it is."""
 
 
 class Reply(Message, frozen=True, tag=True):

@@ -7,15 +7,17 @@ deadline, computes what did not come, and saves what it computed.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,13 +27,15 @@ import ray
 from lmkv_ray.actors import CacheStatus, connect
 from lmkv_ray.actors.names import directory_name
 from lmkv_ray.arena import this_process
-from lmkv_ray.config import load_settings
+from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.courier import Courier
 from lmkv_ray.directory import Holding
+from lmkv_ray.errors import ConnectError
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Delta, Hello, MissReason, encode
 from lmkv_ray.vllm.link import ShardLink, StageTicket
 
+T = TypeVar("T")
 SPACE = 7
 WANT_SLOTS = 64
 SAVE_SECONDS = 20.0
@@ -74,6 +78,7 @@ class StandIn:
         self._courier = Courier(self._settings)
         self._nbytes = chunk_bytes
         self._stop_in = ""
+        self._observer: ProcessPoolExecutor | None = None
         self._pool = np.random.default_rng(1).integers(0, 256, 2 * chunk_bytes, np.uint8)
         hello = Hello(
             engine_id=f"standin-{uuid.uuid4().hex[:8]}",
@@ -84,7 +89,8 @@ class StandIn:
             held=[],
         )
         self._link = ShardLink(
-            lambda: self._courier.shard(start=True),
+            # As the connector does: a cache that was stopped stays so.
+            lambda: self._courier.shard(start=not self.attached()),
             hello,
             want_slots=WANT_SLOTS,
             period=0.02,
@@ -92,7 +98,7 @@ class StandIn:
 
     def attached(self) -> bool:
         """Whether there is an arena."""
-        return self._link.attachment is not None
+        return hasattr(self, "_link") and self._link.attachment is not None
 
     def peers(self) -> int:
         """Other nodes that hold chunks, as the shard says."""
@@ -151,13 +157,12 @@ class StandIn:
 
     def status(self) -> CacheStatus:
         """Of the whole cache."""
-        return connect(settings=self._settings, start=False).status()
+        return self._observe(_status)
 
     def known(self, number: int, chunks: int) -> bool:
         """Whether the directory knows a node that holds a whole document."""
         keys = b"".join(document(number, chunks))
-        found = ray.get(self._directory().lookup.remote(keys, "", 0), timeout=5)
-        return any(h.run == chunks for h in msgspec.msgpack.decode(found, type=list[Holding]))
+        return self._observe(_longest, keys) == chunks
 
     def damage(self, number: int, chunks: int) -> None:
         """Flip a bit in each chunk of a document, in the arena, as bad memory does."""
@@ -178,11 +183,11 @@ class StandIn:
             begin=True,
             end=True,
         )
-        ray.get(self._directory().delta.remote(encode(delta)), timeout=5)
+        self._observe(_tell, encode(delta))
 
     def node_id(self) -> str:
         """Ray's name of this node."""
-        return connect(settings=self._settings, start=False).node_id
+        return self._observe(_node_id)
 
     def usage(self) -> Usage:
         """What this process holds."""
@@ -197,13 +202,31 @@ class StandIn:
 
     def close(self) -> None:
         """End the link."""
+        self._end_observer()
         self._link.end()
         self._courier.close()
         self._link.stop()
 
-    def _directory(self) -> Any:
-        connect(settings=self._settings, start=False)
-        return ray.get_actor(directory_name(0), self._settings.ray_namespace)
+    def _observe(self, question: Callable[..., T], *args: object) -> T:
+        """Ask Ray in a process of its own: an engine is no driver, and outlives its cluster.
+
+        Raises:
+            ConnectError: the cluster is gone, or was.
+        """
+        if self._observer is None:
+            self._observer = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
+        try:
+            return self._observer.submit(question, self._settings, *args).result()
+        except Exception as error:
+            self._end_observer()  # the next one joins whatever cluster there is then
+            raise ConnectError(f"{error!r}.", next_step="ask again.") from None
+
+    def _end_observer(self) -> None:
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            for process in observer._processes.values():
+                process.kill()
+            observer.shutdown()
 
     def _stage(self, keys: list[bytes]) -> StageTicket | None:
         if self._run(keys) == len(keys) or self._link.peers == 0:
@@ -260,6 +283,28 @@ class StandIn:
         """The bytes of a chunk: a part of a random pool that its key chooses."""
         start = int.from_bytes(key[:8], "little") % self._nbytes
         return self._pool[start : start + self._nbytes]
+
+
+def _status(settings: Settings) -> CacheStatus:
+    return connect(settings=settings, start=False).status()
+
+
+def _node_id(settings: Settings) -> str:
+    return connect(settings=settings, start=False).node_id
+
+
+def _directory(settings: Settings) -> Any:
+    connect(settings=settings, start=False)
+    return ray.get_actor(directory_name(0), settings.ray_namespace)
+
+
+def _longest(settings: Settings, keys: bytes) -> int:
+    found = ray.get(_directory(settings).lookup.remote(keys, "", 0), timeout=5)
+    return max((its.run for its in msgspec.msgpack.decode(found, type=list[Holding])), default=0)
+
+
+def _tell(settings: Settings, delta: bytes) -> None:
+    ray.get(_directory(settings).delta.remote(delta), timeout=5)
 
 
 @lru_cache(4096)
