@@ -52,8 +52,8 @@ class Courier:
         """Find a shard; blocks, and ends within the time that the settings give.
 
         Args:
-            start: start the cache if there is none. In another Ray cluster than before it is started
-                anyway.
+            start: start the cache if there is none. In another Ray cluster than the one before it
+                is started anyway.
             host: ``host_id`` of another node; None: this one.
 
         Raises:

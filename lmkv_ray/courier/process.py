@@ -16,6 +16,7 @@ import sys
 import threading
 from concurrent.futures import Future
 from functools import partial
+from typing import Any, cast
 
 import ray
 from ray.exceptions import RayTaskError
@@ -100,8 +101,8 @@ class Process:
             there = cluster_id(ray.get_runtime_context().gcs_address)
         except LmkvError:
             return False
-        here = ray.get_runtime_context().get_node_id()
-        lives = any(node["NodeID"] == here and node["Alive"] for node in ray.nodes())
+        here, nodes = ray.get_runtime_context().get_node_id(), cast(Any, ray.nodes)()
+        lives = any(node["NodeID"] == here and node["Alive"] for node in nodes)
         return lives and self._cluster in ("", there)
 
     def _hear(self) -> None:
