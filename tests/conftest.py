@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from serve_apps import model
 from tests.faults.record import (  # noqa: F401  (a fixture and hooks: the fault matrix)
@@ -11,6 +12,10 @@ from tests.faults.record import (  # noqa: F401  (a fixture and hooks: the fault
     recovery,
 )
 from tests.leaks import no_leaks, run_mark  # noqa: F401  (fixtures: the leak check)
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")
