@@ -6,7 +6,7 @@ In process, SmolLM2-135M in bfloat16, both cores bound for computing in every en
            prefix cache, for prompts of 1k to 7k tokens. Floor: the prompt's KV bytes over the copy
            bandwidth of one thread, measured beside it. Goal: 1.25 floors + 3 ms.
     miss   throughput and time to first token of prompts nobody has read, over those of vLLM
-           without a connector, in pairs. Goal: within 2%.
+           without a connector, in pairs, Ray running beside both. Goal: within 2%.
 
 Run as ``python -m benchmarks.bench_engine``.
 """
@@ -33,6 +33,7 @@ KV_BYTES_PER_TOKEN = 23_040
 DOCUMENTS = 3
 REPEATS = 15
 PAIRS = 15
+LONG_PAIRS = 5
 VOCABULARY = 49_152
 ENVIRONMENT = {
     "VLLM_CPU_OMP_THREADS_BIND": "0,1",
@@ -114,12 +115,16 @@ def misses(engine: EngineProcess, alone: EngineProcess) -> list[Row]:
     """Prompts without any reuse, with and without the connector, in turns."""
     first: dict[EngineProcess, list[float]] = {engine: [], alone: []}
     whole: dict[EngineProcess, list[float]] = {engine: [], alone: []}
+    many: dict[EngineProcess, list[float]] = {engine: [], alone: []}
     for pair in range(PAIRS):
         for each in (engine, alone) if pair % 2 else (alone, engine):
             time.sleep(0.3)  # the other engine's threads stop spinning
             first[each].append(each.call("first_token", tokens(10_000 + pair, 1_100)))
             prompts = [tokens(20_000 + 8 * pair + i, 520) for i in range(4)]
             whole[each].append(each.call("seconds", prompts, max_tokens=16))
+            if pair < LONG_PAIRS:
+                prompts = [tokens(30_000 + 16 * pair + i, 1_024) for i in range(16)]
+                many[each].append(each.call("seconds", prompts, max_tokens=16))
     return [
         Row(
             f"miss: {name}, over vLLM without connector",
@@ -128,7 +133,11 @@ def misses(engine: EngineProcess, alone: EngineProcess) -> list[Row]:
             1e3 * median(times[alone]),
             median(a / b for a, b in zip(times[engine], times[alone], strict=True)),
         )
-        for name, times in (("time to first token of 1,100 tokens", first), ("4 requests", whole))
+        for name, times in (
+            ("time to first token of 1,100 tokens", first),
+            ("4 requests", whole),
+            ("16 requests of 1,024 tokens, 16 out", many),
+        )
     ]
 
 
