@@ -207,9 +207,10 @@ def test_nodes_come_and_go(cluster: Cluster, nodes: Nodes) -> None:
 
 def test_each_node_has_the_capacity_of_its_own_environment(cluster: Cluster, nodes: Nodes) -> None:
     """As on a head that is small beside its workers (cluster_configs)."""
+    wanted = {nodes.cache.node_id: 16, nodes.other: 16}  # MiB
     third = cluster.add_node(**NODE, env_vars={"LMKV_CAPACITY": "32MiB", "LMKV_REPLICAS": "2"})
     try:
-        wanted = {nodes.cache.node_id: 16, nodes.other: 16, third.node_id: 32}  # MiB
+        wanted[third.node_id] = 32
         nodes.wait_for(
             lambda status: {its.node_id: its.capacity >> 20 for its in status.nodes} == wanted
         )
