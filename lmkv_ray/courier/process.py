@@ -14,6 +14,7 @@ import signal
 import socket
 import sys
 import threading
+from collections import OrderedDict
 from concurrent.futures import Future
 from functools import partial
 from typing import Any, cast
@@ -35,6 +36,8 @@ NICENESS = 5
 LEAVE_SECONDS = 5.0
 """For a farewell to the cluster."""
 RECEIVED_BYTES = 1 << 18
+MOST_SHARDS = 256
+"""Found ones that can be called; those found first are forgotten."""
 
 
 class Process:
@@ -50,7 +53,8 @@ class Process:
         self._finds: queue.SimpleQueue[tuple[int, Find] | None] = queue.SimpleQueue()
         self._settings: Settings | None = None
         self._cluster = ""
-        self._shards: list[Handle] = []
+        self._shards: OrderedDict[int, Handle] = OrderedDict()
+        self._found = 0
 
     def run(self) -> None:
         """Work until the engine is gone, or the cluster is."""
@@ -87,8 +91,11 @@ class Process:
                 "yet.",
                 next_step="wait for the directory, or see whether the node is in the Ray cluster.",
             )
-        self._shards.append(shard)
-        return Found(shard=len(self._shards) - 1, cluster=self._cluster)
+        self._found += 1
+        self._shards[self._found] = shard
+        if len(self._shards) > MOST_SHARDS:  # links that look again for ever
+            self._shards.popitem(last=False)
+        return Found(shard=self._found, cluster=self._cluster)
 
     def _shard(self, cache: Cache, host: str | None) -> Handle | None:
         return cache.shard if host is None else cache.shard_of(host)
@@ -106,6 +113,15 @@ class Process:
         return lives and self._cluster in ("", there)
 
     def _hear(self) -> None:
+        try:
+            self._obey()
+        finally:  # the engine is gone, or speaks another language
+            end = threading.Timer(LEAVE_SECONDS, os._exit, [0])  # the main thread may hang
+            end.daemon = True
+            end.start()
+            self._finds.put(None)
+
+    def _obey(self) -> None:
         requests = Incoming(Request)
         while data := self._receive():
             for request in requests.feed(data):
@@ -116,10 +132,6 @@ class Process:
                         self._finds.put((request.number, find))
                     case Call() as call:
                         self._call(request.number, call)
-        end = threading.Timer(LEAVE_SECONDS, os._exit, [0])  # the main thread may hang
-        end.daemon = True
-        end.start()
-        self._finds.put(None)
 
     def _receive(self) -> bytes:
         try:

@@ -19,6 +19,8 @@ from lmkv_ray.actors import cluster as joining
 from lmkv_ray.actors import connect
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.courier import Courier, client
+from lmkv_ray.courier.process import MOST_SHARDS, Process
+from lmkv_ray.courier.wire import Find
 from lmkv_ray.errors import ConnectError
 from tests.vllm.conftest import wait_for
 
@@ -193,3 +195,17 @@ def cache_at(address: str) -> None:
         its.shard(start=False)
     finally:
         its.close()
+
+
+def test_a_link_that_looks_for_ever_costs_no_memory(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        its = Process(theirs)
+        its._settings = settings
+        for _ in range(MOST_SHARDS + 2):
+            monkeypatch.setattr(its, "_still_joined", lambda: True)
+            last = its._find(Find(start=False, known="", host=None))
+        assert len(its._shards) == MOST_SHARDS
+        assert last.shard in its._shards

@@ -162,7 +162,7 @@ def test_a_commit_that_cannot_be_read_costs_itself_only() -> None:
     )
     fields = msgspec.msgpack.decode(encode(message))
     for bad in ([three], [three, keys[2], "many"], [three, keys[2], 8, [b"", None, "high"]], 5):
-        fields[1].append(bad)
+        fields[Exchange.__struct_fields__.index("commits")].append(bad)
     exchange = decode_exchange(msgspec.msgpack.encode(fields))
     assert exchange.commits == message.commits
     assert exchange.released == [three] * 3
