@@ -181,6 +181,8 @@ class Saver:
         self, tracked: TrackedRequest, group: Group, complete: int, table: Sequence[int]
     ) -> None:
         saved = tracked.saved[self._place.number]
+        # With asynchronous scheduling more is computed than is known of what was generated.
+        complete = min(complete, len(tracked.keys(group, self._place.number)))
         missing = self._missing(tracked, group, complete, table)
         if missing is None:
             return
@@ -188,7 +190,7 @@ class Saver:
             saved[group.number] = wanted.chunk
             if not self._order(wanted):
                 return  # tried again in this request's next step
-        saved[group.number] = complete
+        saved[group.number] = max(saved[group.number], complete)
 
     @never_raises(None)
     def _wait(

@@ -141,6 +141,19 @@ def test_all_of_a_request_of_one_step_is_saved_after_it(world: World) -> None:
     assert world.dropped == 0
 
 
+def test_chunks_that_are_computed_before_they_have_keys_are_saved_once_they_have(
+    world: World,
+) -> None:
+    """With asynchronous scheduling a step computes more than is known of what was generated."""
+    request = world.request(chunks=2)
+    request.keys = lambda *_: np.zeros((1, 16), np.uint8)
+    world.saver.plan(request, 2, request.table)
+    request.keys = world.request(chunks=2).keys
+    world.saver.plan(request, 2, request.table)
+    assert len(world.saver.take_orders()) == 2
+    world.saver.settle(WorkerReport(saved=dict.fromkeys(range(2), 1)))
+
+
 def test_slots_are_waited_for_and_not_for_ever(world: World) -> None:
     world.free.clear()
     world.compute(world.request())
