@@ -1,8 +1,8 @@
 """Time and chance, handed to the code that needs them.
 
-Nothing in ``node``, ``shard``, ``directory``, ``tiers`` and ``transports`` reads the system's clock,
-sleeps or draws random numbers by itself (``make lint`` refuses it), so a whole cluster can run in
-one process under simulated time, from one seed (``tests/simulation``).
+No file of ``node``, ``shard``, ``directory``, ``tiers`` and ``transports`` reads the system's
+clock, sleeps or draws random numbers by itself (``make lint`` refuses it). So a whole cluster can
+run in one process under simulated time, from one seed (``tests/simulation``).
 """
 
 from __future__ import annotations
