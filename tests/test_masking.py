@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from lmkv_ray.actors.tiers import open_tiers
 from lmkv_ray.cli import app
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.keys import key_array
 from lmkv_ray.masking import mask_options, mask_text, mask_urls
+from lmkv_ray.node.tiers import open_tiers
 from lmkv_ray.tiers import Tier
 
 SECRET = "hunter2-SECRET"

@@ -2,7 +2,8 @@
 
 from lmkv_ray.actors.cache import Cache
 from lmkv_ray.actors.connect import connect
-from lmkv_ray.actors.wire import CacheStatus, DirectoryStatus, Drained, EngineStatus, ShardStatus
+from lmkv_ray.orders import Drained
+from lmkv_ray.status import CacheStatus, DirectoryStatus, EngineStatus, ShardStatus
 
 __all__ = [
     "Cache",

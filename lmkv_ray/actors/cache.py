@@ -13,13 +13,14 @@ from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import shard_name
-from lmkv_ray.actors.tiers import TIERS
-from lmkv_ray.actors.wire import CacheStatus, Drain, Drained, Move, PeerAddress
 from lmkv_ray.config import Settings
 from lmkv_ray.directory import GPU, MEMORY, Holding, Location
 from lmkv_ray.errors import ConnectError, LmkvError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Cleared, decode, encode
+from lmkv_ray.node.tiers import TIERS
+from lmkv_ray.orders import Drain, Drained, Move, PeerAddress
+from lmkv_ray.status import CacheStatus
 from lmkv_ray.tenants import clear_bytes
 
 CALL_SECONDS = 10.0

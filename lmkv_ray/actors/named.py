@@ -1,4 +1,4 @@
-"""Another actor, by its name: it may be dead, restarting, or a new one by now."""
+"""Other actors, by their names: each may be dead, restarting, or a new one by now."""
 
 from __future__ import annotations
 
@@ -6,21 +6,52 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable
+from typing import Any
 
 from ray.exceptions import RayError, RayTaskError
 
 from lmkv_ray.actors.launch import Handle, find
+from lmkv_ray.actors.names import directory_name, shard_name
 
 logger = logging.getLogger(__name__)
+
+
+FIND_SECONDS = 3.0
+"""How long Ray's head may take to say where an actor is."""
+
+
+class NamedActors:
+    """The services of a cache, as actors of Ray. See ``Neighbours``.
+
+    Args:
+        namespace: the Ray namespace of the cache.
+    """
+
+    def __init__(self, namespace: str) -> None:
+        self._namespace = namespace
+        self._shards: dict[str, NamedActor] = {}
+
+    def shard(self, node_id: str) -> NamedActor:
+        """See ``Neighbours``."""
+        return self._shards.setdefault(node_id, NamedActor(shard_name(node_id), self._namespace))
+
+    def part(self, number: int) -> NamedActor:
+        """See ``Neighbours``."""
+        return NamedActor(directory_name(number), self._namespace)
+
+    def forget(self, node_id: str) -> None:
+        """See ``Neighbours``."""
+        actor = self._shards.get(node_id)
+        if actor is not None and not actor.is_sought:  # else another thread would look for it
+            del self._shards[node_id]
 
 
 class NamedActor:
     """Every call ends in time, also when Ray's head hangs, whom a name has to be asked of.
 
     Args:
-        name: of the actor.
-        namespace: Ray's.
+        name: the name of the actor.
+        namespace: the Ray namespace of the cache.
     """
 
     def __init__(self, name: str, namespace: str) -> None:
@@ -48,14 +79,16 @@ class NamedActor:
                 self._handle = await asyncio.wait_for(asyncio.shield(self._finding), max(within, 0))
         return self._handle
 
-    async def ask(self, method: str, *args: object, within: float) -> bytes | None:
-        """The answer to a call, or None: there is none in time."""
+    async def ask(self, method: str, *arguments: object, within: float) -> bytes | None:
+        """See ``Neighbour``."""
         deadline = time.monotonic() + within
         handle = await self.handle(within)
         if handle is None:
             return None
         try:
-            return await _answer(getattr(handle, method).remote(*args), deadline)
+            answer = getattr(handle, method).remote(*arguments)
+            result: bytes = await asyncio.wait_for(answer, max(deadline - time.monotonic(), 0))
+            return result
         except RayTaskError as error:
             self._complain(method, error)
         except (TimeoutError, RayError):
@@ -63,23 +96,18 @@ class NamedActor:
         self._handle = None  # maybe it was ended for good and there is a new one
         return None
 
+    async def call(self, method: str, *arguments: object) -> Any:
+        """See ``Neighbour``. What the actor's method returns lies in Ray's object store."""
+        handle = await self.handle(FIND_SECONDS)
+        if handle is None:
+            raise LookupError(f"There is no actor {self._name}.")
+        return await getattr(handle, method).remote(*arguments)
+
     def _complain(self, method: str, error: RayTaskError) -> None:
         """Its code failed, and may do so at every call: say so once."""
         if str(error) != self._complaint:
             self._complaint = str(error)
             logger.warning("lmkv_ray: %s of %s failed: %s", method, self._name, error)
-
-
-async def in_time(answer: Awaitable[bytes], within: float) -> bytes | None:
-    """The answer of an actor, or None: it is dead, restarting, or too slow."""
-    try:
-        return await _answer(answer, time.monotonic() + within)
-    except (TimeoutError, RayError):
-        return None
-
-
-async def _answer(answer: Awaitable[bytes], deadline: float) -> bytes:
-    return await asyncio.wait_for(answer, max(deadline - time.monotonic(), 0))
 
 
 def _ignore_error(task: asyncio.Task[Handle | None]) -> None:

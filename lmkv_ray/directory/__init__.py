@@ -3,6 +3,7 @@
 from lmkv_ray.directory.clears import ClearLog
 from lmkv_ray.directory.handoff import Held, Order, plan_handoff
 from lmkv_ray.directory.holdings import GPU, MEMORY, Holding, Location, merge
+from lmkv_ray.directory.parts import positions_by_part
 from lmkv_ray.directory.state import DirectoryState, NodeStatus
 from lmkv_ray.directory.table import ChunkTable
 
@@ -19,4 +20,5 @@ __all__ = [
     "Order",
     "merge",
     "plan_handoff",
+    "positions_by_part",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.keys import KeyArray
-from lmkv_ray.messages import Message
+from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.clears import Unheard
 from lmkv_ray.transports import Fetch, Outcome
 
@@ -36,22 +36,6 @@ class TierChunk:
     intact: Callable[[], bool]
     """Whether the slot held this chunk all the time until now. Asked after the bytes were written
     and before they can be found: if not, they are thrown away. Called in a thread of the tier."""
-
-
-class TierStatus(Message, frozen=True):
-    """One tier of one node, for people."""
-
-    name: str
-    chunks: int
-    """-1: not known (a shared store counts nothing for us)."""
-    nbytes: int
-    """Bytes it takes, -1 if not known."""
-    capacity: int
-    """Bytes it may take; -1: unbounded."""
-    problem: str | None
-    """Why it is out of use at present, and what to do."""
-    counters: dict[str, int]
-    """Since the shard started."""
 
 
 class Tier(Protocol):

@@ -16,11 +16,11 @@ from ray.cluster_utils import Cluster
 from lmkv_ray.actors import Cache, CacheStatus, connect
 from lmkv_ray.actors.launch import find
 from lmkv_ray.actors.names import shard_name
-from lmkv_ray.actors.wire import ShardStatus
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import MEMORY
 from lmkv_ray.messages import Owner
-from tests.actors.fakes import FakeEngine
+from lmkv_ray.status import ShardStatus
+from tests.node.fakes import FakeEngine
 
 # Port 0: any free one, as there may be another cluster on this machine.
 NODE: dict[str, Any] = {"num_cpus": 2, "object_store_memory": 80 << 20, "dashboard_port": 0}

@@ -20,7 +20,7 @@ from lmkv_ray.keys import key_array
 from lmkv_ray.messages import MissReason, Stage, StageReply, decode, encode
 from lmkv_ray.transports import host_id
 from tests.actors.conftest import NODE, SETTINGS, Nodes, directory_pid, eventually
-from tests.actors.fakes import make_keys
+from tests.node.fakes import make_keys
 
 pytestmark = pytest.mark.ray
 
@@ -177,7 +177,7 @@ def test_a_frozen_shard_delays_nobody(nodes: Nodes) -> None:
 
 def test_slots_end_with_their_process(nodes: Nodes) -> None:
     code = (
-        "import ray, sys; from tests.actors.fakes import FakeEngine;"
+        "import ray, sys; from tests.node.fakes import FakeEngine;"
         "ray.init(sys.argv[1], namespace=sys.argv[2], log_to_driver=False);"
         "shard = ray.get_actor(sys.argv[3]);"
         "FakeEngine(lambda m, b: ray.get(getattr(shard, m).remote(b))).exchange(want=9);"

@@ -11,7 +11,7 @@ from lmkv_ray.actors.names import shard_name
 from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.errors import ConnectError
 from tests.actors.conftest import NODE, Nodes, alive_nodes, eventually
-from tests.actors.fakes import make_keys
+from tests.node.fakes import make_keys
 
 pytestmark = pytest.mark.ray
 

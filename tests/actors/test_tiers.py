@@ -19,10 +19,10 @@ from lmkv_ray.actors import connect
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Location
 from lmkv_ray.errors import ConnectError
-from lmkv_ray.tiers import TierStatus
+from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.remote import RemoteTier
 from tests.actors.conftest import SETTINGS, Nodes, eventually
-from tests.actors.fakes import make_keys
+from tests.node.fakes import make_keys
 
 pytestmark = pytest.mark.ray
 

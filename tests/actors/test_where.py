@@ -16,7 +16,7 @@ from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.directory import GPU, Location
 from lmkv_ray.messages import MissReason, Owner
 from tests.actors.conftest import Nodes, directory_pid, eventually
-from tests.actors.fakes import make_keys
+from tests.node.fakes import make_keys
 
 pytestmark = pytest.mark.ray
 

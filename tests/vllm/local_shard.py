@@ -8,7 +8,6 @@ from concurrent.futures import Future
 
 import msgspec
 
-from lmkv_ray.actors.core import Shard
 from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.config import load_settings
 from lmkv_ray.keys import key_array, key_list
@@ -22,7 +21,11 @@ from lmkv_ray.messages import (
     decode_exchange,
     encode,
 )
+from lmkv_ray.node import ThisMachine
+from lmkv_ray.node.shard import Shard
 from lmkv_ray.shard import ShardState
+
+MACHINE = ThisMachine("test", restarted=False)
 
 
 class LocalShard:
@@ -31,7 +34,7 @@ class LocalShard:
     def __init__(self, capacity: int, grant_seconds: float = 30.0) -> None:
         self.settings = load_settings({"grant_seconds": grant_seconds})
         self.writer = ArenaWriter.create("test", capacity)
-        self.shard = Shard(self.writer, self.settings, "test")
+        self.shard = Shard(self.writer, self.settings, "test", MACHINE)
         self.peers = 0
         self.stage_reply: StageReply | None = None
         self.stages = 0
@@ -92,7 +95,7 @@ class LocalShard:
         """Forget everything but the arena, as a restarted shard does."""
         with self.lock:
             self.shard.reader.close()
-            self.shard = Shard(self.writer, self.settings, "test")
+            self.shard = Shard(self.writer, self.settings, "test", MACHINE)
 
     def evict_all(self) -> None:
         """Evict every chunk, as a full arena would."""

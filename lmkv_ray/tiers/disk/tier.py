@@ -16,7 +16,8 @@ import numpy.typing as npt
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
-from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
+from lmkv_ray.status import TierStatus
+from lmkv_ray.tiers.base import TierCapabilities, TierChunk
 from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.disk.clearing import Clearing

@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.keys import KeyArray, key_list
-from lmkv_ray.tiers.base import TierCapabilities, TierChunk, TierStatus
+from lmkv_ray.status import TierStatus
+from lmkv_ray.tiers.base import TierCapabilities, TierChunk
 from lmkv_ray.tiers.cipher import Cipher, load_cipher, suite_of
 from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.counters import Counters

@@ -2,7 +2,6 @@
 
 import asyncio
 import math
-import secrets
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,17 +10,17 @@ from typing import Any
 import pytest
 from msgspec import structs
 
-from lmkv_ray.actors.core import open_arena
-from lmkv_ray.actors.sources import GivenFinder, PeerFinder
-from lmkv_ray.actors.staging import Staging
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Holding
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import MissReason, Stage, StageReply, decode
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.node.sources import GivenFinder, PeerFinder
+from lmkv_ray.node.staging import Staging
 from lmkv_ray.tenants import space_of, tenant_of
 from lmkv_ray.transports import Batch, ChunkReader, ObjectStoreTransport, PeerInfo, Transports
-from tests.actors.fakes import FakeEngine, make_keys
-from tests.actors.test_core import LocalShard
+from tests.node.fakes import FakeEngine, LocalShard, make_keys, new_arena
 
 SETTINGS = load_settings({"capacity": 8 << 20})
 
@@ -29,8 +28,7 @@ SETTINGS = load_settings({"capacity": 8 << 20})
 class Node:
     def __init__(self, name: str) -> None:
         self.name = name
-        arena = f"{name}.{secrets.token_hex(4)}"
-        self.shard = LocalShard(open_arena(SETTINGS, arena, restarted=False), SETTINGS, name)
+        self.shard = LocalShard(new_arena(SETTINGS, name), SETTINGS, name)
         self.engine = FakeEngine(self.shard.call)
         self.chunks = ChunkReader(self.shard.reader)
         self.claims: list[bytes] = []
@@ -53,7 +51,7 @@ class Node:
         self.shard.close()
 
 
-class FakePeers:
+class FakePeers(Peers):
     def __init__(self, nodes: dict[str, Node]) -> None:
         self.nodes = nodes
         self.directory_answers = True
@@ -101,7 +99,7 @@ def peers(nodes: dict[str, Node]) -> FakePeers:
 
 @pytest.fixture
 def staging(here: Node, peers: FakePeers) -> Iterator[Staging]:
-    finder = PeerFinder(peers, Transports([ObjectStoreTransport()]))
+    finder = PeerFinder(peers, Transports([ObjectStoreTransport()]), SYSTEM_CLOCK)
     yield Staging(here.shard, [finder])
     here.close()
 
@@ -275,7 +273,7 @@ async def test_many_prompts_share_the_slots(
 async def test_a_short_prompt_does_not_wait_for_all_of_a_long_one(
     staging: Staging, here: Node, nodes: dict[str, Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmkv_ray.actors.staging.WINDOW", 8)
+    monkeypatch.setattr("lmkv_ray.node.staging.WINDOW", 8)
     here.shard.state.limits = replace(here.shard.state.limits, holder_slots=8)
     nodes["a"].delay = 0.05
     long, short = make_keys(80, 10), make_keys(4, 11)
@@ -306,11 +304,13 @@ async def test_what_is_staged_belongs_to_the_tenant_who_asked(
     namespace = space_of(b"n" * 16)
     alice, bob = namespace | tenant_of("alice"), namespace | tenant_of("bob")
     engine = FakeEngine(here.shard.call, "salted", space=namespace)
-    staging = Staging(here.shard, [PeerFinder(peers, Transports([ObjectStoreTransport()]))])
+    staging = Staging(
+        here.shard, [PeerFinder(peers, Transports([ObjectStoreTransport()]), SYSTEM_CLOCK)]
+    )
     nodes["a"].engine.save(KEYS)
     stage = structs.replace(decode(engine.stage_message(KEYS[:3]), Stage), space=alice)
     assert (await staging.stage(stage)).ready == 3
-    finder = GivenFinder(PeerFinder(peers, Transports([ObjectStoreTransport()])), "a")
+    finder = GivenFinder(PeerFinder(peers, Transports([ObjectStoreTransport()]), SYSTEM_CLOCK), "a")
     size = here.shard.writer.geometry.slot_size(engine.nbytes)
     assert await staging.take(bob, size, KEYS[3:5], 10, finder) == KEYS[3:5]
     strange = structs.replace(stage, keys=KEYS[5], space=space_of(b"m" * 16) | 1)

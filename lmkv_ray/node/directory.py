@@ -1,19 +1,16 @@
-"""The directory as a shard sees it: one actor, or several that share the keys."""
+"""The directory as a node sees it: one service, or several that share the keys."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 
 import msgspec
-import numpy as np
-import numpy.typing as npt
 
-from lmkv_ray.actors.named import NamedActor
-from lmkv_ray.actors.names import directory_name
-from lmkv_ray.directory import Holding, merge
-from lmkv_ray.keys import KeyArray, key_array, parts_of
+from lmkv_ray.clock import Clock
+from lmkv_ray.directory import Holding, merge, positions_by_part
+from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Cleared, Delta, DeltaReply, decode, encode
+from lmkv_ray.neighbours import Neighbour, Neighbours
 
 SILENT_SECONDS = 3.0
 """A directory that owes an answer for longer is not asked, nor waited for."""
@@ -24,16 +21,17 @@ _HOLDINGS = msgspec.msgpack.Decoder(list[Holding])
 _ROOMS = msgspec.msgpack.Decoder(dict[str, int])
 
 
-class Directory:
+class DirectoryClient:
     """All parts of the directory; every call ends in time.
 
     Args:
-        namespace: Ray's.
+        neighbours: the way to the parts.
         parts: how many there are.
+        clock: the node's.
     """
 
-    def __init__(self, namespace: str, parts: int) -> None:
-        self._parts = [_Part(NamedActor(directory_name(n), namespace)) for n in range(parts)]
+    def __init__(self, neighbours: Neighbours, parts: int, clock: Clock) -> None:
+        self._parts = [_Part(neighbours.part(number), clock) for number in range(parts)]
 
     @property
     def others(self) -> int:
@@ -49,7 +47,18 @@ class Directory:
     async def lookup(
         self, keys: bytes, asking: str, cleared: int, within: float
     ) -> list[Holding] | None:
-        """Who holds what; None if a part that has to be asked does not answer in time."""
+        """Which nodes hold which of a run of keys.
+
+        Args:
+            keys: 16 bytes each.
+            asking: the id of the node that asks, which is left out.
+            cleared: the last clear that this node has carried out; nodes that have missed it are
+                left out.
+            within: seconds.
+
+        Returns:
+            the holdings; None if a part that has to be asked does not answer in time.
+        """
         rows = key_array(keys)
         asked = positions_by_part(rows, len(self._parts))
         if any(self._parts[part].is_silent for part in asked):
@@ -74,7 +83,7 @@ class Directory:
         return merge(zip((p.tolist() for p in asked.values()), found, strict=True))
 
     async def clear(self, space: bytes, number: int = 0) -> int | None:
-        """Ask for a clear on all nodes (see ``DirectoryActor.clear``): the number under which it
+        """Ask for a clear on all nodes (see ``DirectoryService.clear``): the number under which it
         was ordered; None if it was not accepted.
         """
         answer = await self._parts[0].ask("clear", space, number, within=SILENT_SECONDS)
@@ -87,20 +96,23 @@ class Directory:
 
 
 class _Part:
-    """One actor of the directory."""
+    """One part of the directory."""
 
-    def __init__(self, actor: NamedActor) -> None:
-        self.ask = actor.ask
-        self._told_at: float | None = None
+    def __init__(self, neighbour: Neighbour, clock: Clock) -> None:
+        self.ask = neighbour.ask
         self.others = 0
+        self._clock = clock
+        self._told_at: float | None = None
 
     @property
     def is_silent(self) -> bool:
-        return self._told_at is not None and time.monotonic() > self._told_at + SILENT_SECONDS
+        return (
+            self._told_at is not None and self._clock.monotonic() > self._told_at + SILENT_SECONDS
+        )
 
     async def tell(self, delta: Delta) -> DeltaReply | None:
         # A directory that hangs finds one message when it wakes up, not thousands.
-        self._told_at = time.monotonic()
+        self._told_at = self._clock.monotonic()
         answer = await self.ask("delta", encode(delta), within=ANSWER_SECONDS)
         if answer is None:
             self.others = 0
@@ -109,9 +121,3 @@ class _Part:
         reply = decode(answer, DeltaReply)
         self.others = reply.peers
         return reply
-
-
-def positions_by_part(keys: KeyArray, parts: int) -> dict[int, npt.NDArray[np.intp]]:
-    """Which of the keys each part of the directory is to be asked for."""
-    part_of = parts_of(keys, parts)
-    return {part: np.flatnonzero(part_of == part) for part in np.unique(part_of).tolist()}

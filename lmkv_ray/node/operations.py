@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from lmkv_ray.actors.core import Shard
-from lmkv_ray.actors.demotion import Demotion
-from lmkv_ray.actors.peers import RayPeers
-from lmkv_ray.actors.wire import Move, Take
 from lmkv_ray.directory import Holding, Location
 from lmkv_ray.keys import key_array, key_list
+from lmkv_ray.node.demotion import Demotion
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.node.shard import Shard
+from lmkv_ray.orders import Move, Take
 from lmkv_ray.tiers import Tier
 
 TIER_SECONDS = 1.0
@@ -24,10 +23,10 @@ class Operations:
     """One shard's part of an operation. Chunks it does not hold are somebody else's part.
 
     Args:
-        shard: whose chunks.
-        node_id: its node.
-        tiers: its tiers.
-        demotion: writes to them.
+        shard: the chunks in the memory of this node.
+        node_id: the id of this node.
+        tiers: the tiers of this node.
+        demotion: writes chunks to the tiers.
         peers: the other nodes.
     """
 
@@ -37,7 +36,7 @@ class Operations:
         node_id: str,
         tiers: Sequence[Tier],
         demotion: Demotion,
-        peers: RayPeers,
+        peers: Peers,
     ) -> None:
         self._shard = shard
         self._node_id = node_id
@@ -85,20 +84,20 @@ class Operations:
 
     async def _give(self, keys: list[bytes], node_id: str, within: float) -> list[bytes]:
         """Let another node fetch chunks, in the order they have; a leading part may arrive."""
-        deadline = time.monotonic() + within
+        deadline = self._shard.clock.monotonic() + within
         groups: defaultdict[tuple[int, int, bool], list[bytes]] = defaultdict(list)
         for key in keys:
             if (place := self._shard.state.chunks.place(key)) is not None:
                 groups[place].append(key)
         given: list[bytes] = []
-        for (space, slot_bytes, pinned), its in groups.items():
+        for (space, slot_bytes, pinned), group in groups.items():
             take = Take(
                 node_id=self._node_id,
                 space=space,
                 slot_bytes=slot_bytes,
                 pinned=pinned,
-                keys=b"".join(its),
-                within=max(deadline - time.monotonic(), 0),
+                keys=b"".join(group),
+                within=max(deadline - self._shard.clock.monotonic(), 0),
             )
             given += await self._peers.take(node_id, take)
         return given

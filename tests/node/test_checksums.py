@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Awaitable, Callable, Iterator
 from typing import cast
 
 import pytest
 
-from lmkv_ray.actors.core import Shard, open_arena
-from lmkv_ray.actors.parts import Directory
-from lmkv_ray.actors.sealing import BATCH, Sealing
-from lmkv_ray.actors.telling import Telling
 from lmkv_ray.arena import checksum
 from lmkv_ray.config import load_settings
 from lmkv_ray.messages import Clear, Commit, Delta
-from tests.actors.fakes import CHUNK_BYTES, make_keys
+from lmkv_ray.node.checksums import BATCH, Checksums
+from lmkv_ray.node.directory import DirectoryClient
+from lmkv_ray.node.reports import Reports
+from lmkv_ray.node.shard import Shard
+from tests.node.fakes import CHUNK_BYTES, LocalShard, make_keys, new_arena
 
 SETTINGS = load_settings({"capacity": 16 << 20})
 SPACE = 1
@@ -25,8 +24,7 @@ KEYS = make_keys(2 * BATCH + 3)
 
 @pytest.fixture
 def shard() -> Iterator[Shard]:
-    name = f"test{secrets.token_hex(4)}"
-    shard = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n")
+    shard = LocalShard(new_arena(SETTINGS), SETTINGS)
     yield shard
     shard.close()
 
@@ -56,11 +54,11 @@ def noted(shard: Shard, keys: list[bytes]) -> list[int]:
 async def test_what_was_saved_gets_its_checksum(shard: Shard) -> None:
     publish(shard, KEYS[1:])
     publish(shard, KEYS[:1], value=17)  # it came from a peer, with its checksum
-    sealing = Sealing(shard)
-    await sealing.step()
+    checksums = Checksums(shard)
+    await checksums.step()
     assert not any(noted(shard, KEYS[1:])), "nobody needs it"
-    sealing.wanted = True
-    await sealing.step()
+    checksums.wanted = True
+    await checksums.step()
     payloads = [shard.writer.payload(slot)[:CHUNK_BYTES] for slot in slots_of(shard, KEYS)]
     assert noted(shard, KEYS) == [17, *map(checksum, payloads[1:])]
     assert not shard.unsealed
@@ -85,7 +83,7 @@ async def hear(shard: Shard, seal: Callable[[], Awaitable[object]]) -> list[int]
         assert not clears
 
     directory = Listening(shard, KEYS[:5])
-    tasks = Telling(shard, cast(Directory, directory), no_clears, seal).start()
+    tasks = Reports(shard, cast(DirectoryClient, directory), no_clears, seal).start()
     try:
         return await asyncio.wait_for(directory.told, 30)
     finally:
@@ -95,10 +93,10 @@ async def hear(shard: Shard, seal: Callable[[], Awaitable[object]]) -> list[int]
 
 async def test_the_directory_hears_of_chunks_that_have_their_checksums(shard: Shard) -> None:
     """Who has heard of them from it can read them without asking."""
-    sealing = Sealing(shard)
-    sealing.wanted = True
+    checksums = Checksums(shard)
+    checksums.wanted = True
     publish(shard, KEYS[:5])
-    assert all(await hear(shard, sealing.batch))
+    assert all(await hear(shard, checksums.batch))
 
 
 async def test_checksums_that_do_not_come_keep_nothing_from_the_directory(shard: Shard) -> None:
@@ -110,8 +108,8 @@ async def test_what_went_meanwhile_is_let_go(shard: Shard) -> None:
     publish(shard, KEYS)
     shard.evict(KEYS[:5])
     publish(shard, KEYS[:5], value=17)
-    sealing = Sealing(shard)
-    sealing.wanted = True
-    await sealing.step()
+    checksums = Checksums(shard)
+    checksums.wanted = True
+    await checksums.step()
     assert noted(shard, KEYS[:5]) == [17] * 5
     assert all(noted(shard, KEYS))

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
-import time
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 
-from lmkv_ray.directory import Holding
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TransportError
 from lmkv_ray.keys import KeyArray
+from lmkv_ray.node.peers import Peers
 from lmkv_ray.tiers import Tier
-from lmkv_ray.transports import Failure, Fetch, Outcome, PeerInfo, Transports
+from lmkv_ray.transports import Failure, Fetch, Outcome, Transports
 
 logger = logging.getLogger(__name__)
 
@@ -38,22 +37,6 @@ class Finder(Protocol):
 
     async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
         """Who holds what, best first; None: nobody could say in time."""
-        ...
-
-
-class Peers(Protocol):
-    """The other nodes."""
-
-    async def lookup(self, keys: bytes, within: float) -> list[Holding] | None:
-        """Who holds what; None if the directory does not answer in time."""
-        ...
-
-    async def peer(self, node_id: str, within: float) -> PeerInfo | None:
-        """How to read from a node; None if it does not answer in time."""
-        ...
-
-    def forget(self, node_id: str) -> None:
-        """What is known about a node was wrong."""
         ...
 
 
@@ -82,13 +65,15 @@ class PeerFinder:
     """The shards of other nodes, as the directory knows them.
 
     Args:
-        peers: how to ask.
-        transports: how to fetch.
+        peers: says who holds what, and how to read from them.
+        transports: chooses how chunks are fetched from a peer.
+        clock: the node's.
     """
 
-    def __init__(self, peers: Peers, transports: Transports) -> None:
+    def __init__(self, peers: Peers, transports: Transports, clock: Clock) -> None:
         self._peers = peers
         self._transports = transports
+        self._clock = clock
 
     async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
         """See ``Finder``."""
@@ -96,15 +81,15 @@ class PeerFinder:
         if holdings is None:
             return None
         # Of nodes that hold the same the first is asked: not the same one by everybody.
-        random.shuffle(holdings)
-        return [self.source(h.node_id, h.positions) for h in holdings]
+        shuffled = sorted(holdings, key=lambda _: self._clock.random_bytes(8))
+        return [self.source(holding.node_id, holding.positions) for holding in shuffled]
 
     def source(self, node_id: str, positions: Sequence[int]) -> Source:
         """One node, whether or not the directory names it."""
         return Source(node_id, positions, lambda fetch: self._fetch(node_id, fetch))
 
     async def _fetch(self, node_id: str, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
-        deadline = time.monotonic() + fetch.within
+        deadline = self._clock.monotonic() + fetch.within
         peer = await self._peers.peer(node_id, fetch.within)
         obstacle = "it does not answer"
         if peer is not None:
@@ -113,7 +98,7 @@ class PeerFinder:
             except TransportError as error:
                 obstacle = str(error)
             else:
-                fetch = Fetch(fetch.keys, fetch.destinations, deadline - time.monotonic())
+                fetch = Fetch(fetch.keys, fetch.destinations, deadline - self._clock.monotonic())
                 async with contextlib.aclosing(transport.fetch(peer, fetch)) as outcomes:
                     async for outcome in outcomes:
                         if outcome.failure is Failure.LOST:
@@ -142,14 +127,19 @@ class GivenFinder:
 
 
 async def find_all(
-    finders: Sequence[Finder], keys: KeyArray, deadline: float, avoid: Collection[str] = ()
+    finders: Sequence[Finder],
+    keys: KeyArray,
+    deadline: float,
+    clock: Clock,
+    avoid: Collection[str] = (),
 ) -> tuple[list[Source], bool]:
     """Ask finders in turn, the quickest kind first, for the keys that have no holder yet.
 
     Args:
         finders: in this order.
         keys: a run of chunks.
-        deadline: ``time.monotonic()`` seconds.
+        deadline: monotonic seconds of the clock.
+        clock: the node's.
         avoid: names of sources that count as holding nothing.
 
     Returns:
@@ -159,7 +149,7 @@ async def find_all(
     everybody = True
     missing = np.ones(len(keys), np.bool_)
     for finder in finders:
-        left = deadline - time.monotonic()
+        left = deadline - clock.monotonic()
         asked = np.flatnonzero(missing)
         sources = await finder.find(keys[asked], left) if left > 0 else None
         if sources is None:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 
-from lmkv_ray.actors.core import Shard
-from lmkv_ray.actors.handover import Handover
 from lmkv_ray.keys import KEY_BYTES, key_array, key_list
+from lmkv_ray.node.handover import Handover
+from lmkv_ray.node.shard import Shard
 
 PERIOD_SECONDS = 10.0
 HOT_HITS = 2
@@ -20,8 +19,8 @@ class Replication:
     """Sees to it that hot and pinned chunks have copies on several nodes.
 
     Args:
-        shard: whose chunks.
-        handover: how to make copies.
+        shard: the chunks in the memory of this node.
+        handover: makes copies.
         replicas: copies of such a chunk that there should be, with the one here.
     """
 
@@ -44,5 +43,5 @@ class Replication:
         hits, self._hits = self._hits, Counter()
         keys = dict.fromkeys(self._shard.state.chunks.pinned())
         keys |= dict.fromkeys(key for key, n in hits.most_common() if n >= HOT_HITS)
-        deadline = time.monotonic() + PERIOD_SECONDS
+        deadline = self._shard.clock.monotonic() + PERIOD_SECONDS
         await self._handover.spread([*keys], self._replicas - 1, deadline, shared=True)

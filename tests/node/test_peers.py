@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import Any, cast
-
 import pytest
 
-from lmkv_ray.actors import peers as peers_module
-from lmkv_ray.actors.named import NamedActor
-from lmkv_ray.actors.parts import Directory
-from lmkv_ray.actors.peers import RayPeers
-from lmkv_ray.actors.wire import PeerAddress
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.messages import encode
+from lmkv_ray.node import peers as peers_module
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.orders import PeerAddress
+from tests.node.fakes import Silence, no_directory
 
 
-class FakeActor:
+class FakeActor(Silence):
     """Another shard; ``obstacle``: why NIXL cannot read from it now."""
 
     def __init__(self) -> None:
         self.obstacle: str | None = None
         self.asked = 0
 
-    async def handle(self, within: float) -> Any:
-        return SimpleNamespace()
-
-    async def ask(self, method: str, *args: object, within: float) -> bytes:
+    async def ask(self, method: str, *arguments: object, within: float) -> bytes | None:
         self.asked += 1
         return encode(
             PeerAddress(
@@ -41,8 +35,8 @@ class FakeActor:
 async def test_a_peer_is_asked_once_but_for_obstacles_that_pass(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    peers, actor = RayPeers("none", "here", Directory("none", 1)), FakeActor()
-    peers._actors["n"] = cast(NamedActor, actor)
+    actor = FakeActor()
+    peers = Peers(actor, no_directory(), "here", "host", SYSTEM_CLOCK)
     actor.obstacle = "the NIXL process did not start"
     for _ in range(2):
         peer = await peers.peer("n", 1.0)

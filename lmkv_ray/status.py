@@ -1,72 +1,26 @@
-"""What actors say to each other and to people, beyond ``messages``."""
+"""The state of a cache, as its services tell it to people."""
 
 from __future__ import annotations
 
 import msgspec
 
 from lmkv_ray.messages import Kin, Message
-from lmkv_ray.tiers import TierStatus
 
 
-class PeerAddress(Message, frozen=True):
-    """Shard to shard: how to be read from."""
+class TierStatus(Message, frozen=True):
+    """One tier of one node, for people."""
 
-    node_id: str
-    host: str
-    """See ``transports.host_id``."""
-    arena_path: str
-    arena_id: int
-    nixl_obstacle: str | None
-    """Why NIXL cannot read from it; None: it can."""
-
-
-class Take(Message, frozen=True):
-    """Shard to shard: fetch these chunks from me, because I leave, or for there to be more copies.
-
-    Answered by ``Taken`` when all are there, no more can come, or the time is over.
-    """
-
-    node_id: str
-    """Whom to fetch from."""
-    space: int
-    slot_bytes: int
-    pinned: bool
-    """Whether they are pinned here, and shall be there."""
-    keys: bytes
-    within: float
-    """Seconds."""
-
-
-class Taken(Message, frozen=True):
-    """Which chunks of a ``Take`` are there now."""
-
-    keys: bytes
-
-
-class Drain(Message, frozen=True):
-    """To a shard: hand over what no other node holds; the node is about to leave."""
-
-    within: float
-    """Seconds."""
-
-
-class Drained(Message, frozen=True):
-    """What became of a node's chunks."""
-
-    copied: int
-    """Chunks that other nodes have taken over."""
-    left: int
-    """Chunks that only this node holds, as far as the directory knows."""
-
-
-class Move(Message, frozen=True):
-    """To a shard: move these chunks, as far as they are in its memory."""
-
-    keys: bytes
-    to: str
-    """A node's id, or the name of a tier."""
-    within: float
-    """Seconds."""
+    name: str
+    chunks: int
+    """-1: not known (a shared store counts nothing for us)."""
+    nbytes: int
+    """Bytes it takes, -1 if not known."""
+    capacity: int
+    """Bytes it may take; -1: unbounded."""
+    problem: str | None
+    """Why it is out of use at present, and what to do."""
+    counters: dict[str, int]
+    """Since the shard started."""
 
 
 class EngineStatus(Message, frozen=True):

@@ -6,9 +6,9 @@ import asyncio
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from lmkv_ray.actors.core import Shard
 from lmkv_ray.arena import ArenaReader, Hits
 from lmkv_ray.keys import key_array
+from lmkv_ray.node.shard import Shard
 from lmkv_ray.tiers import Tier, TierChunk
 
 PASS_BYTES = 64 << 20

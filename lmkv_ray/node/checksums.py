@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 
-from lmkv_ray.actors.core import Shard
 from lmkv_ray.arena import Summed
 from lmkv_ray.keys import key_array
+from lmkv_ray.node.shard import Shard
 
 BATCH = 64
 """Chunks of one visit to a thread: for so long new ones wait."""
 
 
-class Sealing:
+class Checksums:
     """Works from the first time that another host reads from here.
 
     Args:
-        shard: whose chunks.
+        shard: the chunks of this node.
     """
 
     def __init__(self, shard: Shard) -> None:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from lmkv_ray.actors.core import Shard
-from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.messages import Clear, Cleared
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.node.shard import Shard
 from lmkv_ray.tiers import Tier
 
 
-class Clearing:
+class NodeClears:
     """Clears memory and tiers, each clear once.
 
     Args:
-        shard: whose memory.
-        tiers: its tiers.
-        peers: nobody who has missed what we have carried out is of use to us.
+        shard: the memory of this node.
+        tiers: the tiers of this node.
+        peers: are told what this node has carried out, because peers that have missed a clear must
+            not be read from.
     """
 
-    def __init__(self, shard: Shard, tiers: Sequence[Tier], peers: RayPeers) -> None:
+    def __init__(self, shard: Shard, tiers: Sequence[Tier], peers: Peers) -> None:
         self._shard = shard
         self._tiers = tiers
         self._peers = peers

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections.abc import Iterator
 
 import pytest
 
-from lmkv_ray.actors.core import Shard, open_arena
-from lmkv_ray.actors.demotion import Demotion
-from lmkv_ray.actors.sources import TierFinder
-from lmkv_ray.actors.staging import Staging
 from lmkv_ray.config import load_settings
 from lmkv_ray.cost.sources import STALE_SECONDS
 from lmkv_ray.messages import MissReason, Stage, StageReply, decode
+from lmkv_ray.node.demotion import Demotion
+from lmkv_ray.node.shard import Shard
+from lmkv_ray.node.sources import TierFinder
+from lmkv_ray.node.staging import Staging
 from lmkv_ray.shard import Admission
-from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys, payload_of
-from tests.actors.test_core import LocalShard
+from tests.node.fakes import (
+    CHUNK_BYTES,
+    FakeEngine,
+    LocalShard,
+    make_keys,
+    new_arena,
+    payload_of,
+)
 from tests.tiers.harness import until
 from tests.tiers.memory_tier import MemoryTier
 
@@ -27,9 +32,7 @@ KEYS = make_keys(20)
 
 @pytest.fixture
 def shard() -> Iterator[LocalShard]:
-    shard = LocalShard(
-        open_arena(SETTINGS, f"here.{secrets.token_hex(4)}", restarted=False), SETTINGS, "here"
-    )
+    shard = LocalShard(new_arena(SETTINGS), SETTINGS, "here")
     shard.state.chunks.admission = Admission("second_hit")
     yield shard
     shard.close()
@@ -91,7 +94,7 @@ async def test_a_chunk_that_was_replaced_while_it_was_written_is_not_published(
 async def test_a_tier_that_hangs_does_not_hold_up_the_others(
     shard: LocalShard, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmkv_ray.actors.demotion.PASS_SECONDS", 0.05)
+    monkeypatch.setattr("lmkv_ray.node.demotion.PASS_SECONDS", 0.05)
     tiers = [MemoryTier("a"), MemoryTier("b")]
     tiers[0].gate.clear()
     demotion = Demotion(shard, tiers)
@@ -114,7 +117,7 @@ async def test_what_a_tier_raises_is_told_and_does_not_hold_up_the_others(
     shard: LocalShard, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, late: bool
 ) -> None:
     """It promised not to raise; memory may run out all the same."""
-    monkeypatch.setattr("lmkv_ray.actors.demotion.PASS_SECONDS", 0.05)
+    monkeypatch.setattr("lmkv_ray.node.demotion.PASS_SECONDS", 0.05)
     tiers = [MemoryTier("a"), MemoryTier("b")]
     tiers[0].error = MemoryError("no memory")
     if late:

@@ -9,15 +9,14 @@ as idle: ``release_idle_seconds`` lets idle nodes go.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Collection, Sequence
 from itertools import chain
 
-from lmkv_ray.actors.core import Shard
-from lmkv_ray.actors.parts import Directory
-from lmkv_ray.actors.peers import RayPeers
-from lmkv_ray.actors.wire import Drained, Take
 from lmkv_ray.directory import Held, Order, plan_handoff
+from lmkv_ray.node.directory import DirectoryClient
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.node.shard import Shard
+from lmkv_ray.orders import Drained, Take
 
 BATCH = 512
 """Chunks that are looked up and ordered at a time, within which a deadline is not noticed."""
@@ -33,13 +32,15 @@ class Handover:
     """Asks peers to fetch chunks from this shard, as they fetch all others.
 
     Args:
-        shard: whose chunks.
-        node_id: its node.
-        peers: who takes them.
-        directory: who knows where copies are and where there is room.
+        shard: the chunks in the memory of this node.
+        node_id: the id of this node.
+        peers: the nodes that take chunks.
+        directory: knows where copies are and where there is room.
     """
 
-    def __init__(self, shard: Shard, node_id: str, peers: RayPeers, directory: Directory) -> None:
+    def __init__(
+        self, shard: Shard, node_id: str, peers: Peers, directory: DirectoryClient
+    ) -> None:
         self._shard = shard
         self._node_id = node_id
         self._peers = peers
@@ -51,7 +52,7 @@ class Handover:
         It is not over before the directory knows of the copies: it forgets this node next, and
         nobody would find them.
         """
-        deadline = time.monotonic() + within
+        deadline = self._shard.clock.monotonic() + within
         copied: set[bytes] = set()  # a directory that hears late has chunks copied twice
         left = 0
         budget: dict[str, int] = {}
@@ -59,9 +60,9 @@ class Handover:
             keys = self._shard.state.chunks.by_worth()
             arrived, left = await self.spread(keys, 1, deadline, budget=budget)
             copied.update(arrived)
-            if not (arrived or left) or time.monotonic() > deadline:
+            if not (arrived or left) or self._shard.clock.monotonic() > deadline:
                 break
-            await asyncio.sleep(AGAIN_SECONDS)
+            await self._shard.clock.sleep(AGAIN_SECONDS)
         return Drained(copied=len(copied), left=left)
 
     async def spread(
@@ -78,7 +79,7 @@ class Handover:
         Args:
             keys: the most important first.
             copies: on nodes that stay.
-            deadline: ``time.monotonic()`` seconds.
+            deadline: monotonic seconds of the clock.
             budget: bytes that each node may still be given, for several calls with one purpose.
             shared: all nodes do this: leave chunks to the first of those that hold them.
 
@@ -90,14 +91,14 @@ class Handover:
         missing = 0
         for i in range(0, len(keys), BATCH):
             batch = keys[i : i + BATCH]
-            left = deadline - time.monotonic()
+            left = deadline - self._shard.clock.monotonic()
             if left <= 0:
                 return made, missing + copies * (len(keys) - i)
             staying = await self._directory.rooms(self._node_id)
             held = None if staying is None else await self._held(batch, staying, left)
             if staying is None or held is None:
                 missing += copies * len(batch)
-                await asyncio.sleep(min(AGAIN_SECONDS, left))
+                await self._shard.clock.sleep(min(AGAIN_SECONDS, left))
                 continue
             if shared:
                 held = [
@@ -134,7 +135,7 @@ class Handover:
         return held
 
     async def _send(self, order: Order, deadline: float) -> list[bytes]:
-        within = min(deadline - time.monotonic(), TAKE_SECONDS)
+        within = min(deadline - self._shard.clock.monotonic(), TAKE_SECONDS)
         take = Take(
             node_id=self._node_id,
             space=order.space,

@@ -2,46 +2,39 @@
 
 from __future__ import annotations
 
-import secrets
-
-from lmkv_ray.actors.clearing import Clearing
-from lmkv_ray.actors.core import Shard, open_arena
-from lmkv_ray.actors.parts import Directory
-from lmkv_ray.actors.peers import RayPeers
 from lmkv_ray.config import load_settings
 from lmkv_ray.messages import Clear, Commit
+from lmkv_ray.node.clears import NodeClears
 from lmkv_ray.tiers.clears import Unheard
-from tests.actors.fakes import CHUNK_BYTES
+from tests.node.fakes import CHUNK_BYTES, LocalShard, new_arena, no_peers
 from tests.tiers.memory_tier import MemoryTier
 
 SETTINGS = load_settings({"capacity": 4 << 20})
 
 
 async def test_memory_and_disk_agree_when_a_shard_starts() -> None:
-    name = f"clear.{secrets.token_hex(4)}"
-    writer = open_arena(SETTINGS, name, restarted=False)
-    peers = RayPeers("none", "n", Directory("none", 1))
-    shard, tier = Shard(writer, SETTINGS, "n"), MemoryTier()
+    writer = new_arena(SETTINGS)
+    peers = no_peers()
+    shard, tier = LocalShard(writer, SETTINGS), MemoryTier()
     tier.cleared = 7
-    await Clearing(shard, [tier], peers).start()
+    await NodeClears(shard, [tier], peers).start()
     assert shard.cleared == peers.cleared == 7, "nothing in memory has missed a clear"
-    shard = Shard(writer, SETTINGS, "n")
+    shard = LocalShard(writer, SETTINGS)
     size = writer.geometry.slot_size(CHUNK_BYTES)
     [slot] = shard.reserve(7, size, 1)
     shard.commit(7, size, [Commit(slot=slot, key=b"k" * 16, nbytes=10)], [0])
     shard.cleared = 5
-    await Clearing(shard, [tier], peers).start()
+    await NodeClears(shard, [tier], peers).start()
     assert shard.cleared == peers.cleared == 5, "but this may have"
     assert tier.numbers == [7, 5], "and the disk is told what memory knows"
     shard.close()
 
 
 async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None:
-    name = f"clear.{secrets.token_hex(4)}"
-    shard = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n")
+    shard = LocalShard(new_arena(SETTINGS), SETTINGS)
     tiers = [MemoryTier("a"), MemoryTier("b")]
-    peers = RayPeers("none", "n", Directory("none", 1))
-    clearing = Clearing(shard, tiers, peers)
+    peers = no_peers()
+    clearing = NodeClears(shard, tiers, peers)
     tiers[1].settled = False
     done = await clearing.catch_up([Clear(number=3), Clear(number=5)])
     assert done.before == 0
@@ -58,9 +51,8 @@ async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None
 
 
 async def test_what_others_cleared_in_a_shared_store_is_ordered_for_all_nodes() -> None:
-    name = f"clear.{secrets.token_hex(4)}"
-    shard, tier = Shard(open_arena(SETTINGS, name, restarted=False), SETTINGS, "n"), MemoryTier()
-    clearing = Clearing(shard, [tier], RayPeers("none", "n", Directory("none", 1)))
+    shard, tier = LocalShard(new_arena(SETTINGS), SETTINGS), MemoryTier()
+    clearing = NodeClears(shard, [tier], no_peers())
     ordered: list[tuple[bytes, int]] = []
     numbers: dict[int, int | None] = {3: 3, 5: 8, 9: None, 0: 7}
 

@@ -9,7 +9,8 @@ from functools import partial
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.policies import make_policy
-from lmkv_ray.tiers import Tier, TierStatus
+from lmkv_ray.status import TierStatus
+from lmkv_ray.tiers import Tier
 from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.tiers.remote import RemoteTier
 

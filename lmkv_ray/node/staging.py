@@ -6,19 +6,19 @@ import asyncio
 import contextlib
 import logging
 import math
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from lmkv_ray.actors.core import Shard
-from lmkv_ray.actors.sources import Finder, Source, find_all
+from lmkv_ray.clock import Clock
 from lmkv_ray.cost import SourceModels, choose
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
+from lmkv_ray.node.shard import Shard
+from lmkv_ray.node.sources import Finder, Source, find_all
 from lmkv_ray.shard import Fetch as Plan
 from lmkv_ray.shard import plan_fetches
 from lmkv_ray.tenants import namespace_of, tenant_within
@@ -66,6 +66,7 @@ class _Job:
     clears: int
     """``Shard.clears`` when it began."""
     finders: Sequence[Finder]
+    clock: Clock
     avoid: set[str] = field(default_factory=set)
     """Places that did not deliver."""
     reason: dict[bytes, MissReason] = field(default_factory=dict)
@@ -77,7 +78,7 @@ class _Job:
 
     @property
     def left(self) -> float:
-        return self.deadline - time.monotonic()
+        return self.deadline - self.clock.monotonic()
 
 
 @dataclass
@@ -112,22 +113,24 @@ class Staging:
 
     async def stage(self, stage: Stage) -> StageReply:
         """Return when all chunks are here, no more can come, or the deadline has passed."""
-        state = self._shard.state
-        engine = state.engine(stage.engine_id)
+        shard = self._shard
+        engine = shard.state.engine(stage.engine_id)
         if engine is None:
             return StageReply(ready=0, reason=MissReason.DETACHED)
         space, slot_bytes = engine
-        deadline = time.monotonic() + _bounded(stage.within)
+        deadline = shard.clock.monotonic() + _bounded(stage.within)
         whole = min(len(stage.keys), MAX_KEYS * KEY_BYTES) // KEY_BYTES * KEY_BYTES
         keys = key_list(key_array(stage.keys[:whole]))
         remaining = stage.remaining if len(stage.remaining) == len(keys) + 1 else []
         if not all(0 <= seconds < math.inf for seconds in remaining):
             remaining = []
         space = tenant_within(space, stage.space)
-        job = _Job(space, slot_bytes, keys, remaining, deadline, self._shard.clears, self._finders)
+        job = _Job(
+            space, slot_bytes, keys, remaining, deadline, shard.clears, self._finders, shard.clock
+        )
         await self._bring(job)
         reply = self._reply(job)
-        return self._shard.located(reply, b"".join(keys)) if stage.locate else reply
+        return shard.located(reply, b"".join(keys)) if stage.locate else reply
 
     async def take(
         self, space: int, slot_bytes: int, keys: list[bytes], within: float, finder: Finder
@@ -137,10 +140,11 @@ class Staging:
         Returns:
             those that are here now.
         """
-        deadline = time.monotonic() + _bounded(within)
-        job = _Job(space, slot_bytes, keys, [], deadline, self._shard.clears, [finder])
+        shard = self._shard
+        deadline = shard.clock.monotonic() + _bounded(within)
+        job = _Job(space, slot_bytes, keys, [], deadline, shard.clears, [finder], shard.clock)
         await self._bring(job)
-        return [key for key in keys if key in self._shard.state.chunks]
+        return [key for key in keys if key in shard.state.chunks]
 
     async def _bring(self, job: _Job) -> None:
         keys, state = job.keys, self._shard.state
@@ -179,7 +183,9 @@ class Staging:
         flights = {key: loop.create_future() for key in keys}
         self._flights |= flights
         try:
-            found, everybody = await find_all(job.finders, key_array(keys), job.deadline, job.avoid)
+            found, everybody = await find_all(
+                job.finders, key_array(keys), job.deadline, job.clock, job.avoid
+            )
             sources = {source.name: source for source in found}
             plans = plan_fetches(
                 range(len(keys)), [(s.name, s.positions) for s in sources.values()]
@@ -235,7 +241,7 @@ class Staging:
                 self._failed(job, None, wanted, "no slot is free")
                 return
             window, wanted = wanted[: len(slots)], wanted[len(slots) :]
-            began, nbytes = time.monotonic(), len(slots) * job.slot_bytes
+            began, nbytes = self._shard.clock.monotonic(), len(slots) * job.slot_bytes
             expected = float(model.seconds(nbytes))
             try:
                 if not await self._fill(job, source, window, slots):
@@ -243,7 +249,7 @@ class Staging:
                     return
             finally:
                 self._release(job, slots)
-            taken = time.monotonic() - began
+            taken = self._shard.clock.monotonic() - began
             model.observe(nbytes, taken)
             self.counters.expected_seconds += expected
             self.counters.taken_seconds += taken

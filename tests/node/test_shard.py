@@ -9,18 +9,22 @@ from pathlib import Path
 
 import pytest
 
-from lmkv_ray.actors.core import Shard, open_arena
-from lmkv_ray.arena import process
-from lmkv_ray.arena.capacity import MachineLimits
+from lmkv_ray.arena import ArenaWriter, process
 from lmkv_ray.arena.crews import ROWS
 from lmkv_ray.arena.owners import is_alive
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.hints import Hints
-from lmkv_ray.messages import Commit, Hello, Owner, Welcome, decode, decode_exchange, encode
-from tests.actors.fakes import CHUNK_BYTES, FakeEngine, make_keys
+from lmkv_ray.messages import Commit, Owner
+from tests.node.fakes import CHUNK_BYTES, FakeEngine, LocalShard, make_keys, new_arena
 
 CAPACITY = 4 << 20
+
+
+def adopt(name: str) -> ArenaWriter:
+    writer = ArenaWriter.find_and_adopt(name)
+    assert writer is not None
+    return writer
 
 
 @pytest.fixture
@@ -28,25 +32,9 @@ def settings() -> Settings:
     return load_settings({"capacity": CAPACITY})
 
 
-class LocalShard(Shard):
-    """Called as the actor is."""
-
-    def call(self, method: str, message: bytes) -> bytes:
-        if method == "exchange":
-            return encode(self.exchange(decode_exchange(message)))
-        grant = self.hello(decode(message, Hello))
-        path, arena_id = self.writer.path, self.writer.arena_id
-        return encode(
-            Welcome(
-                arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0, clock=0.0
-            )
-        )
-
-
 @pytest.fixture
-def shard(settings: Settings, request: pytest.FixtureRequest) -> Iterator[LocalShard]:
-    name = f"test.{request.node.name.partition('[')[0]}"
-    shard = LocalShard(open_arena(settings, name, restarted=False), settings, "n")
+def shard(settings: Settings) -> Iterator[LocalShard]:
+    shard = LocalShard(new_arena(settings), settings)
     yield shard
     shard.close()
 
@@ -82,7 +70,7 @@ def test_a_successor_finds_the_chunks(
     name = Path(shard.writer._segment.path).readlink().name.split("-")[1]
     shard.reader.close()
     shard.writer.close()
-    heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
+    heir = LocalShard(adopt(name), settings)
     assert len(heir.state.chunks) == 10
     assert [len(slots) for slots in heir.state._leases.orphans.values()] == [5]
     engine.call = heir.call
@@ -113,7 +101,7 @@ def test_what_is_pinned_stays_so_when_the_shard_is_restarted(
     name = Path(shard.writer._segment.path).readlink().name.split("-")[1]
     shard.reader.close()
     shard.writer.close()
-    heir = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
+    heir = LocalShard(adopt(name), settings)
     kept = {*keys[2:4], wish}
     assert set(heir.state.chunks.pinned()) == kept
     engine.call = heir.call
@@ -161,7 +149,7 @@ def test_slots_are_their_workers_too(
         if restarted:
             shard.reader.close()
             shard.writer.close()
-            shard = LocalShard(open_arena(settings, name, restarted=True), settings, "n")
+            shard = LocalShard(adopt(name), settings)
         shard.tick()
         assert not shard.state._leases.resting, "the worker may still write"
         assert slots <= shard.writer.scan().reserved.keys()
@@ -242,29 +230,3 @@ def test_clear_removes_what_is_there_and_what_is_coming(
     reply = engine.save(keys[2:])
     assert sorted(reply.refused) == sorted(slots)[:2]
     assert engine.intact(keys) == 0
-
-
-def test_without_shared_memory_the_error_names_the_next_step(tmp_path: Path) -> None:
-    missing = load_settings({"arena_dir": tmp_path / "missing"})
-    for settings in (missing, missing.model_copy(update={"capacity": CAPACITY})):
-        with pytest.raises(ArenaError, match="LMKV_ARENA_DIR"):
-            open_arena(settings, "n", restarted=False)
-
-
-def test_an_arena_is_made_within_the_limits_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container of 45 MiB on a large machine; what was taken is said, with the reason."""
-    monkeypatch.setattr(
-        "lmkv_ray.actors.core.machine_limits",
-        lambda directory, **_: MachineLimits(directory, 1 << 40, 1 << 40, container=45 << 20),
-    )
-    said: list[str] = []
-    writer = open_arena(load_settings(), "testlimits", restarted=False, say=said.append)
-    assert writer.geometry.capacity == 9 << 20
-    heir = open_arena(load_settings(), "testlimits2", restarted=False, say=said.append)
-    writer.close()
-    heir.close()
-    assert [s.split(":")[0] for s in said] == ["takes 9 MiB of /dev/shm"] * 2
-    assert "container" in said[0]
-    wish = load_settings({"capacity": "64MiB"})
-    with pytest.raises(ArenaError, match="64 MiB, but the memory limit of this container"):
-        open_arena(wish, "testlimits", restarted=False)

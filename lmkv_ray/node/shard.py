@@ -1,11 +1,10 @@
-"""A shard without its RPCs: the state machine and the arena, kept in step."""
+"""The chunks of one node: the state machine and the arena, kept in step."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,9 +12,7 @@ import msgspec
 import numpy as np
 import xxhash
 
-from lmkv_ray.arena import ArenaHeldError, ArenaReader, ArenaWriter, is_alive, this_process
-from lmkv_ray.arena.capacity import capacity_for
-from lmkv_ray.arena.machine import machine_limits
+from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.keys import key_array, key_list
@@ -28,6 +25,7 @@ from lmkv_ray.messages import (
     MissReason,
     StageReply,
 )
+from lmkv_ray.node.machine import Machine
 from lmkv_ray.policies import make_policy
 from lmkv_ray.shard import (
     Admission,
@@ -49,10 +47,6 @@ logger = logging.getLogger(__name__)
 
 UNSEALED_MOST = 1 << 14
 """Chunks whose lack of a checksum is remembered."""
-ADOPT_SECONDS = 2.0
-"""How long a restarted shard waits for its predecessor's process to let go of the arena."""
-UNMAP_SECONDS = 1.0
-"""And so much more a GiB of its arena, once that process is ending: 0.3 s were seen."""
 
 
 class Shard:
@@ -60,12 +54,17 @@ class Shard:
 
     Args:
         writer: the arena, new or adopted.
-        settings: of the cache.
-        node_id: for the directory.
+        settings: those of this node.
+        node_id: the id by which the directory knows this node.
+        machine: time, and whether processes live.
     """
 
-    def __init__(self, writer: ArenaWriter, settings: Settings, node_id: str) -> None:
+    def __init__(
+        self, writer: ArenaWriter, settings: Settings, node_id: str, machine: Machine
+    ) -> None:
         self.writer = writer
+        self.clock = machine.clock
+        self._is_alive = machine.is_alive
         geometry = writer.geometry
         self.stride = geometry.slots_per_extent
         self.reader = ArenaReader.attach(writer.path, writer.arena_id)
@@ -78,8 +77,8 @@ class Shard:
         )
         self.state = ShardState(
             allocator,
-            this_process(),
-            DeltaLog(node_id, time.time_ns(), settings.directory_shards),
+            machine.process,
+            DeltaLog(node_id, int(machine.clock.wall() * 1e9), settings.directory_shards),
             Admission(settings.tier_admission if settings.has_tiers else None),
             Limits(grant_seconds=settings.grant_seconds),
         )
@@ -108,7 +107,7 @@ class Shard:
                 processes are not visible to the shard, or a later Hello has arrived before.
         """
         for process in (hello.owner, *hello.writers):
-            if not is_alive(process):
+            if not self._is_alive(process):
                 raise ArenaError(
                     f"The shard does not see the engine's process {process.pid}.",
                     next_step="run engine and shard in one container (one pid namespace).",
@@ -117,7 +116,7 @@ class Shard:
             size = self.writer.geometry.slot_size(hello.slot_bytes)
         except ChunkSizeError as error:
             why = f"{hello.model} is served without cache: {error}"
-            if self.refusals.refused(hello.engine_id, why, time.monotonic()):
+            if self.refusals.refused(hello.engine_id, why, self.clock.monotonic()):
                 logger.error("lmkv_ray: %s", why)
             raise
         self.refusals.accepted(hello.engine_id)
@@ -125,13 +124,13 @@ class Shard:
         owner = msgspec.structs.replace(hello.owner, engine=number)
         hello = msgspec.structs.replace(hello, slot_bytes=size, owner=owner)
         self.writer.crews.join(owner, hello.writers)
-        grant, instructions = self.state.hello(hello, time.monotonic())
+        grant, instructions = self.state.hello(hello, self.clock.monotonic())
         self._apply(instructions)
         return grant
 
     def exchange(self, exchange: Exchange) -> ExchangeReply:
         """Handle an engine's batch."""
-        reply, instructions = self.state.exchange(exchange, time.monotonic())
+        reply, instructions = self.state.exchange(exchange, self.clock.monotonic())
         lost = self._apply(instructions)
         if lost and reply.grant is not None:
             slots = [slot for slot in reply.grant.slots if slot not in lost]
@@ -149,7 +148,7 @@ class Shard:
         self, space: int, slot_bytes: int, commits: Sequence[Commit], checksums: Sequence[int]
     ) -> None:
         """Publish staged chunks; those that were cleared meanwhile are dropped."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         known = {commit.slot: value for commit, value in zip(commits, checksums, strict=True)}
         self._apply(self.state.commit(space, slot_bytes, commits, now)[1], known)
 
@@ -181,7 +180,7 @@ class Shard:
 
     def tick(self) -> None:
         """Notice dead engines and elapsed time."""
-        now = time.monotonic()
+        now = self.clock.monotonic()
         crews = self.writer.crews
         for owner in self.state.owners() | crews.owners():
             if not crews.alive(owner):
@@ -245,7 +244,7 @@ class Shard:
             RecoveredSlot(slot=slot, key=None, owner=owner)
             for slot, owner in content.reserved.items()
         ]
-        now, alive = time.monotonic(), self.writer.crews.alive
+        now, alive = self.clock.monotonic(), self.writer.crews.alive
         self._apply(self.state.recover(content.slot_bytes.tolist(), rows, alive, now))
         if rows:
             logger.info("lmkv_ray: adopted an arena with %d chunks", len(keys))
@@ -262,7 +261,7 @@ class Shard:
                         self.writer.assign_extent(extent, slot_bytes)
                     except ArenaError as error:
                         logger.error("lmkv_ray: %s", error)
-                        lost |= self.state.extent_failed(extent, time.monotonic())
+                        lost |= self.state.extent_failed(extent, self.clock.monotonic())
                 case Reserve(slots, owner):
                     self.writer.reserve(_slots(s for s in slots if s not in lost), owner)
                 case Publish(slots, keys, nbytes, spaces):
@@ -282,54 +281,6 @@ class Shard:
                 case Free(slots):
                     self.writer.free(_slots(slots))
         return lost
-
-
-def open_arena(
-    settings: Settings,
-    name: str,
-    *,
-    restarted: bool,
-    ray: int | None = None,
-    object_store: int = 0,
-    say: Callable[[str], None] = logger.info,
-) -> ArenaWriter:
-    """The predecessor's arena if an engine still maps it, else a new one. Blocks.
-
-    Args:
-        settings: of this node.
-        name: of the arena.
-        restarted: the predecessor may still be ending.
-        ray: memory that Ray counts on this node, in bytes.
-        object_store: what Ray's object store may take of /dev/shm, in bytes.
-        say: is told once what was taken, and why.
-
-    Raises:
-        ArenaError: there is none and none can be made.
-    """
-    directory = settings.arena_dir
-    wanted = int(settings.capacity) if settings.capacity is not None else None
-    began, patience = time.monotonic(), ADOPT_SECONDS if restarted else 0
-    waits = False
-    while True:
-        writer = None
-        try:
-            writer = ArenaWriter.find_and_adopt(name, wanted, directory=directory)
-        except ArenaHeldError as held:
-            patience = ADOPT_SECONDS + held.nbytes / 2**30 * UNMAP_SECONDS
-            if not waits:
-                waits = True
-                logger.info("lmkv_ray: waits up to %.0f s to adopt: %s", patience, held)
-        if writer is not None:
-            say(f"keeps the {writer.geometry.capacity >> 20} MiB of the shard before it")
-            return writer
-        if time.monotonic() >= began + patience:
-            break
-        time.sleep(0.1)
-    limits = machine_limits(directory, ray=ray, object_store=object_store)
-    capacity = capacity_for(limits, wanted)
-    writer = ArenaWriter.create(name, capacity.nbytes, directory=directory)
-    say(capacity.why)
-    return writer
 
 
 def _slots(slots: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -1,19 +1,18 @@
-"""What a shard tells the directory, and what it is told in return."""
+"""What a node reports to the directory, and what the directory answers."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import msgspec
 
-from lmkv_ray.actors.core import Shard
-from lmkv_ray.actors.loops import forever
-from lmkv_ray.actors.parts import Directory
 from lmkv_ray.messages import Clear
+from lmkv_ray.node.directory import DirectoryClient
+from lmkv_ray.node.loops import forever
+from lmkv_ray.node.shard import Shard
 
 TELL_SECONDS = 0.1
 HEARTBEAT_SECONDS = 1.0
@@ -21,23 +20,24 @@ HEARTBEAT_SECONDS = 1.0
 SEAL_SECONDS = 1.0
 """For so long the directory waits for checksums."""
 GUEST_SHARE = 8
-"""A full shard takes in as much from nodes that leave as this part of itself (an eighth)."""
+"""Even a full shard offers an eighth of its capacity to chunks of nodes that leave: it evicts
+others for them."""
 
 
-class Telling:
+class Reports:
     """Keeps every part of the directory informed.
 
     Args:
-        shard: about whom.
-        directory: whom.
-        catch_up: carries out clears that were missed.
-        seal: notes checksums of what the directory is going to be told of.
+        shard: the chunks that are reported.
+        directory: receives the reports.
+        catch_up: carries out clears that this node has missed.
+        seal: notes checksums of the chunks that are going to be reported.
     """
 
     def __init__(
         self,
         shard: Shard,
-        directory: Directory,
+        directory: DirectoryClient,
         catch_up: Callable[[list[Clear]], Awaitable[object]],
         seal: Callable[[], Awaitable[object]],
     ) -> None:
@@ -56,20 +56,25 @@ class Telling:
         parts = range(self._shard.state.deltas.parts)
         return [
             asyncio.create_task(
-                forever("telling the directory", TELL_SECONDS, partial(self._tell, part))
+                forever(
+                    "telling the directory",
+                    TELL_SECONDS,
+                    partial(self._tell, part),
+                    self._shard.clock,
+                )
             )
             for part in parts
         ]
 
     async def _tell(self, part: int) -> None:
         state = self._shard.state
-        now, facts = time.monotonic(), (self._shard.cleared, self.draining)
+        now, facts = self._shard.clock.monotonic(), (self._shard.cleared, self.draining)
         at, *told = self._told.get(part, (0.0, -1, False))
         beat = now >= at + HEARTBEAT_SECONDS or tuple(told) != facts
         if not beat and not state.deltas.pending(part):
             return
         self._told[part] = (now, *facts)
-        with contextlib.suppress(TimeoutError):  # who needs a checksum that was not noted asks
+        with contextlib.suppress(TimeoutError):  # peers ask for one that was not noted
             await asyncio.wait_for(self._seal(), SEAL_SECONDS)
         while True:
             delta = msgspec.structs.replace(

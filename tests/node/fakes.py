@@ -1,10 +1,16 @@
-"""An engine without a model: it talks to a shard and moves made-up bytes."""
+"""A shard without RPCs, and an engine without a model, which moves made-up bytes."""
 
-from collections.abc import Callable, Sequence
+from __future__ import annotations
+
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import numpy as np
 
-from lmkv_ray.arena import ArenaReader, this_process
+from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
+from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import (
     Commit,
@@ -16,12 +22,69 @@ from lmkv_ray.messages import (
     StageReply,
     Welcome,
     decode,
+    decode_exchange,
     encode,
 )
+from lmkv_ray.node import ThisMachine
+from lmkv_ray.node.directory import DirectoryClient
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.node.shard import Shard
 
 SPACE = 7
 CHUNK_BYTES = 40_000
 Call = Callable[[str, bytes], bytes]
+MACHINE = ThisMachine("n", restarted=False)
+
+
+def new_arena(settings: Settings, name: str = "test") -> ArenaWriter:
+    """An arena of the capacity in the settings, with a name of its own."""
+    assert settings.capacity is not None
+    return ArenaWriter.create(f"{name}.{secrets.token_hex(4)}", int(settings.capacity))
+
+
+class LocalShard(Shard):
+    """Called as the actor is."""
+
+    def __init__(self, writer: ArenaWriter, settings: Settings, node_id: str = "n") -> None:
+        super().__init__(writer, settings, node_id, MACHINE)
+
+    def call(self, method: str, message: bytes) -> bytes:
+        if method == "exchange":
+            return encode(self.exchange(decode_exchange(message)))
+        grant = self.hello(decode(message, Hello))
+        path, arena_id = self.writer.path, self.writer.arena_id
+        return encode(
+            Welcome(
+                arena_path=path, arena_id=arena_id, node_id="n", grant=grant, peers=0, clock=0.0
+            )
+        )
+
+
+class Silence:
+    """Neighbours that never answer, and each of them."""
+
+    def shard(self, node_id: str) -> Silence:
+        return self
+
+    def part(self, number: int) -> Silence:
+        return self
+
+    def forget(self, node_id: str) -> None:
+        pass
+
+    async def ask(self, method: str, *arguments: object, within: float) -> bytes | None:
+        return None
+
+    def call(self, method: str, *arguments: object) -> Awaitable[Any]:
+        raise LookupError(method)
+
+
+def no_directory() -> DirectoryClient:
+    return DirectoryClient(Silence(), 1, SYSTEM_CLOCK)
+
+
+def no_peers(node_id: str = "n") -> Peers:
+    return Peers(Silence(), no_directory(), node_id, "host", SYSTEM_CLOCK)
 
 
 def make_keys(n: int, seed: int = 0) -> list[bytes]:
@@ -35,7 +98,16 @@ def payload_of(key: bytes, nbytes: int = CHUNK_BYTES) -> bytes:
 
 
 class FakeEngine:
-    """Args: how to call the shard (method, message) -> answer; who owns its slots."""
+    """An engine without a model.
+
+    Args:
+        call: calls the shard: (method, message) -> answer.
+        engine_id: the engine's id.
+        owner: the process that owns its slots; default: this one.
+        space: the space of its chunks.
+        nbytes: size of a chunk.
+        writers: processes that may write into its slots.
+    """
 
     def __init__(
         self,

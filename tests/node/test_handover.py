@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Iterator
 from typing import cast
 
 import pytest
 
-from lmkv_ray.actors.core import open_arena
-from lmkv_ray.actors.handover import PASSES, Handover
-from lmkv_ray.actors.parts import Directory
-from lmkv_ray.actors.peers import RayPeers
-from lmkv_ray.actors.wire import Drained, Take
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Holding
 from lmkv_ray.keys import key_array, key_list
-from tests.actors.fakes import FakeEngine, make_keys
-from tests.actors.test_core import LocalShard
+from lmkv_ray.node.directory import DirectoryClient
+from lmkv_ray.node.handover import PASSES, Handover
+from lmkv_ray.node.peers import Peers
+from lmkv_ray.orders import Drained, Take
+from tests.node.fakes import FakeEngine, LocalShard, make_keys, new_arena
 
 SETTINGS = load_settings({"capacity": 8 << 20})
 KEYS = make_keys(20)
@@ -51,8 +48,7 @@ class Elsewhere:
 
 @pytest.fixture
 def shard() -> Iterator[LocalShard]:
-    arena = open_arena(SETTINGS, f"here.{secrets.token_hex(4)}", restarted=False)
-    shard = LocalShard(arena, SETTINGS, "here")
+    shard = LocalShard(new_arena(SETTINGS), SETTINGS, "here")
     engine = FakeEngine(shard.call)
     engine.save(KEYS)
     yield shard
@@ -62,11 +58,11 @@ def shard() -> Iterator[LocalShard]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lmkv_ray.actors.handover.AGAIN_SECONDS", 0.0)
+    monkeypatch.setattr("lmkv_ray.node.handover.AGAIN_SECONDS", 0.0)
 
 
 async def drain(shard: LocalShard, elsewhere: Elsewhere) -> Drained:
-    peers, directory = cast(RayPeers, elsewhere), cast(Directory, elsewhere)
+    peers, directory = cast(Peers, elsewhere), cast(DirectoryClient, elsewhere)
     return await Handover(shard, "here", peers, directory).drain(10)
 
 

@@ -1,0 +1,190 @@
+"""One part of the directory: its state behind methods that take and give bytes, and its calls."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from types import MappingProxyType
+
+import msgspec
+
+from lmkv_ray.clock import Clock
+from lmkv_ray.config import Settings
+from lmkv_ray.directory.holdings import Holding, merge
+from lmkv_ray.directory.parts import positions_by_part
+from lmkv_ray.directory.state import DirectoryState
+from lmkv_ray.keys import key_array
+from lmkv_ray.messages import Cleared, Clears, Delta, decode, encode
+from lmkv_ray.neighbours import Neighbours
+from lmkv_ray.orders import Drain, Drained
+from lmkv_ray.status import CacheStatus, DirectoryStatus, ShardStatus
+
+logger = logging.getLogger(__name__)
+
+ANSWER_SECONDS = 2.0
+"""How long another service may take to answer the directory."""
+
+
+class DirectoryService:
+    """Holds no truth: it may end at any time, and is rebuilt from the shards' snapshots.
+
+    Every part knows its share of the keys. Part 0 also orders clears.
+
+    Args:
+        settings: those of the cache.
+        part: which one this is.
+        clock: the machine's.
+        neighbours: the way to the shards and the other parts.
+    """
+
+    def __init__(self, settings: Settings, part: int, clock: Clock, neighbours: Neighbours) -> None:
+        self.state = DirectoryState(
+            -(-settings.directory_capacity // settings.directory_shards), orders_clears=part == 0
+        )
+        self.shards: set[str] = set()
+        """Nodes that have a shard, as the cluster's keeper says."""
+        self._capacity = -(-settings.directory_capacity // settings.directory_shards)
+        self._parts = settings.directory_shards
+        self._part = part
+        self._clock = clock
+        self._neighbours = neighbours
+
+    def delta(self, message: bytes) -> bytes:
+        """``Delta`` -> ``DeltaReply``."""
+        return encode(self.state.delta(decode(message, Delta), self._clock.monotonic()))
+
+    def lookup(self, keys: bytes, node_id: str, cleared: int) -> bytes:
+        """Which other nodes hold which of a run of keys: a list of ``Holding``."""
+        now = self._clock.monotonic()
+        return msgspec.msgpack.encode(self.state.lookup(key_array(keys), node_id, cleared, now))
+
+    async def where(self, keys: bytes) -> bytes:
+        """The same of all nodes and of engines' devices, from all parts that answer."""
+        rows = key_array(keys)
+        asked = positions_by_part(rows, self._parts)
+        answers = await asyncio.gather(
+            *(
+                self._ask_part(part, "part_where", rows[positions].tobytes())
+                for part, positions in asked.items()
+            )
+        )
+        found = [
+            (positions.tolist(), msgspec.msgpack.decode(answer, type=list[Holding]))
+            for positions, answer in zip(asked.values(), answers, strict=True)
+            if answer is not None
+        ]
+        return msgspec.msgpack.encode(merge(found))
+
+    def part_where(self, keys: bytes) -> bytes:
+        """What this part knows of ``where``."""
+        return msgspec.msgpack.encode(self.state.where(key_array(keys), self._clock.monotonic()))
+
+    def rooms(self, node_id: str) -> bytes:
+        """Bytes of other nodes' chunks that each node but this one would take."""
+        return msgspec.msgpack.encode(self.state.rooms(node_id, self._clock.monotonic()))
+
+    async def clear(self, space: bytes, number: int = 0) -> bytes:
+        """Clear a space (8 bytes; none: all) on all nodes: ``Cleared``.
+
+        A ``number`` is that of a clear which a node found in a store that several share: it is
+        ordered here once, under this number if that is a new one. So caches that share a store
+        do not answer each other's clears for ever.
+
+        Returns when every shard that answers serves nothing of it any more. The others do when they
+        speak again; no reader is sent to them before.
+        """
+        clears = self.state.clears
+        if number and clears.knows(number):
+            return encode(Cleared(before=number))
+        while True:
+            clear = clears.new(space, number or int(self._clock.wall() * 1e9))
+            # All that a node owes: it may have missed others, which a higher number would hide.
+            owed = {n: (encode(Clears(clears=self.state.owed(n))),) for n in self.shards}
+            answers = await self._ask_shards("catch_up", owed)
+            cleared = [decode(a, Cleared) for a in answers.values() if a is not None]
+            for answer in cleared:
+                clears.heard(answer.before)
+            # A clock that was turned back: to those shards it was no news.
+            if all(answer.before <= clear.number for answer in cleared):
+                pending = sorted({name for answer in cleared for name in answer.pending})
+                return encode(Cleared(before=clear.number, pending=pending))
+
+    async def drain(self, node_id: str, within: float) -> None:
+        """Let the shard of a node hand over its chunks; afterwards the node counts as gone."""
+        shard = self._neighbours.shard(node_id)
+        message = encode(Drain(within=within))
+        answer = await shard.ask("drain", message, within=within + ANSWER_SECONDS)
+        if answer is not None:
+            done = decode(answer, Drained)
+            logger.info(
+                "lmkv_ray: node %s has handed over %d chunks, %d are lost with it",
+                node_id,
+                done.copied,
+                done.left,
+            )
+        self.lose(node_id)
+
+    def lose(self, node_id: str) -> None:
+        """A node is gone."""
+        self.state.node_lost(node_id)
+        self.shards.discard(node_id)
+        self._neighbours.forget(node_id)
+
+    async def status(self) -> bytes:
+        """``CacheStatus``."""
+        shards, parts = await asyncio.gather(
+            self._ask_shards("status"),
+            asyncio.gather(*(self._ask_part(part, "part_status") for part in range(self._parts))),
+        )
+        return encode(
+            CacheStatus(
+                nodes=[decode(a, ShardStatus) for a in shards.values() if a is not None],
+                silent=[node_id for node_id, a in shards.items() if a is None],
+                directory=[decode(a, DirectoryStatus) for a in parts if a is not None],
+            )
+        )
+
+    def part_status(self) -> bytes:
+        """``DirectoryStatus``."""
+        nodes = self.state.nodes(self._clock.monotonic())
+        return encode(
+            DirectoryStatus(
+                part=self._part,
+                nodes=len(nodes),
+                unsynced=sum(not node.synced for node in nodes),
+                chunks=len(self.state.table),
+                capacity=self._capacity,
+            )
+        )
+
+    def known(self) -> set[str]:
+        """Nodes that have spoken, or that have a shard."""
+        nodes = self.state.nodes(self._clock.monotonic())
+        return {node.node_id for node in nodes} | self.shards
+
+    def idle(self, seconds: float) -> set[str]:
+        """Nodes to which no engine was attached for longer than so many seconds."""
+        nodes = self.state.nodes(self._clock.monotonic())
+        return {node.node_id for node in nodes if node.idle > seconds}
+
+    async def _ask_part(self, part: int, method: str, *arguments: object) -> bytes | None:
+        if part == self._part:
+            answer: bytes = getattr(self, method)(*arguments)
+            return answer
+        return await self._neighbours.part(part).ask(method, *arguments, within=ANSWER_SECONDS)
+
+    async def _ask_shards(
+        self, method: str, arguments: Mapping[str, tuple[object, ...]] = MappingProxyType({})
+    ) -> dict[str, bytes | None]:
+        """Call a method of all shards, with arguments by node."""
+        nodes = sorted(self.shards)
+        answers = await asyncio.gather(
+            *(
+                self._neighbours.shard(node_id).ask(
+                    method, *arguments.get(node_id, ()), within=ANSWER_SECONDS
+                )
+                for node_id in nodes
+            )
+        )
+        return dict(zip(nodes, answers, strict=True))
