@@ -29,6 +29,7 @@ import numpy as np
 
 from benchmarks.table import rows_of, show
 from lmkv_ray.arena import ArenaWriter, this_process
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.keys import key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import TierChunk
@@ -75,7 +76,9 @@ async def transfers(path: Path, size: int) -> list[Row]:
     content = np.random.default_rng(0).integers(0, 256, size, dtype=np.uint8)
     for slot in slots:
         slot[:] = content
-    tier = await DiskTier.open(path / "tier", 2 * TOTAL, make_policy=LRU, threads=THREADS)
+    tier = await DiskTier.open(
+        path / "tier", 2 * TOTAL, make_policy=LRU, clock=SYSTEM_CLOCK, threads=THREADS
+    )
 
     async def write(part: slice) -> float:
         names = key_list(keys[part])
@@ -115,7 +118,7 @@ async def transfers(path: Path, size: int) -> list[Row]:
 
 async def recovery(path: Path) -> Row:
     """Open a directory that somebody else left; its files are sparse."""
-    await (await DiskTier.open(path / "many", 1 << 40, make_policy=LRU)).close()
+    await (await DiskTier.open(path / "many", 1 << 40, make_policy=LRU, clock=SYSTEM_CLOCK)).close()
     nbytes = 2 << 20
     rng = np.random.default_rng(1)
     for key in key_list(rng.integers(0, 2**64, (FILES, 2), dtype=np.uint64)):
@@ -123,7 +126,7 @@ async def recovery(path: Path) -> Row:
         file.touch()
         os.truncate(file, file_bytes(nbytes, 0))
     begin = time.perf_counter()
-    tier = await DiskTier.open(path / "many", 1 << 40, make_policy=LRU)
+    tier = await DiskTier.open(path / "many", 1 << 40, make_policy=LRU, clock=SYSTEM_CLOCK)
     value = time.perf_counter() - begin
     assert tier.status().chunks == FILES
     await tier.close()

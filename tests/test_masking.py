@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from lmkv_ray.cli import app
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.keys import key_array
@@ -144,7 +145,7 @@ async def test_no_log_and_no_status_shows_a_secret_of_the_store(
     settings = load_settings({"remote_url": url, "remote_options": options})
     out = io.StringIO()
     with caplog.at_level(logging.DEBUG), redirect_stdout(out):
-        tiers, refused = await open_tiers(settings)
+        tiers, refused = await open_tiers(settings, SYSTEM_CLOCK)
         assert tiers or refused
         for tier in tiers:
             await ask(tier)

@@ -106,7 +106,7 @@ class ThisMachine:
 
     async def open_tiers(self, settings: Settings) -> tuple[list[Tier], list[TierStatus]]:
         """See ``Machine``."""
-        return await open_tiers(settings)
+        return await open_tiers(settings, self.clock)
 
     def transports(self, arena: ArenaWriter) -> list[Transport]:
         """See ``Machine``."""

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.policies import make_policy
@@ -17,27 +18,31 @@ from lmkv_ray.tiers.remote import RemoteTier
 logger = logging.getLogger(__name__)
 
 
-async def _open_disk(settings: Settings) -> Tier | None:
+async def _open_disk(settings: Settings, clock: Clock) -> Tier | None:
     if settings.disk_dir is None:
         return None
     return await DiskTier.open(
         settings.disk_dir,
         None if settings.disk_capacity is None else int(settings.disk_capacity),
         make_policy=partial(make_policy, settings.eviction_policy),
+        clock=clock,
         key_file=settings.encryption_key_file,
         threads=settings.disk_threads,
     )
 
 
-async def _open_remote(settings: Settings) -> Tier | None:
+async def _open_remote(settings: Settings, clock: Clock) -> Tier | None:
     if settings.remote_url is None:
         return None
     return await RemoteTier.open(
-        settings.remote_url, settings.remote_options, key_file=settings.encryption_key_file
+        settings.remote_url,
+        settings.remote_options,
+        clock=clock,
+        key_file=settings.encryption_key_file,
     )
 
 
-OPENERS: dict[str, Callable[[Settings], Awaitable[Tier | None]]] = {
+OPENERS: dict[str, Callable[[Settings, Clock], Awaitable[Tier | None]]] = {
     "disk": _open_disk,
     "remote": _open_remote,
 }
@@ -47,10 +52,14 @@ TIERS = frozenset(OPENERS)
 """Names of all kinds of tiers."""
 
 
-async def open_tiers(settings: Settings) -> tuple[list[Tier], list[TierStatus]]:
+async def open_tiers(settings: Settings, clock: Clock) -> tuple[list[Tier], list[TierStatus]]:
     """Open what is configured.
 
     A tier that is configured wrongly costs itself, not the cache.
+
+    Args:
+        settings: of the shard.
+        clock: of the machine.
 
     Returns:
         the tiers, the quickest first, and the state of those that were refused.
@@ -59,7 +68,7 @@ async def open_tiers(settings: Settings) -> tuple[list[Tier], list[TierStatus]]:
     refused: list[TierStatus] = []
     for name, opener in OPENERS.items():
         try:
-            tier = await opener(settings)
+            tier = await opener(settings, clock)
         except LmkvError as error:
             logger.error("lmkv_ray: no %s tier: %s", name, error)
             refused.append(

@@ -18,6 +18,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import ConfigError, UnsupportedError
 from lmkv_ray.ownership import trouble_with_secret
 from lmkv_ray.tiers.format import Label
@@ -133,9 +134,9 @@ def suite_of(cipher: Cipher | None) -> str:
     return cipher.suite if cipher else PLAIN
 
 
-def new_nonce() -> bytes:
+def new_nonce(clock: Clock) -> bytes:
     """Random, as several processes may seal with one key."""
-    return os.urandom(NONCE_BYTES)
+    return clock.random_bytes(NONCE_BYTES)
 
 
 _MAKE_KEY = (

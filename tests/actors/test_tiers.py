@@ -16,6 +16,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from lmkv_ray.actors import connect
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Location
 from lmkv_ray.errors import ConnectError
@@ -155,7 +156,7 @@ def test_what_another_cluster_clears_in_the_store_is_cleared_in_memory_too(nodes
     assert url is not None
 
     async def clear() -> None:
-        stranger = await RemoteTier.open(url, {})
+        stranger = await RemoteTier.open(url, {}, clock=SYSTEM_CLOCK)
         await stranger.clear(None, 1)
         assert stranger.settled
         await stranger.close()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import Tier, TierChunk
@@ -165,6 +166,7 @@ class DiskHarness:
     async def open(self, **options: Any) -> DiskTier:
         defaults: dict[str, Any] = {
             "make_policy": LRU,
+            "clock": SYSTEM_CLOCK,
             "make_files": self.files,
             "patience": 0.0,
             "health": Health(first=0.01, longest=0.1),
@@ -261,7 +263,7 @@ class RemoteHarness:
         self.objects = TestObjects(self.path)
 
     async def open(self) -> RemoteTier:
-        return RemoteTier(self.objects, load_cipher(self.key_file))
+        return RemoteTier(self.objects, load_cipher(self.key_file), SYSTEM_CLOCK)
 
     def file(self, key: bytes) -> Path:
         (path,) = self.path.glob(f"chunks/??/{key.hex()}.*")

@@ -6,7 +6,6 @@ import asyncio
 import logging
 import math
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from lmkv_ray.clock import SYSTEM_CLOCK, SystemClock
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.keys import key_array
 from lmkv_ray.tiers import TierChunk
@@ -76,7 +76,7 @@ def where(
 
 
 async def open_tier(where: tuple[str, dict[str, str], Path | None]) -> RemoteTier:
-    return await RemoteTier.open(where[0], where[1], key_file=where[2])
+    return await RemoteTier.open(where[0], where[1], clock=SYSTEM_CLOCK, key_file=where[2])
 
 
 async def test_what_one_node_stores_all_can_fetch(where: Any) -> None:
@@ -121,7 +121,9 @@ async def test_a_clear_is_for_everybody_and_for_what_was_there(where: Any) -> No
 async def test_wrong_credentials_are_one_clear_error(
     s3: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    tier = await RemoteTier.open("s3://lmkv-wrong/x", options(s3, secret="wrong"))
+    tier = await RemoteTier.open(
+        "s3://lmkv-wrong/x", options(s3, secret="wrong"), clock=SYSTEM_CLOCK
+    )
     with caplog.at_level(logging.WARNING):
         assert await tier.store([chunk(key) for key in KEYS]) == [False] * len(KEYS)
         assert not (await tier.lookup(key_array(KEYS), 5)).any()
@@ -133,7 +135,9 @@ async def test_wrong_credentials_are_one_clear_error(
 
 
 async def test_a_store_that_is_down_costs_no_waiting_and_comes_back(tmp_path: Path) -> None:
-    tier = await RemoteTier.open("s3://lmkv-down/x", options("http://127.0.0.1:9"))
+    tier = await RemoteTier.open(
+        "s3://lmkv-down/x", options("http://127.0.0.1:9"), clock=SYSTEM_CLOCK
+    )
     assert not (await tier.lookup(key_array(KEYS), 5)).any()
     assert tier.status().problem is not None
     began = time.monotonic()
@@ -146,7 +150,7 @@ async def test_a_store_that_is_down_costs_no_waiting_and_comes_back(tmp_path: Pa
 @pytest.mark.parametrize("url", ["nonsense", "s3://", "ftp://x/y"])
 async def test_a_wrong_url_is_said_at_start(url: str) -> None:
     with pytest.raises(ConfigError, match="LMKV_REMOTE_URL"):
-        await RemoteTier.open(url, {})
+        await RemoteTier.open(url, {}, clock=SYSTEM_CLOCK)
 
 
 class FaultyObjects(Objects):
@@ -204,7 +208,7 @@ def faulty(tmp_path: Path) -> FaultyObjects:
     ],
 )
 async def test_a_lying_store_is_never_believed(faulty: FaultyObjects, lie: Any) -> None:
-    tier = RemoteTier(faulty, None)
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
     await tier.store([chunk(KEYS[0]), chunk(KEYS[1])])
     faulty.lie = lie
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.CORRUPT
@@ -214,7 +218,7 @@ async def test_a_lying_store_is_never_believed(faulty: FaultyObjects, lie: Any) 
 
 
 async def test_another_chunks_bytes_are_not_believed(faulty: FaultyObjects) -> None:
-    tier = RemoteTier(faulty, None)
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
     await tier.store([chunk(KEYS[0]), chunk(KEYS[1])])
     other = await faulty.get(f"chunks/{KEYS[1].hex()[:2]}/{KEYS[1].hex()}.plain1", 1 << 20, 5)
     faulty.lie = lambda _: bytes(other)
@@ -222,7 +226,7 @@ async def test_another_chunks_bytes_are_not_believed(faulty: FaultyObjects) -> N
 
 
 async def test_a_slow_store_keeps_the_deadline(faulty: FaultyObjects) -> None:
-    tier = RemoteTier(faulty, None)
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
     await tier.store([chunk(key) for key in KEYS])
     faulty.hang = True
     began = time.monotonic()
@@ -236,7 +240,7 @@ async def test_a_slow_store_keeps_the_deadline(faulty: FaultyObjects) -> None:
 
 
 async def test_a_failing_store_recovers(faulty: FaultyObjects) -> None:
-    tier = RemoteTier(faulty, None)
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
     await tier.store([chunk(KEYS[0])])
     faulty.error = OSError("connection reset")
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.LOST
@@ -250,7 +254,10 @@ async def test_a_failing_store_recovers(faulty: FaultyObjects) -> None:
 async def test_a_clear_while_the_store_is_down_is_not_lost(
     faulty: FaultyObjects, tmp_path: Path
 ) -> None:
-    tier, other = RemoteTier(faulty, None), await open_tier((f"file://{tmp_path}", {}, None))
+    tier, other = (
+        RemoteTier(faulty, None, SYSTEM_CLOCK),
+        await open_tier((f"file://{tmp_path}", {}, None)),
+    )
     await tier.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)])
     faulty.down = True
     await tier.clear(SPACE, 5)
@@ -293,7 +300,7 @@ async def test_a_clear_is_not_repeated_by_those_who_hear_of_it_later(where: Any)
 
 
 async def test_what_is_cleared_while_it_is_sent_does_not_come_back(faulty: FaultyObjects) -> None:
-    tier = RemoteTier(faulty, None)
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
     faulty.sent.clear()
     storing = asyncio.create_task(tier.store([chunk(KEYS[0])]))
     await until(faulty.sending.is_set)
@@ -317,7 +324,7 @@ async def test_another_master_key_reads_nothing_and_removes_nothing(tmp_path: Pa
 
 
 async def test_a_closed_fetch_writes_nothing_more(faulty: FaultyObjects) -> None:
-    tier = RemoteTier(faulty, None)
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
     await tier.store([chunk(key) for key in KEYS])
     slots = [np.zeros(NBYTES, np.uint8) for _ in KEYS]
     fetch = tier.fetch(Fetch(key_array(KEYS), slots, 10))
@@ -374,9 +381,21 @@ async def test_who_has_not_heard_of_a_clear_stores_nothing_that_counts(tmp_path:
     assert await late.lookup(key_array(KEYS[1:2]), 5)
 
 
+class Chance(SystemClock):
+    """A clock whose random bytes are always the same."""
+
+    def __init__(self, chance: bytes) -> None:
+        self.chance = chance
+
+    def random_bytes(self, count: int) -> bytes:
+        return self.chance[:count]
+
+
 async def test_of_clears_at_one_time_both_are_obeyed(faulty: FaultyObjects, tmp_path: Path) -> None:
     """One takes the same turn as another, and loses: it takes the next one."""
-    tier, other = RemoteTier(faulty, None), await open_tier((f"file://{tmp_path}", {}, None))
+    tier = RemoteTier(faulty, None, Chance(b"\4" + bytes(7)))
+    url = f"file://{tmp_path}"
+    other = await RemoteTier.open(url, {}, clock=Chance(b"\xff" * 8))
     put, names = faulty.put, []
 
     async def slow_put(name: str, parts: list[Any], within: float) -> None:
@@ -384,16 +403,12 @@ async def test_of_clears_at_one_time_both_are_obeyed(faulty: FaultyObjects, tmp_
             names.append(name)
             if len(names) == 1:
                 # Meanwhile another one clears with a greater id, and stores a chunk.
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(secrets, "randbits", lambda _: 2**64 - 1)
-                    await other.clear(SPACE, 1)
+                await other.clear(SPACE, 1)
                 assert await other.store([chunk(KEYS[0])]) == [True]
         await put(name, parts, within)
 
     faulty.put = slow_put  # type: ignore[method-assign]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(secrets, "randbits", lambda _: 4)
-        await tier.clear(SPACE, 2)
+    await tier.clear(SPACE, 2)
     assert tier.settled
     assert len(names) == 2
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.MISSING
@@ -456,7 +471,7 @@ MANY = [i.to_bytes(16, "little") for i in range(3125)]
 
 async def test_a_prompt_whose_first_chunk_is_missing_asks_once(tmp_path: Path) -> None:
     objects = CountingObjects(tmp_path)
-    tier = RemoteTier(objects, None)
+    tier = RemoteTier(objects, None, SYSTEM_CLOCK)
     for _ in range(3):
         assert not (await tier.lookup(key_array(MANY), 5)).any()
     assert len(objects.asked) == 1, "and what is known to be missing is not asked again at once"
@@ -467,7 +482,7 @@ async def test_a_prompt_whose_first_chunk_is_missing_asks_once(tmp_path: Path) -
 
 async def test_requests_take_turns(tmp_path: Path) -> None:
     objects = CountingObjects(tmp_path)
-    tier = RemoteTier(objects, None)
+    tier = RemoteTier(objects, None, SYSTEM_CLOCK)
     objects.held = {tier._name(key) for key in MANY}
     long = asyncio.create_task(tier.lookup(key_array(MANY[100:]), 60))
     await until(lambda: len(objects.asked) > 1000)
@@ -500,7 +515,12 @@ async def test_turns_are_given_back_by_those_who_do_not_want_them_any_more() -> 
 
 def test_what_was_missing_is_asked_again_after_a_while() -> None:
     now = [0.0]
-    recent = Recent(clock=lambda: now[0])
+
+    class Stopped(SystemClock):
+        def monotonic(self) -> float:
+            return now[0]
+
+    recent = Recent(Stopped())
     recent.put(KEYS[0], None)
     recent.put(KEYS[1], Stored(SPACE, 0))
     now[0] = 9.0

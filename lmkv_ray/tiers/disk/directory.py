@@ -20,13 +20,12 @@ import fcntl
 import itertools
 import mmap
 import os
-import secrets
 import stat
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TierError
 from lmkv_ray.ownership import is_ours, trouble_with_directory
 from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
@@ -40,7 +39,10 @@ _TAG_TEXT = (
     "# Chunks of a disk tier of lmkv_ray. May be deleted while it is not running.\n"
 )
 _IGNORED = frozenset({"lost+found"})
-_LOCK_STEP = 0.05
+
+
+class TakenError(TierError):
+    """Another shard uses the directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +69,13 @@ class Scan:
 class Directory:
     """An open, locked directory. Made by ``open``."""
 
-    def __init__(self, path: Path, fd: int) -> None:
+    def __init__(self, path: Path, fd: int, clock: Clock) -> None:
         self.path = path
+        self._clock = clock
         self.fd = fd
         self.direct = False
         """Whether files may be opened with O_DIRECT; known after ``probe``."""
-        self._life = secrets.token_hex(4)
+        self._life = clock.random_bytes(4).hex()
         self._numbers = itertools.count()
 
     @property
@@ -81,22 +84,23 @@ class Directory:
         return self.fd < 0
 
     @classmethod
-    def open(cls, path: Path, patience: float) -> Directory:
+    def open(cls, path: Path, clock: Clock) -> Directory:
         """Take a directory into use, making it if need be.
 
         Args:
             path: of nothing else than this tier.
-            patience: seconds to wait for a predecessor that is just ending.
+            clock: of the machine: names of files being written are random.
 
         Raises:
-            TierError: another process uses it, it holds something else, or it is not ours alone.
+            TakenError: another process uses it.
+            TierError: it holds something else, or it is not ours alone.
             OSError: the medium does not let us.
         """
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        directory = cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        directory = cls(path, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), clock)
         try:
             directory._refuse_others(directory.fd)
-            directory._lock(patience)
+            directory._lock()
             directory._claim()
         except BaseException:
             directory.close()
@@ -221,20 +225,15 @@ class Directory:
             os.close(self.fd)
             self.fd = -1
 
-    def _lock(self, patience: float) -> None:
-        give_up = time.monotonic() + patience
-        while True:
-            try:
-                return fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= give_up:
-                    break
-            time.sleep(_LOCK_STEP)
-        raise TierError(
-            f"The disk tier's directory {self.path} is in use by another shard.",
-            next_step="set LMKV_DISK_DIR to another directory for each shard of this host "
-            f"('fuser -v {self.path}' names the process that has it).",
-        )
+    def _lock(self) -> None:
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise TakenError(
+                f"The disk tier's directory {self.path} is in use by another shard.",
+                next_step="set LMKV_DISK_DIR to another directory for each shard of this host "
+                f"('fuser -v {self.path}' names the process that has it).",
+            ) from error
 
     def _list(self, name: str) -> Iterator[os.DirEntry[str]]:
         """Regular files (and other things that are no directories) in a subdirectory, made if
@@ -285,7 +284,7 @@ class Directory:
         fd = os.open(path, flags, 0o600, dir_fd=self.fd)
         try:
             with mmap.mmap(-1, PAGE) as page:
-                page.write(os.urandom(PAGE))
+                page.write(self._clock.random_bytes(PAGE))
                 wrote = page[:]
                 if os.pwritev(fd, [page], 0) != PAGE:
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

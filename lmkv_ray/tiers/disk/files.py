@@ -11,13 +11,13 @@ import contextlib
 import mmap
 import os
 import threading
-import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import checksum
+from lmkv_ray.clock import Clock
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce, suite_of
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes
@@ -40,15 +40,19 @@ class ChunkFiles:
         cipher: how, None for plain.
         writes: how many files are written at a time. With one more thread than that, the medium
             need not wait for checksums and ciphers.
+        clock: of the machine: for nonces, and when a file was last used.
     """
 
-    def __init__(self, directory: Directory, cipher: Cipher | None, writes: int) -> None:
+    def __init__(
+        self, directory: Directory, cipher: Cipher | None, writes: int, clock: Clock
+    ) -> None:
         self.directory = directory
         self.suite = suite_of(cipher)
         self.overhead = cipher.overhead if cipher else 0
         self.littered = False
         """A file could not be removed; only another scan tells what is there."""
         self._cipher = cipher
+        self._clock = clock
         self._scratch = threading.local()
         self._medium = threading.BoundedSemaphore(writes)
 
@@ -68,7 +72,7 @@ class ChunkFiles:
         pages, payload = self._pages(), self._stored(label, chunk)
         nonce = bytes(NONCE_BYTES)
         if self._cipher:
-            nonce = new_nonce()
+            nonce = new_nonce(self._clock)
             self._cipher.seal(label, nonce, chunk, payload)
         value = 0 if self._cipher else checksum(chunk)
         pages[:PAGE] = Header(label, self.overhead, value, nonce).pack()
@@ -161,9 +165,9 @@ class ChunkFiles:
         value = checksum(chunk)
         if not self._cipher and value != header.checksum:
             return Failure.CORRUPT
-        if time.time() - status.st_mtime > RECENCY_SECONDS:
+        if self._clock.wall() - status.st_mtime > RECENCY_SECONDS:
             with contextlib.suppress(OSError):  # a hint, on a medium that may be read-only
-                os.utime(fd)
+                os.utime(fd, (self._clock.wall(),) * 2)
         return value
 
     def _open(self, path: str, flags: int, payload: memoryview) -> int:

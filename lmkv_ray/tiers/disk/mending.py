@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.tiers.disk.counters import DiskCounters
 from lmkv_ray.tiers.disk.health import Health, Trouble
 
@@ -25,6 +25,7 @@ class Mending:
         try_again: does what the trouble asks for; what is still in the way.
         mended: called when it works again.
         closing: set when there is no point any more.
+        clock: of the machine.
     """
 
     def __init__(
@@ -35,7 +36,9 @@ class Mending:
         try_again: Callable[[Trouble], Awaitable[Exception | None]],
         mended: Callable[[], object],
         closing: asyncio.Event,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self.task: asyncio.Task[None] | None = None
         self._path = path
         self._health = health
@@ -46,7 +49,7 @@ class Mending:
 
     def failed(self, error: Exception) -> None:
         """The disk is in trouble: out of use until an attempt has succeeded."""
-        if self._closing.is_set() or not self._health.failed(error, time.monotonic()):
+        if self._closing.is_set() or not self._health.failed(error, self._clock.monotonic()):
             return
         self._counters.troubles += 1
         logger.warning("lmkv_ray: disk tier %s: %s", self._path, self._health.problem)
@@ -63,7 +66,7 @@ class Mending:
                 return
             error = await self._try_again(health.trouble)
             if error is None:
-                health.mended(time.monotonic())
+                health.mended(self._clock.monotonic())
                 logger.info("lmkv_ray: disk tier %s is in use again", self._path)
                 self._mended()
             else:

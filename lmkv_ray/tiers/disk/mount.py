@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import Cipher
@@ -60,12 +61,11 @@ class Recipe:
     path: Path
     capacity: int | None
     make_policy: Callable[[], Policy]
-    make_files: Callable[[Directory, Cipher | None, int], ChunkFiles]
+    make_files: Callable[[Directory, Cipher | None, int, Clock], ChunkFiles]
     cipher: Cipher | None
     writes: int
     """How many files are written at a time."""
-    patience: float
-    """Seconds to wait for a predecessor's lock."""
+    clock: Clock
 
 
 def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
@@ -77,12 +77,12 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
             what was forgotten stays forgotten.
 
     Raises:
-        TierError: see ``Directory.open`` and ``Directory.scan``.
+        TakenError, TierError: see ``Directory.open`` and ``Directory.scan``.
         OSError: what the medium says.
     """
     directory = _directory(recipe, last)
     try:
-        files = recipe.make_files(directory, recipe.cipher, recipe.writes)
+        files = recipe.make_files(directory, recipe.cipher, recipe.writes, recipe.clock)
         scan = directory.scan(files.suite, files.overhead)
         files.littered = scan.littered
         capacity = recipe.capacity
@@ -116,4 +116,4 @@ def _directory(recipe: Recipe, last: Mount | None) -> Directory:
             last.files.directory.close()
         else:
             return last.files.directory
-    return Directory.open(recipe.path, recipe.patience)
+    return Directory.open(recipe.path, recipe.clock)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount
@@ -27,6 +27,7 @@ class Reading:
         workers: who read; twice as many reads of one fetch are queued.
         mount: what is in use at present, if anything.
         failed: told what the medium said, with the entry that could not be read.
+        clock: of the machine: the fetch has a deadline.
     """
 
     def __init__(
@@ -35,13 +36,15 @@ class Reading:
         workers: Workers,
         mount: Callable[[], Mount | None],
         failed: Callable[[Mount, Entry, Exception], None],
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._fetch = fetch
         self._keys = key_list(fetch.keys)
         self._workers = workers
         self._mount = mount
         self._failed = failed
-        self._deadline = time.monotonic() + fetch.within
+        self._deadline = self._clock.monotonic() + fetch.within
         self._given_up = threading.Event()
         self._running: dict[asyncio.Future[int | Failure | Exception], _Read] = {}
         self._arrived: list[int] = []
@@ -52,7 +55,7 @@ class Reading:
         more = True
         try:
             while more or self._running:
-                left = self._deadline - time.monotonic()
+                left = self._deadline - self._clock.monotonic()
                 if left <= 0:
                     break
                 while more and len(self._running) < 2 * self._workers.threads:
@@ -129,7 +132,7 @@ class Reading:
                 self._failed(read.mount, read.entry, TimeoutError(why))
 
     def _wanted(self) -> bool:
-        return not self._given_up.is_set() and time.monotonic() < self._deadline
+        return not self._given_up.is_set() and self._clock.monotonic() < self._deadline
 
     def _touch(self) -> None:
         # Deepest first, as with all touches.

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
@@ -22,6 +23,7 @@ from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.disk.clearing import Clearing
 from lmkv_ray.tiers.disk.counters import DiskCounters
+from lmkv_ray.tiers.disk.directory import TakenError
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
@@ -42,6 +44,8 @@ PATIENCE_SECONDS = 2.0
 OPEN_SECONDS = 15.0
 """A disk that takes longer to open is opened beside everything else."""
 CLOSE_SECONDS = 5.0
+TAKEN_SECONDS = 0.05
+"""Between two looks whether a predecessor has let go of the directory."""
 
 
 class DiskTier:
@@ -50,11 +54,13 @@ class DiskTier:
     name = "disk"
     capabilities = TierCapabilities(shared=False, instant=True)
 
-    def __init__(self, recipe: Recipe, threads: int, health: Health) -> None:
+    def __init__(self, recipe: Recipe, threads: int, health: Health, patience: float) -> None:
         self._recipe = recipe
         self._health = health
-        self._readers = Workers("disk-read", threads)
-        self._writers = Workers("disk-write", recipe.writes + 1)
+        self._patience = patience
+        clock = self._clock = recipe.clock
+        self._readers = Workers("disk-read", threads, clock)
+        self._writers = Workers("disk-write", recipe.writes + 1, clock)
         self._counters = DiskCounters()
         self._mount: Mount | None = None
         self._changing = False
@@ -63,12 +69,14 @@ class DiskTier:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closing = asyncio.Event()
         self._mending = Mending(
-            recipe.path, health, self._counters, self._try_again, self._settle, self._closing
-        )
+            recipe.path, health, self._counters, self._try_again, self._settle, self._closing,
+            clock,
+        )  # fmt: skip
         self._failed = self._mending.failed
         self._writing = Writing(
-            self._writers, self._counters, self._spawn, self._erase, self._failed, self._closing
-        )
+            self._writers, self._counters, self._spawn, self._erase, self._failed, self._closing,
+            clock,
+        )  # fmt: skip
         self._clearing = Clearing(self._writers, self._erase, self._failed)
         self._opening: asyncio.Task[Exception | None] | None = None
         self._settling: asyncio.Task[None] | None = None
@@ -80,6 +88,7 @@ class DiskTier:
         capacity: int | None,
         *,
         make_policy: Callable[[], Policy],
+        clock: Clock,
         key_file: Path | None = None,
         threads: int = 4,
         patience: float = PATIENCE_SECONDS,
@@ -92,6 +101,7 @@ class DiskTier:
             directory: of this tier alone; made if need be.
             capacity: bytes it may take; None: a quarter of what the file system could give.
             make_policy: makes the eviction policy.
+            clock: of the machine.
             key_file: encrypts with the key in this file.
             threads: that read at a time; half as many files are written at a time.
             patience: seconds to wait for a predecessor that is just ending.
@@ -107,8 +117,8 @@ class DiskTier:
         cipher = load_cipher(key_file)
         # Fewer: nobody waits for a write, and reads share the device with them.
         writes = max(threads // 2, 1)
-        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, writes, patience)
-        tier = cls(recipe, threads, health or Health())
+        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, writes, clock)
+        tier = cls(recipe, threads, health or Health(), patience)
         opening = tier._opening = asyncio.create_task(tier._remount())
         await asyncio.wait([opening], timeout=OPEN_SECONDS)
         if not opening.done():
@@ -130,7 +140,7 @@ class DiskTier:
 
     async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """See ``Tier``."""
-        reading = Reading(fetch, self._readers, self._readable, self._read_failed)
+        reading = Reading(fetch, self._readers, self._readable, self._read_failed, self._clock)
         async with contextlib.aclosing(reading.outcomes()) as outcomes:
             async for outcome in outcomes:
                 self._counters.fetched(outcome)
@@ -226,7 +236,13 @@ class DiskTier:
             await asyncio.wait(self._tasks)
         await self._readers.idle()
         await self._writers.idle()
-        opened = await self._writers.run(partial(open_mount, self._recipe, self._mount))
+        give_up = self._clock.monotonic() + self._patience
+        while True:
+            opened = await self._writers.run(partial(open_mount, self._recipe, self._mount))
+            taken = isinstance(opened, TakenError) and not self._closing.is_set()
+            if not taken or self._clock.monotonic() >= give_up:
+                break
+            await self._clock.sleep(TAKEN_SECONDS)
         if isinstance(opened, Mount):
             self._mount = opened
             self._clearing.hide(opened, new=True)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
+
+from lmkv_ray.clock import Clock
 
 T = TypeVar("T")
 
@@ -18,7 +19,8 @@ class Job(Generic[T]):
         ended: done when no thread will touch what the function works on any more.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, function: Callable[[], T]) -> None:
+    def __init__(self, pool: ThreadPoolExecutor, clock: Clock, function: Callable[[], T]) -> None:
+        self._clock = clock
         self._function = function
         self._begun: float | None = None
         self._thread: Future[T | Exception] = pool.submit(self._run)
@@ -35,10 +37,10 @@ class Job(Generic[T]):
 
     def seconds(self) -> float:
         """For how long it has been running; 0 if it has not begun."""
-        return time.monotonic() - self._begun if self._begun is not None else 0.0
+        return self._clock.monotonic() - self._begun if self._begun is not None else 0.0
 
     def _run(self) -> T | Exception:
-        self._begun = time.monotonic()
+        self._begun = self._clock.monotonic()
         try:
             return self._function()
         except Exception as error:
@@ -48,14 +50,15 @@ class Job(Generic[T]):
 class Workers:
     """Runs functions in at most ``threads`` threads. Use it on one event loop."""
 
-    def __init__(self, name: str, threads: int) -> None:
+    def __init__(self, name: str, threads: int, clock: Clock) -> None:
+        self._clock = clock
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"lmkv-{name}")
         self._jobs: set[asyncio.Future[object]] = set()
 
     def start(self, function: Callable[[], T]) -> Job[T]:
         """Queue a function. The caller bounds how many there are."""
-        job = Job(self._pool, function)
+        job = Job(self._pool, self._clock, function)
         self._jobs.add(job.ended)  # type: ignore[arg-type]
         job.ended.add_done_callback(self._jobs.discard)
         return job

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from typing import Any
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import MAX_NBYTES
 from lmkv_ray.tiers.disk.counters import DiskCounters
@@ -36,6 +36,7 @@ class Writing:
         erase: removes the files of forgotten entries.
         failed: told what the medium said.
         closing: set when what has not begun is to be abandoned.
+        clock: of the machine: says since when nothing could be written.
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Writing:
         erase: Callable[[Mount, Sequence[Entry]], Coroutine[Any, Any, bool]],
         failed: Callable[[Exception], None],
         closing: asyncio.Event,
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self.largest = 0
         """Bytes on the medium of the largest chunk so far."""
         self._workers = workers
@@ -89,12 +92,12 @@ class Writing:
             return False
         if self._pending and self._pending + nbytes > PENDING_BYTES:
             self._counters.store_busy += 1
-            stuck = time.monotonic() - self._progress_at
+            stuck = self._clock.monotonic() - self._progress_at
             if stuck > SLOW_WRITE_SECONDS:
                 self._failed(TimeoutError(f"nothing could be written for {stuck:.0f} s"))
             return False
         if not self._pending:
-            self._progress_at = time.monotonic()
+            self._progress_at = self._clock.monotonic()
         self._pending += nbytes
         return True
 
@@ -115,7 +118,7 @@ class Writing:
             return [chunk.key in stored for chunk in chunks]
         finally:
             self._pending -= sum(len(chunk.data) for chunk in chunks)
-            self._progress_at = time.monotonic()
+            self._progress_at = self._clock.monotonic()
 
     async def _reserve(self, mount: Mount, chunks: Sequence[TierChunk]) -> list[Entry | None]:
         """Count chunks, after making room for as many as possible, the first ones first."""

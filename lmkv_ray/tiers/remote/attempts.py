@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.tiers.counters import Counters
 from lmkv_ray.tiers.remote.objects import TooLargeError
 from lmkv_ray.tiers.remote.recess import Recess
@@ -25,6 +25,7 @@ class Attempts:
         counters: of the tier.
         problem_of: says what an error of the store means.
         failed: called after a failure that puts the store out of use.
+        clock: of the machine.
     """
 
     def __init__(
@@ -32,7 +33,9 @@ class Attempts:
         counters: Counters,
         problem_of: Callable[[Exception], str],
         failed: Callable[[], None],
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._counters = counters
         self._problem_of = problem_of
         self._failed = failed
@@ -46,12 +49,12 @@ class Attempts:
     @property
     def usable(self) -> bool:
         """Whether the store may be asked now."""
-        return self._recess.over(time.monotonic())
+        return self._recess.over(self._clock.monotonic())
 
     @property
     def pause(self) -> float:
         """Seconds until it may be asked."""
-        return self._recess.left(time.monotonic())
+        return self._recess.left(self._clock.monotonic())
 
     async def __call__(
         self, call: Coroutine[Any, Any, T], within: float = PATIENCE_SECONDS
@@ -71,7 +74,7 @@ class Attempts:
             hurried = isinstance(error, TimeoutError) and within < PATIENCE_SECONDS
             problem = self._problem_of(error)
             if not hurried:
-                if self._recess.failed(problem, time.monotonic()):
+                if self._recess.failed(problem, self._clock.monotonic()):
                     self._counters.troubles += 1
                     logger.warning("lmkv_ray: %s", problem)
                 self._failed()

@@ -21,14 +21,13 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
-import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import xor
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.tenants import covering, covers
 from lmkv_ray.tiers.clears import MAX_SPACES, PendingClear, PendingClears, Unheard
 from lmkv_ray.tiers.remote.objects import Objects
@@ -76,10 +75,10 @@ class Clears:
 
     Args:
         objects: the store.
-        clock: seconds that only grow.
+        clock: of the machine: for deadlines, and for ids that are random.
     """
 
-    def __init__(self, objects: Objects, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, objects: Objects, clock: Clock) -> None:
         self.pending = PendingClears()
         """Hidden, and not known to the store yet."""
         self._objects = objects
@@ -121,7 +120,7 @@ class Clears:
         """Tell the store of some that are pending. Asks it for others' in any case, which shows
         whether it works. Raises what ``Objects`` does.
         """
-        deadline = time.monotonic() + within
+        deadline = self._clock.monotonic() + within
         await self._list(within)
         for space, clear in clears:
             numbers = {stored.number for stored in self._latest.values()}
@@ -131,10 +130,10 @@ class Clears:
 
     async def refresh(self, within: float) -> None:
         """Read what others cleared, if it is time. Raises what ``Objects`` does."""
-        deadline = time.monotonic() + within
+        deadline = self._clock.monotonic() + within
         async with asyncio.timeout(within), self._reading:
-            if self._read_at is None or self._clock() >= self._read_at + REFRESH_SECONDS:
-                await self._list(deadline - time.monotonic())
+            if self._read_at is None or self._clock.monotonic() >= self._read_at + REFRESH_SECONDS:
+                await self._list(deadline - self._clock.monotonic())
 
     def mark(self, space: int) -> int:
         """Of a space, as far as is known, 8 bytes; 0: nothing of it was ever cleared."""
@@ -156,10 +155,10 @@ class Clears:
         for _ in range(TURNS):
             before = self._listed
             turn = max((c.turn for c in before if c.space == space), default=0) + 1
-            clear = StoredClear(turn, secrets.randbits(64) | 1, space, number)
+            clear = StoredClear(turn, self._new_id(), space, number)
             self._own.append(clear.id)
-            await self._objects.put(clear.name, [b"cleared\n"], deadline - time.monotonic())
-            await self._list(deadline - time.monotonic())
+            await self._objects.put(clear.name, [b"cleared\n"], deadline - self._clock.monotonic())
+            await self._list(deadline - self._clock.monotonic())
             if self._latest.get(space) == clear:
                 break
         else:
@@ -167,8 +166,11 @@ class Clears:
         # Those that were listed before are earlier; of what came meanwhile nothing is known.
         for old in before:
             if _includes(space, old.space):
-                await self._objects.delete(old.name, deadline - time.monotonic())
+                await self._objects.delete(old.name, deadline - self._clock.monotonic())
                 self._remember(self._listed - {old})
+
+    def _new_id(self) -> int:
+        return int.from_bytes(self._clock.random_bytes(8), "little") | 1
 
     async def _list(self, within: float) -> None:
         names = await self._objects.listed(PREFIX, within)
@@ -178,7 +180,7 @@ class Clears:
                 first = self._read_at is None
                 self._unheard[news.space] = Unheard(news.space, news.number, first)
         self._remember(listed)
-        self._read_at = self._clock()
+        self._read_at = self._clock.monotonic()
 
     def _remember(self, listed: frozenset[StoredClear]) -> None:
         self._listed = listed

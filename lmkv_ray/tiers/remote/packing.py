@@ -8,20 +8,21 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import checksum
+from lmkv_ray.clock import Clock
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce
 from lmkv_ray.tiers.format import PAGE, Header, Label
 from lmkv_ray.transports import Failure
 
 
-def pack(chunk: TierChunk, cipher: Cipher | None, mark: int) -> list[Any]:
+def pack(chunk: TierChunk, cipher: Cipher | None, mark: int, clock: Clock) -> list[Any]:
     """A copy of a chunk's bytes, ready to be sent; ``mark``: see ``Clears.mark``."""
     label = Label(chunk.key, chunk.space, len(chunk.data))
     if cipher is None:
         copy = chunk.data.copy()
         header = Header(label, 0, checksum(copy), bytes(NONCE_BYTES), mark)
         return [header.pack(), copy.data]
-    nonce = new_nonce()
+    nonce = new_nonce(clock)
     sealed = bytearray(len(chunk.data) + cipher.overhead)
     cipher.seal(label, nonce, chunk.data, memoryview(sealed))
     return [Header(label, cipher.overhead, 0, nonce, mark).pack(), bytes(sealed)]

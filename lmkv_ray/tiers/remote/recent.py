@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
+
+from lmkv_ray.clock import Clock
 
 MAX_KEYS = 1 << 16
 HELD_SECONDS = 600.0
@@ -35,22 +35,22 @@ class Recent:
     """Key -> the last answer, for a while.
 
     Args:
-        clock: seconds that only grow.
+        clock: of the machine: an answer holds for a while.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: OrderedDict[bytes, tuple[Known, float]] = OrderedDict()
 
     def get(self, key: bytes) -> Known | None:
         """None: not known (any more)."""
         known = self._known.get(key)
-        return known[0] if known is not None and self._clock() < known[1] else None
+        return known[0] if known is not None and self._clock.monotonic() < known[1] else None
 
     def put(self, key: bytes, stored: Stored | None) -> Known:
         """What is there."""
         known = Known(stored)
-        until = self._clock() + (MISSING_SECONDS if stored is None else HELD_SECONDS)
+        until = self._clock.monotonic() + (MISSING_SECONDS if stored is None else HELD_SECONDS)
         self._known[key] = known, until
         self._known.move_to_end(key)
         if len(self._known) > MAX_KEYS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.clock import Clock
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk
@@ -55,14 +55,15 @@ class RemoteTier:
     name = "remote"
     capabilities = TierCapabilities(shared=True, instant=False)
 
-    def __init__(self, objects: Objects, cipher: Cipher | None) -> None:
+    def __init__(self, objects: Objects, cipher: Cipher | None, clock: Clock) -> None:
+        self._clock = clock
         self._objects = objects
         self._cipher = cipher
         self._suite = suite_of(cipher)
-        self._clears = Clears(objects)
-        self._recent = Recent()
+        self._clears = Clears(objects, clock)
+        self._recent = Recent(clock)
         self._counters = RemoteCounters()
-        self._try = Attempts(self._counters, objects.problem_of, self._mend)
+        self._try = Attempts(self._counters, objects.problem_of, self._mend, clock)
         self._transfers = Turns(IN_FLIGHT)
         self._questions = Turns(IN_FLIGHT)
         self._pending = 0
@@ -71,15 +72,26 @@ class RemoteTier:
 
     @classmethod
     async def open(
-        cls, url: str, options: Mapping[str, str], *, key_file: Path | None = None
+        cls,
+        url: str,
+        options: Mapping[str, str],
+        *,
+        clock: Clock,
+        key_file: Path | None = None,
     ) -> RemoteTier:
         """Use an object store; one that does not answer now is tried again by itself.
+
+        Args:
+            url: see ``open_objects``.
+            options: see ``open_objects``.
+            clock: of the machine.
+            key_file: encrypts with the key in this file.
 
         Raises:
             ConfigError: the URL, an option or the key file is wrong.
             UnsupportedError: a package is missing.
         """
-        tier = cls(open_objects(url, options), load_cipher(key_file))
+        tier = cls(open_objects(url, options), load_cipher(key_file), clock)
         # What is cleared from now on is news, for memory too.
         await tier._try(tier._clears.refresh(PATIENCE_SECONDS))
         return tier
@@ -88,7 +100,7 @@ class RemoteTier:
         """See ``Tier``. What the store does not answer in time counts as not there."""
         listed, request = key_list(keys), object()
         held = np.zeros(len(keys), np.bool_)
-        deadline = time.monotonic() + min(within, QUESTION_SECONDS)
+        deadline = self._clock.monotonic() + min(within, QUESTION_SECONDS)
         begin, step = 0, 1
         while begin < len(listed) and self._try.usable:
             part = listed[begin : begin + step]
@@ -104,7 +116,7 @@ class RemoteTier:
 
     async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """See ``Tier``."""
-        deadline = time.monotonic() + fetch.within
+        deadline = self._clock.monotonic() + fetch.within
         positions, request = range(len(fetch.keys)), object()
         tasks = [asyncio.create_task(self._read(fetch, i, request, deadline)) for i in positions]
         try:
@@ -183,7 +195,7 @@ class RemoteTier:
         if known is not None:
             return known
         async with self._questions.turn(request):
-            left = deadline - time.monotonic()
+            left = deadline - self._clock.monotonic()
             if left <= 0 or not self._try.usable:
                 return None
             self._counters.asked += 1
@@ -205,7 +217,7 @@ class RemoteTier:
         key = fetch.keys[position].tobytes()
         destination = fetch.destinations[position]
         async with self._transfers.turn(request):
-            left = deadline - time.monotonic()
+            left = deadline - self._clock.monotonic()
             if left <= 0:
                 return Outcome(position, failure=Failure.LATE)
             if not self._try.usable:
@@ -246,7 +258,7 @@ class RemoteTier:
     async def _until_well(self) -> None:
         """Try until the store works and no clear is pending."""
         while self._clears.pending or self._try.problem is not None:
-            await asyncio.sleep(self._try.pause)
+            await self._clock.sleep(self._try.pause)
             clears = self._clears.pending.items()
             await self._try(self._clears.carry_out(clears, QUESTION_SECONDS))
             self._recent.clear()  # it may have lost something
@@ -270,7 +282,8 @@ class RemoteTier:
         async with self._transfers.turn(request):
             if not self._try.usable or not self._clears.allows(chunk.space) or not chunk.intact():
                 return False
-            known = await self._known(chunk.key, request, time.monotonic() + QUESTION_SECONDS)
+            deadline = self._clock.monotonic() + QUESTION_SECONDS
+            known = await self._known(chunk.key, request, deadline)
             if known is None:
                 return False
             if self._is_there(known):
@@ -282,7 +295,7 @@ class RemoteTier:
                 self._counters.store_changed += 1
                 return False
             # Sent from a copy that is known to be whole: what is sent is published at once.
-            parts = await to_the_end(partial(pack, chunk, self._cipher, stored.mark))
+            parts = await to_the_end(partial(pack, chunk, self._cipher, stored.mark, self._clock))
             if not chunk.intact() or not self._clears.allows(chunk.space):
                 self._counters.store_changed += 1
                 return False

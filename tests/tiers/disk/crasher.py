@@ -19,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.transports import Failure
@@ -65,7 +66,7 @@ def nbytes(directory: Path) -> int:
 
 
 async def open_tier(directory: Path) -> DiskTier:
-    tier = await DiskTier.open(directory, CAPACITY, make_policy=LRU)
+    tier = await DiskTier.open(directory, CAPACITY, make_policy=LRU, clock=SYSTEM_CLOCK)
     assert tier.status().problem is None
     return tier
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 from multiprocessing.connection import Connection
@@ -9,16 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.errors import TierError
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.format import Label, file_bytes
-from tests.tiers.harness import DiskHarness, some_keys, store
+from tests.tiers.harness import SECONDS, DiskHarness, some_keys, store
 
 LABEL = Label(bytes(range(16)), 5, 1000)
 
 
 def hold(path: Path, connection: Connection) -> None:
-    directory = Directory.open(path, 0.0)
+    directory = Directory.open(path, SYSTEM_CLOCK)
     connection.send("held")
     connection.recv()
     directory.close()
@@ -32,35 +34,35 @@ def test_two_owners_are_refused_and_a_dead_one_does_not_count(tmp_path: Path) ->
     owner.start()
     assert ours.recv() == "held"
     with pytest.raises(TierError, match=r"in use by another shard.*LMKV_DISK_DIR"):
-        Directory.open(path, 0.0)
+        Directory.open(path, SYSTEM_CLOCK)
     owner.kill()
-    Directory.open(path, patience=30.0).close()
     owner.join()
+    Directory.open(path, SYSTEM_CLOCK).close()
 
 
 def test_not_even_one_process_owns_it_twice(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, 0.0)
+    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
     with pytest.raises(TierError):
-        Directory.open(tmp_path, 0.0)
+        Directory.open(tmp_path, SYSTEM_CLOCK)
     directory.close()
-    Directory.open(tmp_path, 0.0).close()
+    Directory.open(tmp_path, SYSTEM_CLOCK).close()
 
 
 def test_a_directory_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TierError, match="neither empty nor a disk tier"):
-        Directory.open(tmp_path, 0.0)
+        Directory.open(tmp_path, SYSTEM_CLOCK)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_fresh_file_system_is_empty(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    Directory.open(tmp_path, 0.0).close()
+    Directory.open(tmp_path, SYSTEM_CLOCK).close()
 
 
 def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, 0.0)
+    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
     directory.probe(0)
     directory.scan("plain1", 0)
     size = file_bytes(LABEL.nbytes, 0)
@@ -88,7 +90,7 @@ def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> 
 
 
 def test_a_file_in_another_files_place_is_not_believed_to_be_ours(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, 0.0)
+    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
     directory.scan("plain1", 0)
     name = LABEL.path("plain1").split("/")[1]
     (tmp_path / "ff" / name).write_bytes(bytes(file_bytes(LABEL.nbytes, 0)))
@@ -99,7 +101,7 @@ def test_a_file_in_another_files_place_is_not_believed_to_be_ours(tmp_path: Path
 
 def test_a_replaced_directory_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "tier"
-    directory = Directory.open(path, 0.0)
+    directory = Directory.open(path, SYSTEM_CLOCK)
     directory.check()
     path.rename(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="No such file"):
@@ -114,29 +116,29 @@ def test_a_replaced_directory_is_noticed(tmp_path: Path) -> None:
 def test_a_directory_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Directory.open(tmp_path, 0.0).close()
+    Directory.open(tmp_path, SYSTEM_CLOCK).close()
     another = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: another)
     with pytest.raises(TierError, match=f"belongs to user.*chown {another} {tmp_path}"):
-        Directory.open(tmp_path, 0.0)
+        Directory.open(tmp_path, SYSTEM_CLOCK)
     assert not list(tmp_path.glob("??"))
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777, 0o2775])
 def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     path, link = tmp_path / "tier", tmp_path / "link"
-    Directory.open(path, 0.0).close()
+    Directory.open(path, SYSTEM_CLOCK).close()
     path.chmod(mode)
     link.symlink_to(path)
     for name in (path, link):
         with pytest.raises(TierError, match=f"chmod go-w {name}"):
-            Directory.open(name, 0.0)
+            Directory.open(name, SYSTEM_CLOCK)
     path.chmod(0o755)
-    Directory.open(path, 0.0).close()
+    Directory.open(path, SYSTEM_CLOCK).close()
 
 
 def test_what_others_may_have_written_in_it_is_not_believed(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, 0.0)
+    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
     directory.scan("plain1", 0)
     size = file_bytes(LABEL.nbytes, 0)
     good, other = LABEL.path("plain1"), Label(b"\3" * 16, 5, 1000).path("plain1")
@@ -163,3 +165,15 @@ async def test_what_is_on_a_disk_is_for_this_user_only(disk: DiskHarness) -> Non
         os.umask(before)
     for path in (disk.path, *disk.path.rglob("*")):
         assert path.stat().st_mode & 0o077 == 0, path
+
+
+async def test_a_predecessor_that_is_just_ending_is_waited_for(disk: DiskHarness) -> None:
+    """A shard that is restarted may come before the last one has let go."""
+    last = await disk.open()
+    coming = asyncio.create_task(disk.open(patience=SECONDS))
+    await asyncio.sleep(0.1)
+    assert not coming.done()
+    await last.close()
+    next_one = await coming
+    assert next_one.status().problem is None
+    await next_one.close()
