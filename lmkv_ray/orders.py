@@ -32,6 +32,9 @@ class Take(Message, frozen=True):
     keys: bytes
     within: float
     """Seconds."""
+    cleared: int = 0
+    """The last clear that the sender has carried out: a node that has carried out a later one takes
+    nothing, because the sender may hold what was cleared."""
 
 
 class Taken(Message, frozen=True):

@@ -7,7 +7,7 @@ ended. The table lies in the arena, because a successor of the shard must know i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +34,14 @@ class Crews:
 
     Args:
         table: CREW[ROWS], as the predecessor left it; zeroed memory is an empty one.
+        is_alive: whether a process of this machine may still write.
     """
 
-    def __init__(self, table: npt.NDArray[np.void]) -> None:
+    def __init__(
+        self, table: npt.NDArray[np.void], is_alive: Callable[[Owner], bool] = is_alive
+    ) -> None:
         self._table = table
+        self._is_alive = is_alive
         self._rows: dict[tuple[Owner, Owner], int] = {}
         for row in np.flatnonzero(table["owner_pid"]).tolist():
             owner_pid, pid, owner_start, engine, start = table[row].tolist()
@@ -55,7 +59,7 @@ class Crews:
             ArenaError: there is no room for so many.
         """
         self._forget(
-            (its, member) for its, member in self._rows if its == owner and not is_alive(member)
+            (its, member) for its, member in self._rows if its == owner and not self._is_alive(member)
         )
         new = [member for member in dict.fromkeys(processes) if (owner, member) not in self._rows]
         free = np.flatnonzero(self._table["owner_pid"] == 0).tolist()
@@ -73,8 +77,8 @@ class Crews:
 
     def alive(self, owner: Owner) -> bool:
         """Whether any process that may write into the owner's slots may still do so."""
-        return is_alive(owner) or any(
-            is_alive(member) for its, member in self._rows if its == owner
+        return self._is_alive(owner) or any(
+            self._is_alive(member) for its, member in self._rows if its == owner
         )
 
     def dismiss(self, owner: Owner) -> None:

@@ -143,5 +143,6 @@ class Handover:
             pinned=order.pinned,
             keys=b"".join(order.keys),
             within=max(within, 0),
+            cleared=self._shard.cleared,
         )
         return await self._peers.take(order.node_id, take)

@@ -211,7 +211,8 @@ class Node:
     async def take(self, message: bytes) -> bytes:
         """``Take`` -> ``Taken``: fetch chunks from a node that asks for it."""
         take = decode(message, Take)
-        if self._reports.draining:  # the directory did not know yet
+        # The directory did not know yet that this node leaves; or the sender has missed a clear.
+        if self._reports.draining or take.cleared < self.shard.cleared:
             return encode(Taken(keys=b""))
         size = self.shard.writer.geometry.slot_size(take.slot_bytes)
         keys = key_list(key_array(take.keys))

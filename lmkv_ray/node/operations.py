@@ -98,6 +98,7 @@ class Operations:
                 pinned=pinned,
                 keys=b"".join(group),
                 within=max(deadline - self._shard.clock.monotonic(), 0),
+                cleared=self._shard.cleared,
             )
             given += await self._peers.take(node_id, take)
         return given

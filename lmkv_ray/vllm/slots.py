@@ -46,11 +46,18 @@ class Slots:
     Args:
         want: free slots to keep at hand.
         wake: called when there is something to tell.
+        monotonic: tells the time of this machine in seconds.
     """
 
-    def __init__(self, want: int, wake: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        want: int,
+        wake: Callable[[], None],
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._want = want
         self._wake = wake
+        self._monotonic = monotonic
         self._lock = threading.Lock()
         self._news = News()
         self._arena_id: int | None = None
@@ -67,7 +74,7 @@ class Slots:
 
     def take(self) -> GrantedSlot | None:
         """A granted slot, or None: there is none now."""
-        now = time.monotonic() + self._ahead
+        now = self._monotonic() + self._ahead
         with self._lock:
             while self._free and self._arena_id is not None:
                 slot = next(iter(self._free))
@@ -188,7 +195,7 @@ class Slots:
 
     def _hand_back_expired(self) -> None:
         """An engine that was idle for long has slots that it must not fill: it needs others."""
-        now = time.monotonic() + self._ahead
+        now = self._monotonic() + self._ahead
         while self._free:
             slot, deadline = next(iter(self._free.items()))  # granted first, so first to expire
             if deadline > now:

@@ -1,0 +1,314 @@
+"""A simulated engine: the real ``Slots`` and messages, a worker that copies, and made-up prompts."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+
+from lmkv_ray.arena import ArenaReader
+from lmkv_ray.errors import LmkvError
+from lmkv_ray.hints import Hints
+from lmkv_ray.keys import key_array
+from lmkv_ray.messages import (
+    Exchange,
+    ExchangeReply,
+    Hello,
+    Stage,
+    StageReply,
+    Welcome,
+    decode,
+    encode,
+)
+from lmkv_ray.vllm.slots import GrantedSlot, Slots
+from tests.simulation.content import CHUNK_BYTES, Contents, key_of
+from tests.simulation.loop import Incarnation
+from tests.simulation.machine import SimulatedMachine
+from tests.simulation.network import Network, UnreachableError
+from tests.simulation.story import Story, Violation
+
+RPC_SECONDS = 5.0
+HEARTBEAT_SECONDS = 1.0
+RETRY_SECONDS = (0.1, 5.0)
+WANT = 8
+"""Free slots that an engine keeps at hand."""
+
+
+class Writes:
+    """Which slots are being written into, on the whole machine: never one by two."""
+
+    def __init__(self) -> None:
+        self._now: dict[tuple[int, int], str] = {}
+
+    def begin(self, arena_id: int, slot: int, writer: str) -> None:
+        other = self._now.get((arena_id, slot))
+        if other is not None:
+            raise Violation(f"slot {slot} is written into by {writer} and by {other}")
+        self._now[arena_id, slot] = writer
+
+    def end(self, arena_id: int, slot: int) -> None:
+        self._now.pop((arena_id, slot), None)
+
+    def died(self, writer: str) -> None:
+        """A process will not write any more."""
+        self._now = {at: other for at, other in self._now.items() if other != writer}
+
+
+class SimulatedEngine:
+    """Asks for prompts, loads what is a hit, computes and saves the rest.
+
+    Args:
+        name: the engine's id.
+        machine: where it runs.
+        space: its namespace.
+        network: the way to its shard.
+        contents: what is true of every chunk.
+        writes: see ``Writes``.
+        random: for prompts and pauses.
+        story: what happens is told there.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        machine: SimulatedMachine,
+        space: int,
+        network: Network,
+        contents: Contents,
+        writes: Writes,
+        random: Random,
+        story: Story,
+    ) -> None:
+        self.name = name
+        self.machine = machine
+        self.space = space
+        self.process, self.worker_process = machine.spawn(), machine.spawn()
+        self.incarnation = Incarnation(f"engine {name}")
+        self.worker = Incarnation(f"worker {name}")
+        self.hits = self.misses = self.saved = self.unsaved = 0
+        self.reader: ArenaReader | None = None
+        self.busy = True
+        """Whether it asks for prompts."""
+        self._network = network
+        self._contents = contents
+        self._writes = writes
+        self._random = random
+        self._story = story
+        self._wake = asyncio.Event()
+        self.slots = Slots(WANT, self._wake.set, machine.clock.monotonic)
+        self._attached = 0
+        self._number = 0
+
+    def start(self) -> None:
+        """Begin; see ``Incarnation``."""
+        self.incarnation.run(self._begin)
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.create_task(self._link())
+        loop.create_task(self._work())
+
+    def end(self) -> None:
+        """The scheduler's process is killed; its worker may outlive it, see ``end_worker``."""
+        self.incarnation.kill()
+        self.machine.processes.discard(self.process)
+
+    def end_worker(self) -> None:
+        self.worker.kill()
+        self._writes.died(self.worker.name)
+        self.machine.processes.discard(self.worker_process)
+        if self.reader is not None:
+            self.machine.readers.remove(self.reader)
+            self.reader.close()
+            self.reader = None
+
+    # -- the link ---------------------------------------------------------------------------------
+
+    async def _call(self, method: str, message: bytes, within: float = RPC_SECONDS) -> bytes:
+        name = f"shard {self.machine.name}"
+        async with asyncio.timeout(within):
+            answer: bytes = await self._network.call(self.machine.name, name, method, (message,))
+            return answer
+
+    async def _link(self) -> None:
+        pause = RETRY_SECONDS[0]
+        while True:
+            try:
+                await self._attach()
+                pause, heartbeat = RETRY_SECONDS[0], 0.0
+                while True:
+                    if self.slots.has_news or self.machine.clock.monotonic() >= heartbeat:
+                        await self._exchange()
+                        heartbeat = self.machine.clock.monotonic() + HEARTBEAT_SECONDS
+                    try:
+                        async with asyncio.timeout(HEARTBEAT_SECONDS):
+                            await self._wake.wait()
+                    except TimeoutError:
+                        pass
+                    self._wake.clear()
+                    await asyncio.sleep(0.02)
+            except (TimeoutError, UnreachableError, LmkvError, ConnectionError):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, RETRY_SECONDS[1])
+
+    async def _attach(self) -> None:
+        self._number += 1
+        number = self._number
+        hello = Hello(
+            engine_id=self.name,
+            owner=self.process,
+            space=self.space,
+            model="simulated",
+            slot_bytes=CHUNK_BYTES,
+            held=self.slots.held(),
+            writers=[self.worker_process],
+            attachment=number,
+        )
+        welcome = decode(await self._call("hello", encode(hello)), Welcome)
+        if self.reader is None or self.reader.arena_id != welcome.arena_id:
+            reader = ArenaReader.attach(welcome.arena_path, welcome.arena_id)
+            if self.reader is not None:
+                self.machine.readers.remove(self.reader)
+                self.reader.close()
+            self.reader = reader
+            self.machine.readers.append(reader)
+        self.slots.welcomed(welcome.arena_id, welcome.grant, 0.0)
+        self._attached = number
+        self._story.tell(f"{self.name} attached, {len(welcome.grant.slots)} slots")
+
+    async def _exchange(self) -> None:
+        news = self.slots.news()
+        message = Exchange(
+            engine_id=self.name,
+            attachment=self._attached,
+            commits=news.commits,
+            released=news.released,
+            touched=b"".join(news.touched),
+            want=news.want,
+        )
+        try:
+            reply = decode(await self._call("exchange", encode(message)), ExchangeReply)
+        finally:
+            self.slots.told(news)
+        if not reply.known:
+            raise ConnectionError("the shard does not know this engine")
+        if reply.refused:
+            self.slots.return_free()
+        if reply.grant is not None:
+            self.slots.granted(reply.grant)
+
+    # -- the engine -------------------------------------------------------------------------------
+
+    async def _work(self) -> None:
+        while True:
+            await asyncio.sleep(self._random.expovariate(1.0))
+            if self.busy and self.reader is not None:
+                await self.prompt(self._prompt())
+
+    def _prompt(self) -> list[bytes]:
+        family = int(self._random.paretovariate(1.2)) % 12
+        length, common = self._random.randint(1, 10), self._random.randint(0, 6)
+        branch = self._random.randrange(8)
+        return [
+            key_of(self.space, family, position, 0 if position < common else branch)
+            for position in range(length)
+        ]
+
+    async def prompt(self, keys: Sequence[bytes], within: float = 2.0) -> int:
+        """Load what is a hit of a run of chunks, save the rest; how many were hits."""
+        hits = await self.load(keys)
+        if hits < len(keys):
+            await self.stage(keys[hits:], within)
+            hits += await self.load(keys[hits:])
+        self.hits += hits
+        self.misses += len(keys) - hits
+        self.slots.touch([*reversed(keys[:hits])])
+        await asyncio.sleep(self._random.uniform(0, 0.05))  # the forward pass
+        for key in keys[hits:]:
+            self._save(key)
+        return hits
+
+    async def stage(self, keys: Sequence[bytes], within: float) -> StageReply | None:
+        """Ask the shard for chunks from elsewhere; None if it did not answer in time."""
+        stage = Stage(
+            engine_id=self.name, keys=b"".join(keys), slot_bytes=CHUNK_BYTES, within=within
+        )
+        try:
+            return decode(await self._call("stage", encode(stage), within), StageReply)
+        except (TimeoutError, UnreachableError, LmkvError):
+            return None
+
+    async def load(self, keys: Sequence[bytes]) -> int:
+        """Copy leading chunks out of the arena; how many arrived.
+
+        Raises:
+            Violation: the bytes of one are not its own.
+        """
+        reader = self.reader
+        if reader is None or not keys:
+            return 0
+        hits = reader.lookup(key_array(b"".join(keys)))
+        half = CHUNK_BYTES // 2
+        for i, key in enumerate(keys):
+            if not hits.found[i]:
+                return i
+            at, nbytes = int(hits.offsets[i]), int(hits.nbytes[i])
+            first = reader.data[at : at + half].copy()
+            if self._random.random() < 0.3:
+                await asyncio.sleep(self._random.expovariate(1 / 0.005))
+            copy = np.concatenate([first, reader.data[at + half : at + nbytes]])
+            if not reader.unchanged(hits.slots[i : i + 1], hits.generations[i : i + 1])[0]:
+                return i
+            self._contents.version(copy, key, self.name)
+        return len(keys)
+
+    def _save(self, key: bytes) -> None:
+        granted = self.slots.take()
+        if granted is None or self.slots.committing(key):
+            if granted is not None:
+                self.slots.release(granted)
+            self.unsaved += 1
+            return
+        written = asyncio.get_running_loop().create_future()
+        self.worker.run(self._start_write, granted, key, written)
+        asyncio.get_running_loop().create_task(self._commit(granted, key, written))
+
+    def _start_write(
+        self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]
+    ) -> None:
+        asyncio.get_running_loop().create_task(self._write(granted, key, written))
+
+    async def _write(
+        self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]
+    ) -> None:
+        """In the worker's process."""
+        reader = self.reader
+        clock = self.machine.clock
+        if reader is None or reader.arena_id != granted.arena_id:
+            written.set_result(False)
+            return
+        await asyncio.sleep(self._random.expovariate(1 / 0.01))
+        if clock.monotonic() > granted.deadline:
+            written.set_result(False)
+            return
+        now = asyncio.get_running_loop().time()
+        data = self._contents.mint(key, self.space, now)
+        view = reader.payload(granted.slot, CHUNK_BYTES)
+        self._writes.begin(granted.arena_id, granted.slot, self.worker.name)
+        half = CHUNK_BYTES // 2
+        view[:half] = data[:half]
+        await asyncio.sleep(self._random.expovariate(1 / 0.02))
+        view[half:] = data[half:]
+        self._writes.end(granted.arena_id, granted.slot)
+        written.set_result(True)
+
+    async def _commit(
+        self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]
+    ) -> None:
+        if await written:
+            self.slots.commit(granted, key, CHUNK_BYTES, Hints(space=self.space))
+            self.saved += 1
+        else:
+            self.slots.release(granted)

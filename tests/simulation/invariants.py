@@ -1,0 +1,102 @@
+"""What must hold at every moment, and some seconds after the last fault."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from lmkv_ray.keys import key_list
+from lmkv_ray.node import Node
+from tests.simulation.cluster import Cluster
+from tests.simulation.content import CHUNK_BYTES
+from tests.simulation.story import Violation
+
+
+Verified = dict[tuple[int, int, int], int]
+"""Versions of chunks that were looked at, by arena, slot and generation: such a chunk is
+immutable, and is not read again."""
+
+
+def check(cluster: Cluster, verified: Verified) -> None:
+    """What must hold whenever no callback is running.
+
+    Args:
+        cluster: after a callback.
+        verified: what earlier checks have read.
+
+    Raises:
+        Violation: something does not.
+    """
+    for name, shard in cluster.shards.items():
+        if shard.node is not None:
+            _check_node(cluster, verified, name, shard.node)
+
+
+def _check_node(cluster: Cluster, verified: Verified, name: str, node: Node) -> None:
+    state, writer = node.shard.state, node.shard.writer
+    content = writer.scan()
+    ready = dict(zip(key_list(content.keys), content.ready.tolist(), strict=True))
+    known = {key: state.chunks.slot(key) for key in state.chunks}
+    if ready != known:
+        raise Violation(f"{name}: the arena holds {len(ready)} chunks, the state {len(known)}")
+    leased = Counter(
+        slot
+        for slots in (
+            *(holder.leases for holder in state._leases.holders.values()),
+            *state._leases.orphans.values(),
+            *(slots for _, slots in state._leases.resting),
+        )
+        for slot in slots
+    )
+    if twice := [slot for slot, count in leased.items() if count > 1]:
+        raise Violation(f"{name}: slots {twice} have two owners")
+    if both := leased.keys() & set(ready.values()):
+        raise Violation(f"{name}: slots {both} are leased and ready")
+    if leased.keys() != content.reserved.keys():
+        odd = leased.keys() ^ content.reserved.keys()
+        raise Violation(f"{name}: arena and state do not agree on the reserved slots {odd}")
+    if state.chunks.nbytes > node.shard.capacity:
+        raise Violation(f"{name}: more bytes than capacity")
+    generations = writer._slots["generation"][content.ready].tolist()
+    for (key, slot), generation in zip(ready.items(), generations, strict=True):
+        at = writer.arena_id, slot, generation
+        version = verified.get(at)
+        if version is None:
+            view = writer.payload(slot)[:CHUNK_BYTES]
+            version = cluster.contents.version(view, key, f"{name}, slot {slot}")
+            verified[at] = version
+        cluster.contents.check_age(version, node.shard.cleared, name)
+
+
+def check_calm(cluster: Cluster) -> None:
+    """What must hold when nothing has gone wrong for a while and engines are idle.
+
+    Raises:
+        Violation: something has leaked, or is stuck.
+    """
+    for name in cluster.machines:
+        shard = cluster.shards.get(name)
+        if shard is None or shard.node is None:
+            raise Violation(f"{name} has no shard")
+        node = shard.node
+        staging, leases = node._staging, node.shard.state._leases
+        if staging._flights:
+            raise Violation(f"{name}: {len(staging._flights)} chunks are still awaited")
+        if busy := [at for at, room in staging._rooms.items() if room.windows]:
+            raise Violation(f"{name}: windows of {busy} were not released")
+        alive = {engine.name for engine in cluster.engines.values()}
+        if strangers := leases.engines().keys() - alive:
+            raise Violation(f"{name}: leases of dead engines {strangers}")
+        if leases.orphans or leases.resting:
+            raise Violation(f"{name}: {leases.orphans} orphans, {leases.resting} resting")
+        held = {
+            slot
+            for engine in cluster.engines.values()
+            if engine.machine.name == name
+            for slot in engine.slots.held()
+        }
+        leased = {slot for holder in leases.holders.values() for slot in holder.leases}
+        if leased != held:
+            raise Violation(f"{name}: {len(leased)} slots are leased, engines hold {len(held)}")
+        newest = max(cluster.contents.clears, default=0)
+        if node.shard.cleared < newest:
+            raise Violation(f"{name}: clear {newest} was never carried out")
