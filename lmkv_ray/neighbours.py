@@ -1,4 +1,4 @@
-"""The other services of a cache, as each of them sees them: all that needs a network.
+"""The other services of a cache, and its memory, as each service sees them.
 
 The Ray actors implement this with named actors (``actors/named.py``), the simulation with a
 network of its own (``tests/simulation``).
@@ -30,6 +30,26 @@ class Neighbour(Protocol):
         """Call a method whose answer may be large (chunks). The caller sets a deadline.
 
         The awaitable raises if the service is not there or its method failed.
+        """
+        ...
+
+
+class ClusterMemory(Protocol):
+    """A few bytes that outlive every service of the cache, as long as the cluster lives."""
+
+    async def load(self) -> bytes | None:
+        """What was saved last; None if nothing was.
+
+        Raises:
+            OSError: the memory cannot be read now.
+        """
+        ...
+
+    async def save(self, data: bytes) -> None:
+        """Keep these bytes instead of those before.
+
+        Raises:
+            OSError: the memory cannot be written now.
         """
         ...
 

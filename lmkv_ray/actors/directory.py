@@ -12,6 +12,7 @@ import ray
 
 from lmkv_ray.actors import log
 from lmkv_ray.actors.launch import Handle, actor_names, kill, leaving_nodes, start
+from lmkv_ray.actors.memory import GcsMemory
 from lmkv_ray.actors.named import NamedActors
 from lmkv_ray.actors.names import directory_name, shard_name
 from lmkv_ray.actors.shard import start_shard
@@ -47,7 +48,9 @@ class DirectoryActor:
         self._settings = settings
         self._part = part
         neighbours = NamedActors(settings.ray_namespace)
-        self._service = DirectoryService(settings, part, SYSTEM_CLOCK, neighbours)
+        memory = GcsMemory(settings.ray_namespace)
+        self._service = DirectoryService(settings, part, SYSTEM_CLOCK, neighbours, memory)
+        await self._service.remember()
         self._farewells: dict[str, asyncio.Task[None]] = {}
         """By node that leaves; a shard is not started there again."""
         self._task = asyncio.create_task(

@@ -59,7 +59,9 @@ class Crews:
             ArenaError: there is no room for so many.
         """
         self._forget(
-            (its, member) for its, member in self._rows if its == owner and not self._is_alive(member)
+            (its, member)
+            for its, member in self._rows
+            if its == owner and not self._is_alive(member)
         )
         new = [member for member in dict.fromkeys(processes) if (owner, member) not in self._rows]
         free = np.flatnonzero(self._table["owner_pid"] == 0).tolist()

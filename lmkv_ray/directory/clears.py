@@ -4,24 +4,43 @@ from __future__ import annotations
 
 from collections import deque
 
-from lmkv_ray.messages import Clear
+from lmkv_ray.messages import Clear, Message
 
 KEPT = 64
 """Clears that are remembered one by one; who missed more than these clears everything."""
 
 
+class KeptClears(Message, frozen=True):
+    """A log of clears as it is kept beyond the life of the directory."""
+
+    since: int
+    clears: list[Clear]
+
+
 class ClearLog:
     """The newest clears, by number.
 
-    Shards remember the number of the last clear that they carried out and tell it with every delta.
-    So nothing is lost with the directory: a new one learns the highest number from any shard
-    that has it, and whoever is behind in a way it knows nothing about clears everything.
+    The log is kept in the cluster's memory, because the nodes that have carried out a clear may all
+    lose their arenas while another node was silent. If that memory is lost, shards still remember
+    the number of the last clear that they carried out and tell it with every delta: a new directory
+    learns the highest number from them, and a shard that is behind in a way the directory knows
+    nothing about is told to clear everything.
     """
 
     def __init__(self) -> None:
         self.highest = 0
         self._clears: deque[Clear] = deque(maxlen=KEPT)
         self._since = 0  # all clears after this one are in the log
+
+    def kept(self) -> KeptClears:
+        """All that a successor must know."""
+        return KeptClears(since=self._since, clears=[*self._clears])
+
+    def restore(self, kept: KeptClears) -> None:
+        """Begin with what the predecessor knew."""
+        self._since = kept.since
+        self._clears = deque(kept.clears, maxlen=KEPT)
+        self.highest = max([kept.since, *(clear.number for clear in kept.clears)])
 
     def knows(self, number: int) -> bool:
         """Whether every shard is told of this clear, or was."""

@@ -11,12 +11,14 @@ import msgspec
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.config import Settings
+from lmkv_ray.directory.clears import KeptClears
 from lmkv_ray.directory.holdings import Holding, merge
 from lmkv_ray.directory.parts import positions_by_part
 from lmkv_ray.directory.state import DirectoryState
+from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Cleared, Clears, Delta, decode, encode
-from lmkv_ray.neighbours import Neighbours
+from lmkv_ray.neighbours import ClusterMemory, Neighbours
 from lmkv_ray.orders import Drain, Drained
 from lmkv_ray.status import CacheStatus, DirectoryStatus, ShardStatus
 
@@ -36,9 +38,17 @@ class DirectoryService:
         part: which one this is.
         clock: the machine's.
         neighbours: the way to the shards and the other parts.
+        memory: keeps the log of clears; of part 0 only.
     """
 
-    def __init__(self, settings: Settings, part: int, clock: Clock, neighbours: Neighbours) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        part: int,
+        clock: Clock,
+        neighbours: Neighbours,
+        memory: ClusterMemory,
+    ) -> None:
         self.state = DirectoryState(
             -(-settings.directory_capacity // settings.directory_shards), orders_clears=part == 0
         )
@@ -49,6 +59,20 @@ class DirectoryService:
         self._part = part
         self._clock = clock
         self._neighbours = neighbours
+        self._memory = memory
+        self._kept: KeptClears | None = None
+        """The log of clears as the memory has it."""
+
+    async def remember(self) -> None:
+        """Learn from the cluster's memory which clears there were. Call before any other method.
+
+        Raises:
+            OSError: the memory cannot be read now.
+        """
+        data = await self._memory.load() if self._part == 0 else None
+        if data is not None:
+            self._kept = decode(data, KeptClears)
+            self.state.clears.restore(self._kept)
 
     def delta(self, message: bytes) -> bytes:
         """``Delta`` -> ``DeltaReply``."""
@@ -93,12 +117,16 @@ class DirectoryService:
 
         Returns when every shard that answers serves nothing of it any more. The others do when they
         speak again; no reader is sent to them before.
+
+        Raises:
+            ArenaError: the cluster's memory did not take it on, so it may be forgotten.
         """
         clears = self.state.clears
         if number and clears.knows(number):
             return encode(Cleared(before=number))
         while True:
             clear = clears.new(space, number or int(self._clock.wall() * 1e9))
+            await self._keep()
             # All that a node owes: it may have missed others, which a higher number would hide.
             owed = {n: (encode(Clears(clears=self.state.owed(n))),) for n in self.shards}
             answers = await self._ask_shards("catch_up", owed)
@@ -107,8 +135,27 @@ class DirectoryService:
                 clears.heard(answer.before)
             # A clock that was turned back: to those shards it was no news.
             if all(answer.before <= clear.number for answer in cleared):
+                await self._keep()
                 pending = sorted({name for answer in cleared for name in answer.pending})
                 return encode(Cleared(before=clear.number, pending=pending))
+
+    async def _keep(self) -> None:
+        """Have the log of clears in the cluster's memory, before a clear is answered.
+
+        Raises:
+            ArenaError: the memory cannot be written now.
+        """
+        log = self.state.clears.kept()
+        if log == self._kept:
+            return
+        try:
+            await self._memory.save(encode(log))
+        except OSError as error:
+            raise ArenaError(
+                f"The clear may be forgotten: the cluster's memory does not keep it ({error}).",
+                next_step="clear again in a few seconds.",
+            ) from error
+        self._kept = log
 
     async def drain(self, node_id: str, within: float) -> None:
         """Let the shard of a node hand over its chunks; afterwards the node counts as gone."""

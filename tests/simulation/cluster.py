@@ -26,6 +26,23 @@ KEEPER_SECONDS = 1.0
 DIRECTORY_MACHINE = "head"
 
 
+class SimulatedMemory:
+    """See ``lmkv_ray.neighbours.ClusterMemory``."""
+
+    def __init__(self, random: Random) -> None:
+        self._random = random
+        self._data: bytes | None = None
+
+    async def load(self) -> bytes | None:
+        await asyncio.sleep(self._random.uniform(0, 0.01))
+        return self._data
+
+    async def save(self, data: bytes) -> None:
+        await asyncio.sleep(self._random.uniform(0, 0.01))
+        self._data = data
+        await asyncio.sleep(self._random.uniform(0, 0.01))
+
+
 @dataclass
 class _Shard:
     machine: SimulatedMachine
@@ -85,6 +102,7 @@ class Cluster:
         }
         self.head = SimulatedMachine(DIRECTORY_MACHINE, self.loop, self.random, disk=False)
         self.writes = {name: Writes() for name in self.machines}
+        self.memory = SimulatedMemory(self.random)
         self._engine_number = 0
 
     async def start(self) -> None:
@@ -102,11 +120,19 @@ class Cluster:
     def start_part(self, part: int) -> None:
         incarnation = Incarnation(f"directory {part}")
         neighbours = SimulatedNeighbours(self.network, DIRECTORY_MACHINE)
-        service = DirectoryService(self.settings, part, self.head.clock, neighbours)
+        service = DirectoryService(self.settings, part, self.head.clock, neighbours, self.memory)
         self.directory[part] = _Part(incarnation, service)
-        self.network.serve(f"directory {part}", DIRECTORY_MACHINE, incarnation, service)
+        incarnation.run(self._begin_part, part, service)
         self.story.tell(f"directory {part} starts")
         self._reconcile()
+
+    def _begin_part(self, part: int, service: DirectoryService) -> None:
+        asyncio.get_running_loop().create_task(self._remember(part, service))
+
+    async def _remember(self, part: int, service: DirectoryService) -> None:
+        await service.remember()
+        incarnation = self.directory[part].incarnation
+        self.network.serve(f"directory {part}", DIRECTORY_MACHINE, incarnation, service)
 
     def kill_part(self, part: int) -> None:
         """Ray starts it again some time later."""
@@ -203,9 +229,7 @@ class Cluster:
             self.loop.call_later(wakes + self.random.uniform(0, 3), self._end_worker, engine)
         else:
             self._end_worker(engine)
-        self.loop.call_later(
-            self.random.uniform(0, 5), self.start_engine, engine.machine.name
-        )
+        self.loop.call_later(self.random.uniform(0, 5), self.start_engine, engine.machine.name)
 
     def _end_worker(self, engine: SimulatedEngine) -> None:
         self.story.tell(f"worker of {engine.name} has ended")

@@ -1,4 +1,4 @@
-"""A simulated engine: the real ``Slots`` and messages, a worker that copies, and made-up prompts."""
+"""A simulated engine: the real ``Slots`` and messages, a copying worker, made-up prompts."""
 
 from __future__ import annotations
 
@@ -106,9 +106,8 @@ class SimulatedEngine:
         self.incarnation.run(self._begin)
 
     def _begin(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.create_task(self._link())
-        loop.create_task(self._work())
+        for coroutine in (self._link(), self._work()):
+            asyncio.get_running_loop().create_task(coroutine)  # noqa: RUF006 (the loop keeps them)
 
     def end(self) -> None:
         """The scheduler's process is killed; its worker may outlive it, see ``end_worker``."""
@@ -275,14 +274,10 @@ class SimulatedEngine:
         self.worker.run(self._start_write, granted, key, written)
         asyncio.get_running_loop().create_task(self._commit(granted, key, written))
 
-    def _start_write(
-        self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]
-    ) -> None:
+    def _start_write(self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]) -> None:
         asyncio.get_running_loop().create_task(self._write(granted, key, written))
 
-    async def _write(
-        self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]
-    ) -> None:
+    async def _write(self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]) -> None:
         """In the worker's process."""
         reader = self.reader
         clock = self.machine.clock

@@ -10,7 +10,6 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.content import CHUNK_BYTES
 from tests.simulation.story import Violation
 
-
 Verified = dict[tuple[int, int, int], int]
 """Versions of chunks that were looked at, by arena, slot and generation: such a chunk is
 immutable, and is not read again."""

@@ -98,21 +98,27 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._files.waited
 
-    def call_soon(
+    def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
         context = copy_context() if context is None else context
         return super().call_soon(self._guarded, callback, args, context, context=context)
 
-    def call_at(
-        self, when: float, callback: Callable[..., object], *args: Any, context: Context | None = None
+    def call_at(  # type: ignore[override]
+        self,
+        when: float,
+        callback: Callable[..., object],
+        *args: Any,
+        context: Context | None = None,
     ) -> events.TimerHandle:
         context = copy_context() if context is None else context
         return super().call_at(when, self._guarded, callback, args, context, context=context)
 
-    def run_in_executor(self, executor: Any, func: Callable[..., Any], *args: Any) -> Any:
+    def run_in_executor(  # type: ignore[override]
+        self, executor: Any, func: Callable[..., Any], *args: Any
+    ) -> asyncio.Future[Any]:
         """A thread: it runs at one moment a little later, even if its caller was cancelled."""
-        future = self.create_future()
+        future: asyncio.Future[Any] = self.create_future()
 
         def work() -> None:
             try:

@@ -171,5 +171,3 @@ class SimulatedMachine:
 
     def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
         return cast(NixlSource, _NoNixl())
-
-

@@ -63,7 +63,9 @@ class Network:
             if not answer.done():
                 answer.set_exception(UnreachableError(f"{name} has ended"))
 
-    async def call(self, machine: str, name: str, method: str, arguments: tuple[object, ...]) -> Any:
+    async def call(
+        self, machine: str, name: str, method: str, arguments: tuple[object, ...]
+    ) -> Any:
         """Call a service; what is lost is never answered."""
         service = self._services.get(name)
         if service is None:
