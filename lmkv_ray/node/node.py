@@ -21,7 +21,7 @@ from lmkv_ray.node.clears import NodeClears
 from lmkv_ray.node.demotion import Demotion
 from lmkv_ray.node.directory import DirectoryClient
 from lmkv_ray.node.handover import Handover
-from lmkv_ray.node.loops import forever
+from lmkv_ray.node.loops import Alarm, forever
 from lmkv_ray.node.machine import Machine
 from lmkv_ray.node.operations import Operations
 from lmkv_ray.node.peers import Peers
@@ -37,7 +37,12 @@ from lmkv_ray.transports import Batch, ChunkReader, Transports
 
 logger = logging.getLogger(__name__)
 
-TICK_SECONDS = 0.1
+TICK_SECONDS = 0.5
+"""Between two looks at the engines' processes."""
+BATCH_SECONDS = 0.1
+"""Between two steps of a loop that has work."""
+LATE_SECONDS = 1.0
+"""After this a loop looks for work though nothing has rung."""
 
 
 class Node:
@@ -92,6 +97,8 @@ class Node:
         self._replication = Replication(shard, self._handover, settings.replicas)
         self._operations = Operations(shard, node_id, self._tiers, self._demotion, self._peers)
         self._loops: list[asyncio.Task[None]] = []
+        self._alarms = {name: Alarm() for name in ("demotion", "checksums")}
+        shard.changed = self._changed
 
     @classmethod
     async def open(
@@ -125,16 +132,30 @@ class Node:
         return node
 
     def _start(self) -> None:
-        clock, loops = self._machine.clock, self._loops
-        loops += self._reports.start()
-        for what, seconds, step in (
-            ("ticking", TICK_SECONDS, self._tick),
-            ("writing to tiers", TICK_SECONDS, self._demotion.step),
-            ("noting checksums", TICK_SECONDS, self._checksums.step),
-            ("hearing of clears", TICK_SECONDS, self._hear),
-            ("replicating", PERIOD_SECONDS, self._replication.step),
-        ):
-            loops.append(asyncio.create_task(forever(what, seconds, step, clock)))
+        clock = self._machine.clock
+        demotion, checksums = self._demotion.step, self._checksums.step
+        demoted, noted = self._alarms["demotion"], self._alarms["checksums"]
+        loops = [
+            forever("ticking", TICK_SECONDS, self._tick, clock),
+            forever("noting checksums", LATE_SECONDS, checksums, clock, noted, BATCH_SECONDS),
+        ]
+        if self._tiers:
+            loops.append(
+                forever("writing to tiers", LATE_SECONDS, demotion, clock, demoted, BATCH_SECONDS)
+            )
+        if any(tier.capabilities.shared for tier in self._tiers):
+            loops.append(forever("hearing of clears", LATE_SECONDS, self._hear, clock))
+        if self._settings.replicas > 1:
+            loops.append(forever("replicating", PERIOD_SECONDS, self._replication.step, clock))
+        self._loops = [*self._reports.start(), *map(asyncio.create_task, loops)]
+
+    def _changed(self) -> None:
+        """Wake the loops that may have work now."""
+        self._reports.changed()
+        if self._tiers and len(self.shard.state.chunks.admission):
+            self._alarms["demotion"].ring()
+        if self._checksums.wanted and self.shard.unsealed:
+            self._alarms["checksums"].ring()
 
     async def close(self) -> None:
         """End all loops and let go of tiers and arena; engines may still map the memory."""
@@ -231,6 +252,7 @@ class Node:
         """
         drain = decode(message, Drain)
         self._reports.draining = True
+        self._reports.changed()
         return encode(await self._handover.drain(drain.within))
 
     async def where(self, keys: bytes) -> bytes:

@@ -11,10 +11,11 @@ import msgspec
 
 from lmkv_ray.messages import Clear
 from lmkv_ray.node.directory import DirectoryClient
-from lmkv_ray.node.loops import forever
+from lmkv_ray.node.loops import Alarm, forever
 from lmkv_ray.node.shard import Shard
 
 TELL_SECONDS = 0.1
+"""Between two reports, at least: what changes meanwhile is reported together."""
 HEARTBEAT_SECONDS = 1.0
 """How often the directory hears of a shard that has nothing to tell."""
 SEAL_SECONDS = 1.0
@@ -50,27 +51,34 @@ class Reports:
         self._catch_up = catch_up
         self._seal = seal
         self._told: dict[int, tuple[float, int, bool]] = {}
+        self._alarms = [Alarm() for _ in range(shard.state.deltas.parts)]
+
+    def changed(self) -> None:
+        """There may be something to report."""
+        for alarm in self._alarms:
+            alarm.ring()
 
     def start(self) -> list[asyncio.Task[None]]:
         """One loop for each part."""
-        parts = range(self._shard.state.deltas.parts)
         return [
             asyncio.create_task(
                 forever(
                     "telling the directory",
-                    TELL_SECONDS,
+                    HEARTBEAT_SECONDS,
                     partial(self._tell, part),
                     self._shard.clock,
+                    alarm,
+                    TELL_SECONDS,
                 )
             )
-            for part in parts
+            for part, alarm in enumerate(self._alarms)
         ]
 
     async def _tell(self, part: int) -> None:
         state = self._shard.state
         now, facts = self._shard.clock.monotonic(), (self._shard.cleared, self.draining)
         at, *told = self._told.get(part, (0.0, -1, False))
-        beat = now >= at + HEARTBEAT_SECONDS or tuple(told) != facts
+        beat = now >= at + HEARTBEAT_SECONDS - TELL_SECONDS or tuple(told) != facts
         if not beat and not state.deltas.pending(part):
             return
         self._told[part] = (now, *facts)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -92,6 +92,8 @@ class Shard:
         """What the arena says is pinned: slots and their keys."""
         self.cleared = writer.cleared
         """The last clear of the cache from which nothing is served any more."""
+        self.changed: Callable[[], None] = _nothing
+        """Called after every event that may leave work for a loop of the node."""
         self._recover()
 
     @property
@@ -280,7 +282,12 @@ class Shard:
                     self.writer.retire(_slots(slots), reason)
                 case Free(slots):
                     self.writer.free(_slots(slots))
+        self.changed()
         return lost
+
+
+def _nothing() -> None:
+    """Nobody listens."""
 
 
 def _slots(slots: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

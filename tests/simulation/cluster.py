@@ -95,7 +95,7 @@ class Cluster:
                 **({"disk_dir": "/simulated"} if self.disks else {}),
             }
         )
-        self.network = Network(self.random, self.story)
+        self.network = Network(self.loop, self.random, self.story)
         self.machines = {
             f"n{i}": SimulatedMachine(f"n{i}", self.loop, self.random, disk=self.disks)
             for i in range(self.nodes)
@@ -113,7 +113,7 @@ class Cluster:
             self.start_shard(name)
             for _ in range(self.random.randint(1, 2)):
                 self.start_engine(name)
-        asyncio.get_running_loop().create_task(self._keep())
+        self.loop.start(self._keep())
 
     # -- services --------------------------------------------------------------------------------
 
@@ -127,7 +127,7 @@ class Cluster:
         self._reconcile()
 
     def _begin_part(self, part: int, service: DirectoryService) -> None:
-        asyncio.get_running_loop().create_task(self._remember(part, service))
+        self.loop.start(self._remember(part, service))
 
     async def _remember(self, part: int, service: DirectoryService) -> None:
         await service.remember()
@@ -156,7 +156,7 @@ class Cluster:
         incarnation.run(self._begin_shard, shard)
 
     def _begin_shard(self, shard: _Shard) -> None:
-        asyncio.get_running_loop().create_task(self._open(shard))
+        self.loop.start(self._open(shard))
 
     async def _open(self, shard: _Shard) -> None:
         name = shard.machine.name
@@ -203,6 +203,7 @@ class Cluster:
             f"e{self._engine_number}",
             self.machines[name],
             self.random.choice(SPACES),
+            self.loop,
             self.network,
             self.contents,
             self.writes[name],

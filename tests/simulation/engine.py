@@ -24,7 +24,7 @@ from lmkv_ray.messages import (
 )
 from lmkv_ray.vllm.slots import GrantedSlot, Slots
 from tests.simulation.content import CHUNK_BYTES, Contents, key_of
-from tests.simulation.loop import Incarnation
+from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.machine import SimulatedMachine
 from tests.simulation.network import Network, UnreachableError
 from tests.simulation.story import Story, Violation
@@ -63,6 +63,7 @@ class SimulatedEngine:
         name: the engine's id.
         machine: where it runs.
         space: its namespace.
+        loop: has the virtual time.
         network: the way to its shard.
         contents: what is true of every chunk.
         writes: see ``Writes``.
@@ -75,6 +76,7 @@ class SimulatedEngine:
         name: str,
         machine: SimulatedMachine,
         space: int,
+        loop: VirtualLoop,
         network: Network,
         contents: Contents,
         writes: Writes,
@@ -91,6 +93,7 @@ class SimulatedEngine:
         self.reader: ArenaReader | None = None
         self.busy = True
         """Whether it asks for prompts."""
+        self._loop = loop
         self._network = network
         self._contents = contents
         self._writes = writes
@@ -107,7 +110,7 @@ class SimulatedEngine:
 
     def _begin(self) -> None:
         for coroutine in (self._link(), self._work()):
-            asyncio.get_running_loop().create_task(coroutine)  # noqa: RUF006 (the loop keeps them)
+            self._loop.start(coroutine)
 
     def end(self) -> None:
         """The scheduler's process is killed; its worker may outlive it, see ``end_worker``."""
@@ -272,10 +275,10 @@ class SimulatedEngine:
             return
         written = asyncio.get_running_loop().create_future()
         self.worker.run(self._start_write, granted, key, written)
-        asyncio.get_running_loop().create_task(self._commit(granted, key, written))
+        self._loop.start(self._commit(granted, key, written))
 
     def _start_write(self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]) -> None:
-        asyncio.get_running_loop().create_task(self._write(granted, key, written))
+        self._loop.start(self._write(granted, key, written))
 
     async def _write(self, granted: GrantedSlot, key: bytes, written: asyncio.Future[bool]) -> None:
         """In the worker's process."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from lmkv_ray.messages import encode
 from lmkv_ray.orders import Drain, Move
@@ -143,8 +143,8 @@ class Faults:
         cluster.story.tell(f"the clock of {machine.name} jumps by {seconds:.0f} s")
         machine.clock.wall_offset += seconds
 
-    def _task(self, coroutine: object) -> None:
-        asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+    def _task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self._cluster.loop.start(coroutine)
 
     def _clear(self) -> None:
         self._task(self._cluster.clear(self._random.choice([None, *SPACES])))

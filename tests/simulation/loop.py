@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from asyncio import events
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from contextvars import Context, ContextVar, copy_context
 from random import Random
 from typing import Any
@@ -152,6 +152,15 @@ class VirtualLoop(asyncio.SelectorEventLoop):
                 return
         self.callbacks += 1
         callback(*arguments)
+
+    def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Run a task that nobody awaits: if it fails, so does the run."""
+        self.create_task(coroutine).add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self.call_exception_handler({"message": "a task failed", "exception": error})
 
     def _make_task(self, loop: Any, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **options)

@@ -11,7 +11,7 @@ from typing import Any
 
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.transports import Batch
-from tests.simulation.loop import Incarnation
+from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.story import Story
 
 BYTES_PER_SECOND = 1e9
@@ -36,11 +36,13 @@ class Network:
     """Carries calls between machines.
 
     Args:
+        loop: has the virtual time.
         random: for all that is a matter of chance.
         story: what happens is told there.
     """
 
-    def __init__(self, random: Random, story: Story) -> None:
+    def __init__(self, loop: VirtualLoop, random: Random, story: Story) -> None:
+        self._loop = loop
         self.cuts: set[tuple[str, str]] = set()
         """Machines from which nothing arrives at others: (from, to)."""
         self.loss = 0.0
@@ -100,7 +102,7 @@ class Network:
         arguments: tuple[object, ...],
         answer: asyncio.Future[Any],
     ) -> None:
-        asyncio.get_running_loop().create_task(_answer(service, method, arguments, answer))
+        self._loop.start(_answer(service, method, arguments, answer))
 
     async def _travel(self, start: str, end: str, nbytes: int) -> None:
         if (start, end) in self.cuts or (start != end and self._random.random() < self.loss):
