@@ -11,6 +11,21 @@ from random import Random
 from typing import Any
 
 
+class _Callback:
+    """What a loop is to run."""
+
+    __slots__ = ("arguments", "context", "function", "handle")
+
+    def __init__(
+        self, function: Callable[..., object], arguments: tuple[object, ...], context: Context
+    ) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.context = context
+        self.handle: events.Handle | None = None
+        """By which it may be cancelled, also while its process is frozen."""
+
+
 class Incarnation:
     """One life of a simulated process. Callbacks of its tasks run only while it lives.
 
@@ -22,8 +37,8 @@ class Incarnation:
         self.name = name
         self.alive = True
         self.frozen = False
-        self.held: list[tuple[Callable[..., object], tuple[object, ...], Context]] = []
-        """Callbacks that wait until it is thawed."""
+        self.held: list[_Callback] = []
+        """They wait until it is thawed."""
 
     def run(self, function: Callable[..., Any], *arguments: object) -> Any:
         """Call a function as this process: tasks that it makes belong to it."""
@@ -101,8 +116,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def call_soon(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> events.Handle:
-        context = copy_context() if context is None else context
-        return super().call_soon(self._guarded, callback, args, context, context=context)
+        entry = _Callback(callback, args, copy_context() if context is None else context)
+        entry.handle = super().call_soon(self._guarded, entry, context=entry.context)
+        return entry.handle
 
     def call_at(  # type: ignore[override]
         self,
@@ -111,8 +127,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         *args: Any,
         context: Context | None = None,
     ) -> events.TimerHandle:
-        context = copy_context() if context is None else context
-        return super().call_at(when, self._guarded, callback, args, context, context=context)
+        entry = _Callback(callback, args, copy_context() if context is None else context)
+        handle = super().call_at(when, self._guarded, entry, context=entry.context)
+        entry.handle = handle
+        return handle
 
     def run_in_executor(  # type: ignore[override]
         self, executor: Any, func: Callable[..., Any], *args: Any
@@ -137,21 +155,21 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         """Let a frozen process go on."""
         incarnation.frozen = False
         held, incarnation.held = incarnation.held, []
-        for callback, arguments, context in held:
-            super().call_soon(self._guarded, callback, arguments, context, context=context)
+        for entry in held:
+            super().call_soon(self._guarded, entry, context=entry.context)
 
-    def _guarded(
-        self, callback: Callable[..., object], arguments: tuple[object, ...], context: Context
-    ) -> None:
+    def _guarded(self, entry: _Callback) -> None:
         incarnation = _CURRENT.get()
         if incarnation is not None:
             if not incarnation.alive:
                 return
             if incarnation.frozen:
-                incarnation.held.append((callback, arguments, context))
+                incarnation.held.append(entry)
                 return
+        if entry.handle is not None and entry.handle.cancelled():
+            return
         self.callbacks += 1
-        callback(*arguments)
+        entry.function(*entry.arguments)
 
     def start(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run a task that nobody awaits: if it fails, so does the run."""
