@@ -30,13 +30,13 @@ import numpy as np
 from benchmarks.table import rows_of, show
 from lmkv_ray.arena import ArenaWriter, this_process
 from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.fetch import Fetch
 from lmkv_ray.keys import key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import TierChunk
 from lmkv_ray.tiers.cipher import PLAIN
 from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.tiers.format import PAGE, Label, file_bytes
-from lmkv_ray.transports import Fetch
 
 SIZES = [512 << 10, 2 << 20, 8 << 20]
 TOTAL = 512 << 20

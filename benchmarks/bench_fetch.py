@@ -31,11 +31,12 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from benchmarks.table import Row, show, write
 from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
+from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.fetch import Fetch
 from lmkv_ray.messages import decode
 from lmkv_ray.transports import (
     Batch,
     ChunkReader,
-    Fetch,
     Helper,
     NixlSource,
     NixlTransport,
@@ -86,7 +87,9 @@ class Peer:
         writer.publish(slots, some_keys(count), chunk, 1)
         reader = ArenaReader.attach(writer.path)
         self._chunks = ChunkReader(reader)
-        self._source = NixlSource(reader, Helper(writer), writer.set_checksum)
+        self._source = NixlSource(
+            reader, Helper(writer, SYSTEM_CLOCK), writer.set_checksum, SYSTEM_CLOCK
+        )
         self._raw = np.concatenate(self._here.views)
 
     async def describe(self) -> tuple[str, str, int]:
@@ -164,7 +167,7 @@ def run(batches: Mapping[int, Sequence[int]] = BATCHES, rounds: int = ROUNDS) ->
 async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) -> list[Row]:
     count = max(batches)
     here, keys = Slots("here", count, chunk), some_keys(count)
-    helper = Helper(here.writer)
+    helper = Helper(here.writer, SYSTEM_CLOCK)
     host, path, arena_id = await actor.describe.remote()
     peer = PeerInfo(
         node_id="peer",
@@ -181,7 +184,10 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
             bad = [outcome async for outcome in outcomes if not outcome.ok]
         assert not bad, bad[0]
 
-    nixl, store = NixlTransport(here.writer, helper), ObjectStoreTransport()
+    nixl, store = (
+        NixlTransport(here.writer, helper, SYSTEM_CLOCK),
+        ObjectStoreTransport(SYSTEM_CLOCK),
+    )
     await fetch(nixl, count)  # starts and connects everything, and notes all checksums
     raw = RawReader(decode(await actor.locate.remote(keys.tobytes(), ""), Located), count, chunk)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.fetch import Failure
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import key_list
 from lmkv_ray.messages import Clear, Commit, Exchange, Hello, Owner
@@ -27,7 +28,6 @@ from lmkv_ray.tenants import (
 from lmkv_ray.tiers.cipher import AesGcm
 from lmkv_ray.tiers.clears import PendingClears
 from lmkv_ray.tiers.format import Label
-from lmkv_ray.transports import Failure
 from tests.tiers.harness import HARNESSES, fetch, slots, some_keys, store
 
 NAMESPACE, ANOTHER = space_of(b"n" * 16), space_of(b"m" * 16)

@@ -110,8 +110,8 @@ class ThisMachine:
 
     def transports(self, arena: ArenaWriter) -> list[Transport]:
         """See ``Machine``."""
-        return all_transports(arena, Helper(arena))
+        return all_transports(arena, Helper(arena, self.clock), self.clock)
 
     def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
         """See ``Machine``."""
-        return NixlSource(reader, Helper(arena), arena.set_checksum)
+        return NixlSource(reader, Helper(arena, self.clock), arena.set_checksum, self.clock)

@@ -82,7 +82,7 @@ class Node:
         self._directory = DirectoryClient(neighbours, settings.directory_shards, clock)
         self._peers = Peers(neighbours, self._directory, node_id, machine.host, clock)
         self.shard = shard = Shard(writer, settings, node_id, machine)
-        transports = Transports(machine.transports(writer), settings.transport)
+        transports = Transports(machine.transports(writer), settings.transport, clock)
         self._peer_finder = PeerFinder(self._peers, transports, clock)
         self._staging = Staging(shard, self._finders())
         self._demotion = Demotion(shard, self._tiers)

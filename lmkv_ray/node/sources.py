@@ -12,10 +12,11 @@ import numpy as np
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TransportError
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.node.peers import Peers
 from lmkv_ray.tiers import Tier
-from lmkv_ray.transports import Failure, Fetch, Outcome, Transports
+from lmkv_ray.transports import Transports
 
 logger = logging.getLogger(__name__)
 

@@ -14,15 +14,14 @@ import numpy as np
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.cost import SourceModels, choose
+from lmkv_ray.fetch import Failure, Fetch
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
 from lmkv_ray.node.shard import Shard
 from lmkv_ray.node.sources import Finder, Source, find_all
-from lmkv_ray.shard import Fetch as Plan
-from lmkv_ray.shard import plan_fetches
+from lmkv_ray.shard import Plan, plan_fetches
 from lmkv_ray.tenants import namespace_of, tenant_within
-from lmkv_ray.transports import Failure, Fetch
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from lmkv_ray.shard.admission import Admission, Rule
 from lmkv_ray.shard.allocator import Allocator
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.instructions import AssignExtent, Free, Instruction, Publish, Reserve, Retire
-from lmkv_ray.shard.plan import Fetch, plan_fetches
+from lmkv_ray.shard.plan import Plan, plan_fetches
 from lmkv_ray.shard.refusals import Refusals
 from lmkv_ray.shard.state import ShardState
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
@@ -15,10 +15,10 @@ __all__ = [
     "AssignExtent",
     "Counters",
     "DeltaLog",
-    "Fetch",
     "Free",
     "Instruction",
     "Limits",
+    "Plan",
     "Publish",
     "RecoveredSlot",
     "Refusals",

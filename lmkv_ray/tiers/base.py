@@ -9,10 +9,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.fetch import Fetch, Outcome
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.clears import Unheard
-from lmkv_ray.transports import Fetch, Outcome
 
 
 @dataclass(frozen=True)

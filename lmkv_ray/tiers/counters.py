@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lmkv_ray.transports import Failure, Outcome
+from lmkv_ray.fetch import Failure, Outcome
 
 
 @dataclass(kw_only=True)

@@ -9,7 +9,8 @@ What a shard actor does with this package:
 
     # As the one that fetches: know your peers, choose, fetch into reserved slots.
     peer = PeerInfo(node_id, host, arena_path, arena_id, read=lambda keys: handle.read.remote(keys))
-    transports = Transports(all_transports(writer, Helper(writer)), settings.transport)
+    known = all_transports(writer, Helper(writer, clock), clock)
+    transports = Transports(known, settings.transport, clock)
     fetch = Fetch(keys, [writer.payload(slot) for slot in slots], within=seconds)
     async with contextlib.aclosing(transports.choose(peer).fetch(peer, fetch)) as outcomes:
         async for outcome in outcomes:
@@ -21,16 +22,9 @@ What a shard actor does with this package:
 ``host_id()`` is what a shard tells others as its ``host``. What a fetch promises: ``Transport``.
 """
 
-from lmkv_ray.transports.base import (
-    Capabilities,
-    Failure,
-    Fetch,
-    Outcome,
-    PeerInfo,
-    Transport,
-    host_id,
-)
+from lmkv_ray.transports.base import Capabilities, PeerInfo, Transport
 from lmkv_ray.transports.chunk_reader import Batch, ChunkReader
+from lmkv_ray.transports.host import host_id
 from lmkv_ray.transports.nixl import Helper, NixlSource, NixlTransport
 from lmkv_ray.transports.object_store import ObjectStoreTransport
 from lmkv_ray.transports.select import Transports, all_transports
@@ -40,13 +34,10 @@ __all__ = [
     "Batch",
     "Capabilities",
     "ChunkReader",
-    "Failure",
-    "Fetch",
     "Helper",
     "NixlSource",
     "NixlTransport",
     "ObjectStoreTransport",
-    "Outcome",
     "PeerInfo",
     "SharedMemoryTransport",
     "Transport",

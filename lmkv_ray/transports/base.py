@@ -1,24 +1,13 @@
-"""What every transport promises, and the values it is spoken to with."""
+"""What every transport promises, and what it is told of a peer."""
 
 from __future__ import annotations
 
-import asyncio
-import enum
-import os
-import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Executor
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from lmkv_ray.keys import KeyArray
+from lmkv_ray.fetch import Fetch, Outcome
 from lmkv_ray.transports.chunk_reader import Batch
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -49,53 +38,6 @@ class PeerInfo:
     """Calls the peer's ``NixlSource.locate``."""
     nixl_obstacle: str | None = None
     """Why NIXL cannot read from the peer, as far as it knows itself."""
-
-
-class Failure(enum.StrEnum):
-    """Why a chunk did not arrive."""
-
-    MISSING = "missing"
-    """The peer does not hold it (any more)."""
-    CHANGED = "changed"
-    """The peer evicted it while it was copied."""
-    CORRUPT = "corrupt"
-    """What arrived does not have the chunk's checksum."""
-    TOO_LARGE = "too_large"
-    """It is larger than the slot."""
-    LOST = "lost"
-    """The peer died, or answered with an error or with nonsense."""
-    LATE = "late"
-    """The deadline passed."""
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one key of a fetch."""
-
-    position: int
-    """Which key of ``Fetch.keys``."""
-    nbytes: int = 0
-    checksum: int = 0
-    """``arena.checksum`` of the bytes; 0: not known."""
-    failure: Failure | None = None
-    detail: str = ""
-    """For logs: what the peer's failure was."""
-
-    @property
-    def ok(self) -> bool:
-        """The chunk is complete in its destination."""
-        return self.failure is None
-
-
-@dataclass(frozen=True)
-class Fetch:
-    """A wish for chunks."""
-
-    keys: KeyArray
-    destinations: Sequence[npt.NDArray[np.uint8]]
-    """For each key the writable bytes of a slot that is reserved for it."""
-    within: float
-    """Seconds from the call of ``fetch``."""
 
 
 class Transport(Protocol):
@@ -145,62 +87,3 @@ class Transport(Protocol):
     def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see the class."""
         ...
-
-
-def host_id() -> str:
-    """Equal for two processes exactly when they can open each other's memory through /proc."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        pids = Path("/proc/self/ns/pid").readlink()
-    except OSError:
-        return f"unknown/{secrets.token_hex(8)}"  # equal to no other
-    return f"{boot}/{pids}/{os.geteuid()}"
-
-
-async def to_the_end(function: Callable[[], T], executor: Executor | None = None) -> T:
-    """Run in a thread, and do not leave before it has ended, even when cancelled.
-
-    It writes into slots: whoever cancels a fetch gives them away next.
-    """
-    future = asyncio.get_running_loop().run_in_executor(executor, function)
-    await all_ended([future])
-    return future.result()
-
-
-async def all_ended(futures: Iterable[asyncio.Future[T]]) -> None:
-    """Wait until all have ended, also when cancelled meanwhile (that is passed on afterwards)."""
-    awaited = list(futures)
-    running = [future for future in awaited if not future.done()]
-    cancelled = False
-    while running:
-        try:
-            await asyncio.wait(running)
-        except asyncio.CancelledError:
-            cancelled = True
-        running = [future for future in running if not future.done()]
-    if cancelled:
-        for future in awaited:
-            if not future.cancelled():
-                future.exception()  # nobody is left to ask for it, which asyncio would log
-        raise asyncio.CancelledError
-
-
-def groups(sizes: Sequence[int], limit: int, first: int | None = None) -> list[range]:
-    """Positions in groups of at most ``limit`` bytes, and at least one member.
-
-    Args:
-        sizes: bytes of each.
-        limit: of a group.
-        first: limit of the first group; that of each later one is twice that of the one before.
-    """
-    result, start, total = [], 0, 0
-    allowed = limit if first is None else first
-    for position, size in enumerate(sizes):
-        if position > start and total + size > allowed:
-            result.append(range(start, position))
-            start, total = position, 0
-            allowed = min(2 * allowed, limit)
-        total += size
-    if start < len(sizes):
-        result.append(range(start, len(sizes)))
-    return result

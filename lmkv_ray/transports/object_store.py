@@ -9,23 +9,17 @@ flow control. (A streaming generator would leave its state in the peer's actor w
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
 from lmkv_ray.arena import checksum
-from lmkv_ray.transports.asking import NoAnswerError, answer_of
-from lmkv_ray.transports.base import (
-    Capabilities,
-    Failure,
-    Fetch,
-    Outcome,
-    PeerInfo,
-    groups,
-    to_the_end,
-)
+from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure, Fetch, Outcome, failed, groups
+from lmkv_ray.transports.answers import NoAnswerError, answer_of
+from lmkv_ray.transports.base import Capabilities, PeerInfo
 from lmkv_ray.transports.chunk_reader import BATCH_BYTES, CHANGED, Batch
-from lmkv_ray.transports.windows import failed, in_windows
+from lmkv_ray.transports.windows import in_windows
+from lmkv_ray.waits import to_the_end
 
 IN_FLIGHT = 2
 
@@ -34,13 +28,15 @@ class ObjectStoreTransport:
     """Asks the peer's actor for batches. See ``Transport``.
 
     Args:
+        clock: measures deadlines.
         batch_bytes: payload of one batch.
     """
 
     name = "object_store"
     capabilities = Capabilities(same_host=False, one_sided=False, verified=True)
 
-    def __init__(self, batch_bytes: int = BATCH_BYTES) -> None:
+    def __init__(self, clock: Clock, batch_bytes: int = BATCH_BYTES) -> None:
+        self._clock = clock
         self._batch_bytes = batch_bytes
 
     def obstacle(self, peer: PeerInfo) -> str | None:
@@ -49,34 +45,34 @@ class ObjectStoreTransport:
 
     async def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see ``Transport``."""
-        deadline = time.monotonic() + fetch.within
+        deadline = self._clock.monotonic() + fetch.within
         windows = groups([len(d) for d in fetch.destinations], self._batch_bytes)
-        bring = partial(_bring, peer, fetch, deadline)
+        bring = partial(self._bring, peer, fetch, deadline)
         async with contextlib.aclosing(in_windows(windows, bring, IN_FLIGHT)) as outcomes:
             async for outcome in outcomes:
                 yield outcome
 
+    async def _bring(
+        self, peer: PeerInfo, fetch: Fetch, deadline: float, window: range
+    ) -> list[Outcome]:
+        outcomes = await self._ask(peer, fetch, deadline, window)
+        # Chunks are sent straight from the arena: they may have been replaced meanwhile.
+        torn = [o.position for o in outcomes if o.failure is Failure.CORRUPT]
+        if torn:
+            again = {o.position: o for o in await self._ask(peer, fetch, deadline, torn)}
+            outcomes = [again.get(o.position, o) for o in outcomes]
+        return outcomes
 
-async def _bring(peer: PeerInfo, fetch: Fetch, deadline: float, window: range) -> list[Outcome]:
-    outcomes = await _ask(peer, fetch, deadline, window)
-    # Chunks are sent straight from the arena: they may have been replaced meanwhile.
-    torn = [o.position for o in outcomes if o.failure is Failure.CORRUPT]
-    if torn:
-        again = {o.position: o for o in await _ask(peer, fetch, deadline, torn)}
-        outcomes = [again.get(o.position, o) for o in outcomes]
-    return outcomes
-
-
-async def _ask(
-    peer: PeerInfo, fetch: Fetch, deadline: float, wanted: Sequence[int]
-) -> list[Outcome]:
-    """One call of the peer for some positions, and its answer copied to where it belongs."""
-    keys = fetch.keys[list(wanted)].tobytes()
-    try:
-        batch = await answer_of(lambda: peer.read(keys), deadline)
-    except NoAnswerError as error:
-        return failed(wanted, error.failure, error.detail)
-    return await to_the_end(partial(_land, batch, fetch, wanted))
+    async def _ask(
+        self, peer: PeerInfo, fetch: Fetch, deadline: float, wanted: Sequence[int]
+    ) -> list[Outcome]:
+        """One call of the peer for some positions, and its answer copied to where it belongs."""
+        keys = fetch.keys[list(wanted)].tobytes()
+        try:
+            batch = await answer_of(lambda: peer.read(keys), deadline, self._clock)
+        except NoAnswerError as error:
+            return failed(wanted, error.failure, error.detail)
+        return await to_the_end(partial(_land, batch, fetch, wanted))
 
 
 def _land(batch: Batch, fetch: Fetch, group: Sequence[int]) -> list[Outcome]:

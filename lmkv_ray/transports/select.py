@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TransportError
 from lmkv_ray.transports.base import PeerInfo, Transport
 from lmkv_ray.transports.nixl import Helper, NixlTransport
@@ -20,14 +20,19 @@ AGAIN_SECONDS = 60.0
 """After so long it is seen whether there is something better for a peer now."""
 
 
-def all_transports(arena: ArenaWriter, helper: Helper) -> list[Transport]:
+def all_transports(arena: ArenaWriter, helper: Helper, clock: Clock) -> list[Transport]:
     """Those there are, best first.
 
     Args:
         arena: what is fetched into.
         helper: for NIXL to read into it.
+        clock: measures deadlines.
     """
-    return [SharedMemoryTransport(), NixlTransport(arena, helper), ObjectStoreTransport()]
+    return [
+        SharedMemoryTransport(clock),
+        NixlTransport(arena, helper, clock),
+        ObjectStoreTransport(clock),
+    ]
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,7 @@ class _Choice:
     arena_id: int
     transport: Transport
     at: float
-    """``time.monotonic()`` seconds."""
+    """Monotonic seconds of the clock."""
     is_best: bool
 
 
@@ -45,9 +50,11 @@ class Transports:
     Args:
         known: best first.
         setting: a transport's name, or ``auto`` for the first one that can serve the peer.
+        clock: says when it is time to look for a better one.
     """
 
-    def __init__(self, known: Sequence[Transport], setting: str = "auto") -> None:
+    def __init__(self, known: Sequence[Transport], setting: str, clock: Clock) -> None:
+        self._clock = clock
         self._transports = [t for t in known if setting in ("auto", t.name)]
         self._chosen: dict[str, _Choice] = {}
         if not self._transports:
@@ -62,7 +69,7 @@ class Transports:
         Raises:
             TransportError: the setting names one that cannot serve this peer.
         """
-        now, before = time.monotonic(), self._chosen.get(peer.node_id)
+        now, before = self._clock.monotonic(), self._chosen.get(peer.node_id)
         if before is not None and before.arena_id != peer.arena_id:
             before = None
         if before is not None and (before.is_best or now < before.at + AGAIN_SECONDS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncGenerator
 from functools import partial
 
@@ -10,29 +9,30 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import ArenaReader, Hits
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import ArenaError
-from lmkv_ray.transports.base import (
-    Capabilities,
-    Failure,
-    Fetch,
-    Outcome,
-    PeerInfo,
-    groups,
-    host_id,
-    to_the_end,
-)
+from lmkv_ray.fetch import Failure, Fetch, Outcome, groups
+from lmkv_ray.transports.base import Capabilities, PeerInfo
+from lmkv_ray.transports.host import host_id
+from lmkv_ray.waits import to_the_end
 
 STEP_BYTES = 8 << 20
 """Copied between two looks at the clock; 1 to 2 ms."""
 
 
 class SharedMemoryTransport:
-    """Maps the peer's arena for the time of a fetch. See ``Transport``."""
+    """Maps the peer's arena for the time of a fetch. See ``Transport``.
+
+    Args:
+        clock: measures deadlines.
+        host: the ``host_id`` of this machine, if it is known already.
+    """
 
     name = "shared_memory"
     capabilities = Capabilities(same_host=True, one_sided=True, verified=False)
 
-    def __init__(self, host: str | None = None) -> None:
+    def __init__(self, clock: Clock, host: str | None = None) -> None:
+        self._clock = clock
         self._host = host or host_id()
 
     def obstacle(self, peer: PeerInfo) -> str | None:
@@ -47,7 +47,7 @@ class SharedMemoryTransport:
 
     async def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see ``Transport``."""
-        deadline = time.monotonic() + fetch.within
+        deadline = self._clock.monotonic() + fetch.within
         # Attached for each fetch: a mapping that we kept would keep a dead peer's memory too.
         try:
             reader = ArenaReader.attach(peer.arena_path, peer.arena_id)
@@ -57,7 +57,7 @@ class SharedMemoryTransport:
             return
         try:
             for group in groups([len(d) for d in fetch.destinations], STEP_BYTES):
-                if time.monotonic() >= deadline:
+                if self._clock.monotonic() >= deadline:
                     outcomes = [Outcome(i, failure=Failure.LATE) for i in group]
                 else:
                     outcomes = await to_the_end(partial(_copy, reader, fetch, group))

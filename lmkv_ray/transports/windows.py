@@ -7,7 +7,8 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from typing import Any
 
-from lmkv_ray.transports.base import Failure, Outcome, all_ended
+from lmkv_ray.fetch import Failure, Outcome, failed
+from lmkv_ray.waits import all_ended
 
 Bring = Callable[[range], Coroutine[Any, Any, list[Outcome]]]
 """Brings the chunks of a window. When it has returned, or ended after it was cancelled, nothing
@@ -60,8 +61,3 @@ async def in_windows(
         for task in tasks:
             task.cancel()
         await all_ended(tasks)
-
-
-def failed(window: Sequence[int], failure: Failure, detail: str = "") -> list[Outcome]:
-    """The same failure for a whole window."""
-    return [Outcome(position, failure=failure, detail=detail) for position in window]

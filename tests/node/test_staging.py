@@ -97,10 +97,14 @@ def peers(nodes: dict[str, Node]) -> FakePeers:
     return FakePeers(nodes)
 
 
+def peer_finder(peers: FakePeers) -> PeerFinder:
+    transports = Transports([ObjectStoreTransport(SYSTEM_CLOCK)], "auto", SYSTEM_CLOCK)
+    return PeerFinder(peers, transports, SYSTEM_CLOCK)
+
+
 @pytest.fixture
 def staging(here: Node, peers: FakePeers) -> Iterator[Staging]:
-    finder = PeerFinder(peers, Transports([ObjectStoreTransport()]), SYSTEM_CLOCK)
-    yield Staging(here.shard, [finder])
+    yield Staging(here.shard, [peer_finder(peers)])
     here.close()
 
 
@@ -305,12 +309,16 @@ async def test_what_is_staged_belongs_to_the_tenant_who_asked(
     alice, bob = namespace | tenant_of("alice"), namespace | tenant_of("bob")
     engine = FakeEngine(here.shard.call, "salted", space=namespace)
     staging = Staging(
-        here.shard, [PeerFinder(peers, Transports([ObjectStoreTransport()]), SYSTEM_CLOCK)]
+        here.shard,
+        [peer_finder(peers)],
     )
     nodes["a"].engine.save(KEYS)
     stage = structs.replace(decode(engine.stage_message(KEYS[:3]), Stage), space=alice)
     assert (await staging.stage(stage)).ready == 3
-    finder = GivenFinder(PeerFinder(peers, Transports([ObjectStoreTransport()]), SYSTEM_CLOCK), "a")
+    finder = GivenFinder(
+        peer_finder(peers),
+        "a",
+    )
     size = here.shard.writer.geometry.slot_size(engine.nbytes)
     assert await staging.take(bob, size, KEYS[3:5], 10, finder) == KEYS[3:5]
     strange = structs.replace(stage, keys=KEYS[5], space=space_of(b"m" * 16) | 1)

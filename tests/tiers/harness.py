@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.fetch import Fetch, Outcome
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import Tier, TierChunk
@@ -23,7 +24,6 @@ from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.health import Health
 from lmkv_ray.tiers.remote import RemoteTier
 from lmkv_ray.tiers.remote.objects import Objects, open_objects
-from lmkv_ray.transports import Fetch, Outcome
 
 SLOT = 64 << 10
 NBYTES = SLOT - 1000

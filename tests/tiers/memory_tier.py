@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tenants import covers
 from lmkv_ray.tiers import TierCapabilities, TierChunk
 from lmkv_ray.tiers.clears import Unheard
-from lmkv_ray.transports import Failure, Fetch, Outcome
 
 
 class MemoryTier:

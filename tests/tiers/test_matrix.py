@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from lmkv_ray.arena import checksum
+from lmkv_ray.fetch import Failure, Fetch
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers import Tier
 from lmkv_ray.tiers.disk import writing
 from lmkv_ray.tiers.remote import tier as remote
-from lmkv_ray.transports import Failure, Fetch
 from tests.tiers.harness import (
     COUNT,
     HARNESSES,

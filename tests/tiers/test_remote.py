@@ -16,6 +16,7 @@ import pytest
 
 from lmkv_ray.clock import SYSTEM_CLOCK, SystemClock
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import key_array
 from lmkv_ray.tiers import TierChunk
 from lmkv_ray.tiers.clears import Unheard
@@ -25,7 +26,6 @@ from lmkv_ray.tiers.remote import tier as remote
 from lmkv_ray.tiers.remote.objects import Objects, open_objects
 from lmkv_ray.tiers.remote.recent import Recent, Stored
 from lmkv_ray.tiers.remote.turns import Turns
-from lmkv_ray.transports import Failure, Fetch, Outcome
 from tests.tiers.harness import secret, until
 from tests.tiers.s3 import options, s3_server
 

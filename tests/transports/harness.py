@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter, Hits, this_process
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import MissReason, decode, encode
 from lmkv_ray.transports import (
@@ -51,8 +52,8 @@ class Store:
         self.keys = some_keys()
         self.slots = self.writer.assign_extent(0, CHUNK)[:COUNT]
         self.fill(self.keys)
-        self.helper = Helper(self.writer)
-        self.source = NixlSource(self.reader, self.helper, self.writer.set_checksum)
+        self.helper = Helper(self.writer, SYSTEM_CLOCK)
+        self.source = NixlSource(self.reader, self.helper, self.writer.set_checksum, SYSTEM_CLOCK)
         self.mood = ""
         self.calls = 0
         self.hanging = asyncio.Event()
@@ -151,8 +152,10 @@ class Here:
         self.writer = ArenaWriter.create(f"here{secrets.token_hex(4)}", 4 << 20)
         slots = [self.writer.assign_extent(extent, CHUNK) for extent in range(2)]
         self.slots = np.concatenate(slots).tolist()
-        self.helper = Helper(self.writer)
-        self.transport = NixlTransport(self.writer, self.helper, window_bytes=(2 * CHUNK,) * 2)
+        self.helper = Helper(self.writer, SYSTEM_CLOCK)
+        self.transport = NixlTransport(
+            self.writer, self.helper, SYSTEM_CLOCK, window_bytes=(2 * CHUNK,) * 2
+        )
 
     def places(self, count: int, start: int = 0) -> list[np.ndarray]:
         """Zeroed slots."""

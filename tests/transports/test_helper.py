@@ -12,6 +12,7 @@ from dataclasses import replace
 import pytest
 
 from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.transports import Helper, NixlSource, Transports, all_transports
 from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl.helper import HelperError
@@ -40,7 +41,7 @@ async def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
 ) -> None:
     monkeypatch.setattr(helper_module, "PROGRAM", program)
     monkeypatch.setattr(helper_module, "START_SECONDS", 1.0)
-    helper = Helper(writer)
+    helper = Helper(writer, SYSTEM_CLOCK)
     with pytest.raises(HelperError, match="did not start"):
         await helper.call(Register(extents=[]), time.monotonic() + SECONDS)
     assert (helper.problem, helper.pid) == ("the NIXL process did not start", None)
@@ -52,7 +53,7 @@ async def test_a_process_that_cannot_start_is_an_obstacle_for_a_while(
 async def test_a_process_that_ends_before_it_did_anything_is_an_obstacle(
     writer: ArenaWriter,
 ) -> None:
-    helper = Helper(writer)
+    helper = Helper(writer, SYSTEM_CLOCK)
     helper.start()
     await until(lambda: helper.agent is not None)
     pid = helper.pid
@@ -73,11 +74,16 @@ async def test_a_machine_with_too_many_processes_is_an_obstacle(
     peer = LocalPeer()
     elsewhere = replace(peer.info(), host="another")
     source = NixlSource(
-        peer.store.reader, Helper(peer.store.writer), peer.store.writer.set_checksum
+        peer.store.reader,
+        Helper(peer.store.writer, SYSTEM_CLOCK),
+        peer.store.writer.set_checksum,
+        SYSTEM_CLOCK,
     )
     source.start()
     assert "Resource temporarily unavailable" in str(source.obstacle)
-    transports = Transports(all_transports(here.writer, here.helper))
+    transports = Transports(
+        all_transports(here.writer, here.helper, SYSTEM_CLOCK), "auto", SYSTEM_CLOCK
+    )
     assert transports.choose(elsewhere).name == "object_store"
     monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
     assert source.obstacle is None
@@ -85,7 +91,7 @@ async def test_a_machine_with_too_many_processes_is_an_obstacle(
 
 
 async def test_a_parent_may_have_thousands_of_files_open(writer: ArenaWriter) -> None:
-    helper, files = Helper(writer), [os.dup(0) for _ in range(1100)]
+    helper, files = Helper(writer, SYSTEM_CLOCK), [os.dup(0) for _ in range(1100)]
     try:
         assert isinstance(await helper.call(COMMAND, time.monotonic() + SECONDS), Registered)
     finally:
@@ -95,7 +101,7 @@ async def test_a_parent_may_have_thousands_of_files_open(writer: ArenaWriter) ->
 
 
 async def test_calls_that_are_late_leave_the_turns_to_others(writer: ArenaWriter) -> None:
-    helper = Helper(writer)
+    helper = Helper(writer, SYSTEM_CLOCK)
     for _ in range(AT_ONCE):
         with pytest.raises(HelperError, match="deadline") as raised:
             await helper.call(COMMAND, time.monotonic())

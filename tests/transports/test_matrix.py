@@ -13,11 +13,10 @@ import pytest
 import pytest_asyncio
 
 from lmkv_ray.arena import checksum
+from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.transports import (
-    Failure,
-    Fetch,
     ObjectStoreTransport,
-    Outcome,
     PeerInfo,
     SharedMemoryTransport,
     Transport,
@@ -120,8 +119,10 @@ async def pair(
     """Batches, steps and windows of two chunks."""
     monkeypatch.setattr(shared_memory, "STEP_BYTES", 2 * CHUNK)
     transports: list[Transport] = [
-        ObjectStoreTransport(batch_bytes=2 * CHUNK), SharedMemoryTransport(), here.transport
-    ]  # fmt: skip
+        ObjectStoreTransport(SYSTEM_CLOCK, batch_bytes=2 * CHUNK),
+        SharedMemoryTransport(SYSTEM_CLOCK),
+        here.transport,
+    ]
     name, _, where = request.param.partition(" in ")
     if where:
         request.getfixturevalue("ray_cluster")

@@ -18,8 +18,10 @@ import numpy as np
 import pytest
 import pytest_asyncio
 
+from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.messages import MissReason, decode, encode
-from lmkv_ray.transports import Failure, Fetch, Helper, Outcome, PeerInfo
+from lmkv_ray.transports import Helper, PeerInfo
 from lmkv_ray.transports.nixl import Located, transport
 from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl.helper import HelperError
@@ -229,7 +231,7 @@ async def test_files_threads_and_processes_are_given_back(here: Here, store: Sto
     for _ in range(3):
         await fetch(here, peer_of(store))
     assert (open_files(), threading.active_count()) == (files, threads)
-    helper = Helper(store.writer)
+    helper = Helper(store.writer, SYSTEM_CLOCK)
     await helper.call(Register(extents=[0]), time.monotonic() + SECONDS)
     pid = helper.pid
     assert pid is not None

@@ -37,9 +37,10 @@ def test_the_process_ends_with_its_parent() -> None:
     program = (
         "import asyncio\n"
         "from lmkv_ray.arena import ArenaWriter\n"
+        "from lmkv_ray.clock import SYSTEM_CLOCK\n"
         "from lmkv_ray.transports import Helper\n"
         "async def main():\n"
-        "    helper = Helper(ArenaWriter.create('parent', 4 << 20)); helper.start()\n"
+        "    helper = Helper(ArenaWriter.create('parent', 4 << 20), SYSTEM_CLOCK); helper.start()\n"
         "    print(helper.pid, flush=True); await asyncio.sleep(600)\n"
         "asyncio.run(main())"
     )

@@ -10,9 +10,10 @@ import pytest
 import pytest_asyncio
 
 from lmkv_ray.arena import checksum, this_process
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason
-from lmkv_ray.transports import Failure, Fetch, Outcome, PeerInfo
+from lmkv_ray.transports import PeerInfo
 from lmkv_ray.transports.nixl import attention
 from lmkv_ray.transports.nixl.wire import Register
 from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys

@@ -15,7 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.arena import checksum
+from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.errors import TransportError
+from lmkv_ray.fetch import groups
 from lmkv_ray.messages import MissReason
 from lmkv_ray.transports import (
     ChunkReader,
@@ -26,15 +28,15 @@ from lmkv_ray.transports import (
     host_id,
     select,
 )
-from lmkv_ray.transports.base import all_ended, groups, to_the_end
 from lmkv_ray.transports.chunk_reader import MISSING
+from lmkv_ray.waits import all_ended, to_the_end
 from tests.transports.harness import CHUNK, COUNT, LocalPeer, content_of, some_keys
 
 
 @pytest.fixture
 async def known(peer: LocalPeer) -> AsyncIterator[list[Transport]]:
-    helper = Helper(peer.store.writer)
-    yield all_transports(peer.store.writer, helper)
+    helper = Helper(peer.store.writer, SYSTEM_CLOCK)
+    yield all_transports(peer.store.writer, helper, SYSTEM_CLOCK)
     await helper.close()
 
 
@@ -49,7 +51,7 @@ async def test_the_choice_is_logged_once_with_its_reason(
     peer: LocalPeer, known: list[Transport], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
-    transports = Transports(known)
+    transports = Transports(known, "auto", SYSTEM_CLOCK)
     assert transports.choose(peer.info()).name == "shared_memory"
     assert transports.choose(peer.info()).name == "shared_memory"
     assert [r.getMessage() for r in caplog.records] == [
@@ -66,20 +68,22 @@ async def test_memory_that_cannot_be_opened_is_an_obstacle(
     peer: LocalPeer, known: list[Transport]
 ) -> None:
     hidden = replace(peer.info(), arena_path="/proc/1/fd/99999")
-    assert Transports(known).choose(hidden).name == "nixl"
+    assert Transports(known, "auto", SYSTEM_CLOCK).choose(hidden).name == "nixl"
 
 
 async def test_a_setting_that_cannot_work_is_a_typed_error(
     peer: LocalPeer, known: list[Transport]
 ) -> None:
     with pytest.raises(TransportError, match="LMKV_TRANSPORT"):
-        Transports(known, "pigeon")
+        Transports(known, "pigeon", SYSTEM_CLOCK)
     with pytest.raises(TransportError, match=r"No transport reaches.*LMKV_TRANSPORT=auto"):
-        Transports(known, "shared_memory").choose(replace(peer.info(), host="another"))
+        Transports(known, "shared_memory", SYSTEM_CLOCK).choose(
+            replace(peer.info(), host="another")
+        )
 
 
 async def test_a_forgotten_peer_is_chosen_anew(peer: LocalPeer, known: list[Transport]) -> None:
-    transports = Transports(known)
+    transports = Transports(known, "auto", SYSTEM_CLOCK)
     transports.choose(peer.info())
     transports.forget("peer")
     assert transports.choose(replace(peer.info(), host="another")).name == "nixl"
@@ -93,7 +97,10 @@ async def test_a_better_transport_is_found_when_its_obstacle_is_gone(
 ) -> None:
     """A READ that failed leaves a peer to the object store for a minute, not for ever."""
     caplog.set_level(logging.INFO)
-    transports, elsewhere = Transports(known), replace(peer.info(), host="another")
+    transports, elsewhere = (
+        Transports(known, "auto", SYSTEM_CLOCK),
+        replace(peer.info(), host="another"),
+    )
     refusing = replace(elsewhere, nixl_obstacle="a READ has just failed")
     assert transports.choose(refusing).name == "object_store"
     assert transports.choose(elsewhere).name == "object_store"

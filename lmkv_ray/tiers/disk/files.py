@@ -18,10 +18,10 @@ import numpy.typing as npt
 
 from lmkv_ray.arena import checksum
 from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce, suite_of
 from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes
-from lmkv_ray.transports import Failure
 
 STEP = 16 << 20
 """Bytes of one system call at most: how often a read looks whether it is still wanted."""

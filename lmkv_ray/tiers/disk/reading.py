@@ -8,12 +8,12 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 
 from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount
 from lmkv_ray.tiers.disk.workers import Job, Workers
-from lmkv_ray.transports import Failure, Fetch, Outcome
-from lmkv_ray.transports.base import all_ended
+from lmkv_ray.waits import all_ended
 
 SLOW_SECONDS = 2.0
 """A read that takes longer and misses its deadline puts the disk out of use for a while."""

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import LmkvError
+from lmkv_ray.fetch import Fetch, Outcome
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.status import TierStatus
@@ -32,7 +33,6 @@ from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
 from lmkv_ray.tiers.disk.workers import Workers
 from lmkv_ray.tiers.disk.writing import Writing
-from lmkv_ray.transports import Fetch, Outcome
 
 T = TypeVar("T")
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import groups
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import MAX_NBYTES
 from lmkv_ray.tiers.disk.counters import DiskCounters
@@ -15,7 +16,6 @@ from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount
 from lmkv_ray.tiers.disk.workers import Workers
 from lmkv_ray.tiers.format import Label
-from lmkv_ray.transports.base import groups
 
 PENDING_BYTES = 128 << 20
 """Chunks that are being written, all together; past it they are not stored."""

@@ -9,10 +9,10 @@ import numpy.typing as npt
 
 from lmkv_ray.arena import checksum
 from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce
 from lmkv_ray.tiers.format import PAGE, Header, Label
-from lmkv_ray.transports import Failure
 
 
 def pack(chunk: TierChunk, cipher: Cipher | None, mark: int, clock: Clock) -> list[Any]:

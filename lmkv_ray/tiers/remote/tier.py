@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk
@@ -26,8 +27,7 @@ from lmkv_ray.tiers.remote.objects import Objects, TooLargeError, open_objects
 from lmkv_ray.tiers.remote.packing import header_of, object_bytes, pack, unpack
 from lmkv_ray.tiers.remote.recent import Known, Recent, Stored
 from lmkv_ray.tiers.remote.turns import Turns
-from lmkv_ray.transports import Failure, Fetch, Outcome
-from lmkv_ray.transports.base import all_ended, to_the_end
+from lmkv_ray.waits import all_ended, to_the_end
 
 IN_FLIGHT = 16
 """Requests at a time for chunks, and as many for questions."""

@@ -15,7 +15,7 @@ AWAKE_SECONDS = 1.0
 
 
 class Attention:
-    """What is known of one peer. Without I/O; times are ``time.monotonic()`` seconds.
+    """What is known of one peer. Without I/O; times are monotonic seconds of the clock.
 
     Where the network has hardware that reads memory, nobody at the peer is needed. Where it has
     none (TCP), the peer's process sends the bytes: it looks for such wishes all the time for two

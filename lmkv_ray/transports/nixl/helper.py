@@ -7,14 +7,13 @@ import contextlib
 import importlib.util
 import math
 import os
-import time
 from typing import cast
 
 from lmkv_ray.arena import ArenaWriter, process, this_process
 from lmkv_ray.child import start_child
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.framing import Incoming, framed
-from lmkv_ray.transports.base import all_ended, to_the_end
 from lmkv_ray.transports.nixl.wire import (
     AT_ONCE,
     PACKAGES,
@@ -26,6 +25,7 @@ from lmkv_ray.transports.nixl.wire import (
     Result,
     Serve,
 )
+from lmkv_ray.waits import all_ended, to_the_end
 
 START_SECONDS = 20.0
 """A process that is not ready by then never will be: UCX may spin for ever when it starts, for
@@ -57,10 +57,12 @@ class Helper:
 
     Args:
         arena: what the process serves from or reads into.
+        clock: measures deadlines.
     """
 
-    def __init__(self, arena: ArenaWriter) -> None:
+    def __init__(self, arena: ArenaWriter, clock: Clock) -> None:
         self._arena = arena
+        self._clock = clock
         self._life: _Life | None = None
         self._closed = False
         self._refused = -math.inf, ""
@@ -77,7 +79,7 @@ class Helper:
         at, why = self._refused
         if self._life is not None and self._life.failure is not None:
             at, why = max((at, why), (self._life.ended_at, self._life.failure))
-        return why if time.monotonic() < at + RETRY_SECONDS else None
+        return why if self._clock.monotonic() < at + RETRY_SECONDS else None
 
     @property
     def agent(self) -> Ready | None:
@@ -105,7 +107,7 @@ class Helper:
 
         Args:
             command: what.
-            deadline: ``time.monotonic()`` seconds.
+            deadline: monotonic seconds of the clock.
 
         Raises:
             HelperError: it was not, or not in time.
@@ -116,7 +118,7 @@ class Helper:
 
     async def _call(self, command: Command, deadline: float) -> Result:
         late = HelperError("the deadline had passed", late=True)
-        left = deadline - time.monotonic()
+        left = deadline - self._clock.monotonic()
         if left <= 0:
             raise late
         try:
@@ -127,13 +129,13 @@ class Helper:
         try:
             life = self._living()
             if not life.ready.done():
-                await asyncio.wait([life.ready], timeout=deadline - time.monotonic())
+                await asyncio.wait([life.ready], timeout=deadline - self._clock.monotonic())
             if not life.ready.done():
                 raise HelperError("the NIXL process is still starting", late=True)
             if life.failure is not None:
                 raise HelperError(life.failure)
             answer = life.send(command)
-            patience = max(deadline - time.monotonic(), 0) + GRACE_SECONDS
+            patience = max(deadline - self._clock.monotonic(), 0) + GRACE_SECONDS
             await asyncio.wait([answer], timeout=patience)
             if not answer.done():
                 await life.end()
@@ -165,9 +167,12 @@ class Helper:
             if problem is not None:
                 raise HelperError(problem)
             try:
-                self._life = _Life(self._arena)
+                self._life = _Life(self._arena, self._clock)
             except (OSError, ArenaError) as error:  # too many processes or files
-                self._refused = time.monotonic(), f"the NIXL process cannot be started: {error}"
+                self._refused = (
+                    self._clock.monotonic(),
+                    f"the NIXL process cannot be started: {error}",
+                )
                 raise HelperError(self._refused[1]) from None
         return self._life
 
@@ -175,7 +180,8 @@ class Helper:
 class _Life(asyncio.Protocol):
     """One process, from its start to its end, and the link to it."""
 
-    def __init__(self, arena: ArenaWriter) -> None:
+    def __init__(self, arena: ArenaWriter, clock: Clock) -> None:
+        self._clock = clock
         loop = asyncio.get_running_loop()
         self.ready: asyncio.Future[None] = loop.create_future()
         """Done when it is known whether it could start."""
@@ -243,7 +249,7 @@ class _Life(asyncio.Protocol):
             did = "start" if self.agent is None else "carry out its first command"
             self.failure = f"the NIXL process did not {did}"
         self.agent = None
-        self.ended_at = time.monotonic()
+        self.ended_at = self._clock.monotonic()
         self._settle()
         left, self._open = list(self._open.values()), {}
         for answer in left:

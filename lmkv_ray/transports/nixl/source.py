@@ -7,13 +7,13 @@ else peers read by themselves.
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable
 
 import numpy as np
 import xxhash
 
 from lmkv_ray.arena import ArenaReader, Summed
+from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TransportError
 from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import Message, encode
@@ -52,11 +52,17 @@ class NixlSource:
         reader: our arena.
         helper: a process that serves it.
         note: ``ArenaWriter.set_checksum``; called on the event loop.
+        clock: measures deadlines.
     """
 
     def __init__(
-        self, reader: ArenaReader, helper: Helper, note: Callable[[int, int, int], None]
+        self,
+        reader: ArenaReader,
+        helper: Helper,
+        note: Callable[[int, int, int], None],
+        clock: Clock,
     ) -> None:
+        self._clock = clock
         self._reader = reader
         self._helper = helper
         self._note = note
@@ -151,7 +157,7 @@ class NixlSource:
         wanted = self._extents | extents
         command = Register(extents=sorted(wanted))
         try:
-            result = await self._helper.call(command, time.monotonic() + REGISTER_SECONDS)
+            result = await self._helper.call(command, self._clock.monotonic() + REGISTER_SECONDS)
         except HelperError as error:
             raise TransportError(
                 f"NIXL cannot read from here: {error}.",

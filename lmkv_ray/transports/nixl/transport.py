@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -15,17 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure, Fetch, Outcome, groups
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import decode
-from lmkv_ray.transports.asking import NoAnswerError, answer_of
-from lmkv_ray.transports.base import (
-    Capabilities,
-    Failure,
-    Fetch,
-    Outcome,
-    PeerInfo,
-    groups,
-)
+from lmkv_ray.transports.answers import NoAnswerError, answer_of
+from lmkv_ray.transports.base import Capabilities, PeerInfo
 from lmkv_ray.transports.chunk_reader import CHANGED
 from lmkv_ray.transports.nixl.attention import Attention
 from lmkv_ray.transports.nixl.found import Found
@@ -87,6 +81,7 @@ class NixlTransport:
     Args:
         arena: ours; destinations of fetches are views that ``payload`` gave.
         helper: a process that reads into it.
+        clock: measures deadlines.
         window_bytes: payload of the first window, and of the largest.
     """
 
@@ -94,8 +89,13 @@ class NixlTransport:
     capabilities = Capabilities(same_host=False, one_sided=False, verified=True)
 
     def __init__(
-        self, arena: ArenaWriter, helper: Helper, window_bytes: tuple[int, int] = WINDOW_BYTES
+        self,
+        arena: ArenaWriter,
+        helper: Helper,
+        clock: Clock,
+        window_bytes: tuple[int, int] = WINDOW_BYTES,
     ) -> None:
+        self._clock = clock
         self._arena = arena
         self._helper = helper
         self._window_bytes = window_bytes
@@ -113,14 +113,14 @@ class NixlTransport:
         if peer.nixl_obstacle is not None:
             return f"the peer says: {peer.nixl_obstacle}"
         at, why = self._failed.get(peer.node_id, (-RETRY_SECONDS, ""))
-        if time.monotonic() < at + RETRY_SECONDS:
+        if self._clock.monotonic() < at + RETRY_SECONDS:
             return f"a READ has just failed: {why}"
         self._helper.start()
         return self._helper.problem
 
     async def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """Bring chunks; see ``Transport``."""
-        deadline = time.monotonic() + fetch.within
+        deadline = self._clock.monotonic() + fetch.within
         first, largest = self._window_bytes
         windows = groups([len(d) for d in fetch.destinations], largest, first)
         bring = partial(self._window, peer, fetch, deadline)
@@ -182,7 +182,7 @@ class NixlTransport:
         """What the peer's tables say, and which chunks arrived intact by that: nobody was asked."""
         found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
         known, attention = self._current(peer), self._attention[peer.node_id]
-        if known is None or attention.wants_asking(time.monotonic()):
+        if known is None or attention.wants_asking(self._clock.monotonic()):
             return found, intact
         n = min(len(keys), BRING_MOST)
         slots = np.stack([places[:n], room[:n].astype(np.uint64)], axis=1)
@@ -190,13 +190,13 @@ class NixlTransport:
         try:
             brought = await self._call(peer, command, deadline)
         except NoAnswerError:
-            if time.monotonic() >= deadline:
+            if self._clock.monotonic() >= deadline:
                 raise
             # Its agent is gone, but there may be a new one: its actor knows.
             self._failed.pop(peer.node_id, None)
             return found, intact
         assert isinstance(brought, Brought)
-        news = attention.looked(time.monotonic(), brought.seconds)
+        news = attention.looked(self._clock.monotonic(), brought.seconds)
         if news is not None:
             logger.info(
                 "Node %s %s: a READ of its index took %.1f ms. From now on it is asked first",
@@ -212,8 +212,8 @@ class NixlTransport:
         assert locate is not None, "obstacle"
         known = self._current(peer)
         version = known.version if known is not None else ""
-        self._attention[peer.node_id].asked(time.monotonic())
-        answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline)
+        self._attention[peer.node_id].asked(self._clock.monotonic())
+        answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline, self._clock)
         try:
             located = decode(answer, Located)
             found = Found.of(located, len(keys))
@@ -252,7 +252,7 @@ class NixlTransport:
             if known is not None:
                 self._known[peer.node_id] = replace(known, told="")
             if error.peer:
-                self._failed[peer.node_id] = time.monotonic(), str(error)
+                self._failed[peer.node_id] = self._clock.monotonic(), str(error)
             failure = Failure.LATE if error.late else Failure.LOST
             raise NoAnswerError(failure, str(error)) from None
 

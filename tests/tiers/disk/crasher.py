@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.fetch import Failure
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers.disk import DiskTier
-from lmkv_ray.transports import Failure
 from tests.tiers.harness import arrived, fetch, slots, some_keys, store
 
 KEYS = some_keys(120, seed=9)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from lmkv_ray.errors import ConfigError, TierError, UnsupportedError
+from lmkv_ray.fetch import Failure
 from lmkv_ray.ownership import trouble_with_secret
 from lmkv_ray.tiers.cipher import AesGcm, load_cipher
 from lmkv_ray.tiers.format import Header, Label
-from lmkv_ray.transports import Failure
 from tests.tiers.harness import (
     COUNT,
     DiskHarness,

@@ -8,7 +8,7 @@ import os
 import shutil
 from typing import Any
 
-from lmkv_ray.transports import Failure
+from lmkv_ray.fetch import Failure
 from tests.tiers.disk.conftest import present
 from tests.tiers.harness import COUNT, DiskHarness, arrived, chunk, fetch, slots, some_keys, store
 

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from lmkv_ray.errors import TierError
+from lmkv_ray.fetch import Failure, Fetch
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers.disk import reading
 from lmkv_ray.tiers.disk.directory import Directory
-from lmkv_ray.transports import Failure, Fetch
 from tests.tiers.disk.conftest import FILE, Remount, present
 from tests.tiers.harness import COUNT, DiskHarness, fetch, slots, some_keys, store, until
 

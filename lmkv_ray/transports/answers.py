@@ -1,13 +1,13 @@
-"""Asking a peer's actor."""
+"""The answer of a peer's shard to a call, within a deadline."""
 
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
-from lmkv_ray.transports.base import Failure
+from lmkv_ray.clock import Clock
+from lmkv_ray.fetch import Failure
 
 T = TypeVar("T")
 
@@ -21,12 +21,13 @@ class NoAnswerError(Exception):
         self.detail = detail
 
 
-async def answer_of(ask: Callable[[], Awaitable[T]], deadline: float) -> T:
+async def answer_of(ask: Callable[[], Awaitable[T]], deadline: float, clock: Clock) -> T:
     """The answer to a call of a peer.
 
     Args:
         ask: makes the call.
-        deadline: ``time.monotonic()`` seconds.
+        deadline: monotonic seconds of the clock.
+        clock: the shard's.
 
     Raises:
         NoAnswerError: there is none in time, or an error instead.
@@ -36,7 +37,7 @@ async def answer_of(ask: Callable[[], Awaitable[T]], deadline: float) -> T:
         return await ask()
 
     try:
-        return await asyncio.wait_for(asked(), deadline - time.monotonic())
+        return await asyncio.wait_for(asked(), deadline - clock.monotonic())
     except TimeoutError:
         raise NoAnswerError(Failure.LATE) from None
     except Exception as error:
