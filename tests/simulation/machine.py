@@ -15,11 +15,12 @@ from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.arena.crews import Crews
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError
+from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.messages import Owner
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers import Tier, TierChunk
-from lmkv_ray.transports import Failure, Fetch, NixlSource, ObjectStoreTransport, Outcome, Transport
+from lmkv_ray.transports import NixlSource, ObjectStoreTransport, Transport
 from tests.simulation.loop import VirtualLoop
 from tests.tiers.memory_tier import MemoryTier
 
@@ -167,7 +168,7 @@ class SimulatedMachine:
         return ([] if self.disk is None else [cast(Tier, self.disk)]), []
 
     def transports(self, arena: ArenaWriter) -> list[Transport]:
-        return [ObjectStoreTransport(batch_bytes=256 << 10)]
+        return [ObjectStoreTransport(self.clock, batch_bytes=256 << 10)]
 
     def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
         return cast(NixlSource, _NoNixl())
