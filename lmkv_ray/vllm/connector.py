@@ -28,6 +28,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 from lmkv_ray.config import load_settings
 from lmkv_ray.courier import Courier
 from lmkv_ray.errors import ConfigError
+from lmkv_ray.vllm import log
 from lmkv_ray.vllm.content import ContentThread
 from lmkv_ray.vllm.device import DeviceWatch
 from lmkv_ray.vllm.events import ArenaEvents
@@ -66,6 +67,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
     ) -> None:
         super().__init__(vllm_config, role, kv_cache_config)
+        log.show()
         check_engine(vllm_config, kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         if transfer.kv_role != "kv_both":
