@@ -8,7 +8,7 @@ from typing import Annotated, ParamSpec
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from lmkv_ray.config import Settings, load_settings, scope_of
 from lmkv_ray.errors import ConfigError, LmkvError
@@ -113,7 +113,8 @@ def where(keys: Keys, address: Address = None) -> None:
     """Where chunks are: in engines' own caches (gpu), nodes' memory, nodes' disks."""
     from lmkv_ray.actors import connect
 
-    table = Table("key", "tier", "node", "engine")
+    wide = Column("key", min_width=2 * KEY_BYTES)  # whole on a narrow screen too: it is copied
+    table = Table(wide, "tier", "node", Column("engine", overflow="fold"))
     for key, places in zip(keys, connect(address, start=False).where(_keys(keys)), strict=True):
         for place in places:
             table.add_row(key, place.tier, place.node_id[:12], place.engine_id)

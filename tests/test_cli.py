@@ -5,6 +5,8 @@ from typer.testing import CliRunner
 
 from lmkv_ray.cli import app
 from lmkv_ray.config import Settings
+from lmkv_ray.directory import Location
+from lmkv_ray.keys import KEY_BYTES
 
 
 @pytest.fixture
@@ -45,3 +47,17 @@ def test_ray_client_is_refused(runner: CliRunner) -> None:
     result = runner.invoke(app, ["status", "--address", "ray://host:10001"])
     assert result.exit_code == 1
     assert "Ray Client" in result.output
+
+
+def test_a_key_is_told_whole_on_a_narrow_screen(
+    runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = bytes(range(KEY_BYTES))
+
+    class Found:
+        def where(self, keys: list[bytes]) -> list[list[Location]]:
+            return [[Location("n" * 56, "memory", "e" * 40)] for _ in keys]
+
+    monkeypatch.setattr("lmkv_ray.actors.connect", lambda *_, **__: Found())
+    monkeypatch.setenv("COLUMNS", "80")
+    assert key.hex() in runner.invoke(app, ["where", key.hex()]).output

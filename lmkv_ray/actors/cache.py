@@ -15,10 +15,10 @@ from lmkv_ray.actors.launch import Handle, actor_names, find, kill
 from lmkv_ray.actors.names import shard_name
 from lmkv_ray.config import Settings
 from lmkv_ray.directory import GPU, MEMORY, Holding, Location
-from lmkv_ray.errors import ConnectError, LmkvError
+from lmkv_ray.errors import ConnectError, LmkvError, TierError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Cleared, decode, encode
-from lmkv_ray.node.tiers import TIERS
+from lmkv_ray.node.tiers import TIER_SETTINGS
 from lmkv_ray.orders import Drain, Drained, Move, PeerAddress
 from lmkv_ray.status import CacheStatus
 from lmkv_ray.tenants import clear_bytes
@@ -143,10 +143,19 @@ class Cache:
             seconds: time for it.
 
         Returns:
-            how many are there now. Raises as ``pin`` does.
+            how many are there now.
+
+        Raises:
+            TierError: no node has this tier.
+            ConnectError: there is not exactly one such node, or the cache does not answer.
         """
-        if to not in TIERS:
+        if to not in TIER_SETTINGS:
             to = self._node(to)
+        elif not any(tier.name == to for node in self.status().nodes for tier in node.tiers):
+            raise TierError(
+                f"No node of the cache has the tier {to!r}.",
+                next_step=f"set {TIER_SETTINGS[to]} (docs/settings.md) and start the cache again.",
+            )
         move = encode(Move(keys=b"".join(keys), to=to, within=seconds))
         return len(self._everywhere("move", move, within=seconds + CALL_SECONDS))
 

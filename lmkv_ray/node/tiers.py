@@ -48,8 +48,8 @@ OPENERS: dict[str, Callable[[Settings, Clock], Awaitable[Tier | None]]] = {
 }
 """By name, the quickest first; each gives None if its tier is not configured."""
 
-TIERS = frozenset(OPENERS)
-"""Names of all kinds of tiers."""
+TIER_SETTINGS = {"disk": "LMKV_DISK_DIR", "remote": "LMKV_REMOTE_URL"}
+"""By name, the setting that gives a node such a tier."""
 
 
 async def open_tiers(settings: Settings, clock: Clock) -> tuple[list[Tier], list[TierStatus]]:

@@ -19,7 +19,7 @@ from lmkv_ray.actors import connect
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory import Location
-from lmkv_ray.errors import ConnectError
+from lmkv_ray.errors import ConnectError, TierError
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.remote import RemoteTier
 from tests.actors.conftest import SETTINGS, Nodes, eventually
@@ -110,6 +110,8 @@ def test_chunks_are_pinned_evicted_and_moved_by_name(nodes: Nodes) -> None:
     assert here.stage(KEYS).ready == 11
     with pytest.raises(ConnectError, match="lmkv status"):
         nodes.cache.move(KEYS, "nowhere")
+    with pytest.raises(TierError, match="LMKV_DISK_DIR"):
+        nodes.cache.move(KEYS, "disk")
 
 
 @pytest.mark.parametrize("nodes", ["remote"], indirect=True)
