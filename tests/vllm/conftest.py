@@ -137,18 +137,23 @@ class Evictable(Protocol):
     def evict_all(self) -> None: ...
 
 
+def forget(engine: Engine, shard: Evictable) -> None:
+    """Empty vLLM's own cache and the shard, once nothing is on its way there any more."""
+    engine.wait_saved()
+    assert engine.reset(), "blocks are still pinned"
+    shard.evict_all()
+
+
 def own_hit_and_ours(
     engine: Engine, shard: Evictable, first: list[int], second: list[int]
 ) -> tuple[Answer, Answer]:
     """Answers to ``second`` after ``first`` was read: from vLLM's own cache, and from ours."""
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     save_prompt(engine, first)
     shard.evict_all()
     engine.generate([first], max_tokens=1)
     [own] = engine.generate([second])
-    assert engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     save_prompt(engine, first)
     [ours] = engine.generate([second])
     return own, ours

@@ -11,7 +11,7 @@ import pytest
 
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Stage, decode
-from tests.vllm.conftest import engine_on, tokens, wait_for
+from tests.vllm.conftest import engine_on, forget, tokens, wait_for
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
 
@@ -34,8 +34,7 @@ def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def empty(engine: Engine, shard: LocalShard) -> None:
-    assert engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     wait_for(lambda: on_device(engine, shard) == set())
 
 

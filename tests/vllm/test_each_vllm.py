@@ -17,6 +17,7 @@ from lmkv_ray.vllm.scheduler import SchedulerHalf
 from tests.vllm import model_runner_v2
 from tests.vllm.conftest import (
     engine_on,
+    forget,
     own_hit_and_ours,
     save_prompt,
     tokens,
@@ -49,15 +50,12 @@ def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def empty(engine: Engine, shard: LocalShard) -> None:
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
 
 
 def cold(engine: Engine, shard: LocalShard, prompt: list[int], **asked: Any) -> Answer:
     """An answer for which everything was computed."""
-    engine.wait_saved()
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     [answer] = engine.generate([prompt], **asked)
     assert answer.cached == 0
     return answer
@@ -140,8 +138,7 @@ def test_log_probabilities_of_a_prompt_are_computed(engine: Engine, shard: Local
     prompt = tokens(6, 300)
     expected = cold(engine, shard, prompt, prompt_logprobs=1)
     assert len(expected.prompt) == len(prompt) - 1
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     save_prompt(engine, prompt)
     shard.peers, stages = 1, shard.stages
     wait_for(lambda: engine.connector()._link.peers == 1)

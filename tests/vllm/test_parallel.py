@@ -25,6 +25,7 @@ from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
 from tests.vllm.conftest import (
     EXPENSIVE,
     engine_on,
+    forget,
     own_hit_and_ours,
     save_prompt,
     tokens,
@@ -133,8 +134,7 @@ def test_a_chunk_is_the_slices_of_the_ranks_of_a_node(
 def test_several_batches_in_flight_are_saved_and_loaded(
     engine: Engine, shape: tuple[str, int], shards: Shards
 ) -> None:
-    engine.reset()
-    shards.evict_all()
+    forget(engine, shards)
     if shape[0] == "pipeline":
         assert engine.core().batch_queue_size == 2
     prompts = [tokens(seed, 9 * BLOCK + seed) for seed in range(1, 7)]
@@ -166,8 +166,7 @@ def test_a_hit_is_vllms_own(
 def test_a_chunk_that_one_rank_did_not_save_is_not_kept(
     engine: Engine, shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine.reset()
-    shards.evict_all()
+    forget(engine, shards)
     prompt = tokens(1, 8 * BLOCK + 3)
     seen: list[int] = []
     on_report = SchedulerHalf.on_report
@@ -195,12 +194,10 @@ def test_a_load_that_is_torn_for_one_rank_is_recomputed(
     engine: Engine, shards: Shards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The chunks are replaced after they were found, before the workers copy them."""
-    engine.reset()
-    shards.evict_all()
+    forget(engine, shards)
     prompt = tokens(2, 8 * BLOCK + 3)
     [cold] = engine.generate([prompt])
-    engine.reset()
-    shards.evict_all()
+    forget(engine, shards)
     save_prompt(engine, prompt)
     step = SchedulerHalf.step
 
@@ -220,12 +217,10 @@ def test_a_load_that_is_torn_for_one_rank_is_recomputed(
 def test_aborts_with_several_batches_in_flight_leave_nothing_behind(
     engine: Engine, shards: Shards
 ) -> None:
-    engine.reset()
-    shards.evict_all()
+    forget(engine, shards)
     whole = storm(engine, 12, 20)
     assert_nothing_is_held(engine)
     for prompt, answer in whole:
-        engine.reset()
-        shards.evict_all()
+        forget(engine, shards)
         [cold] = engine.generate([prompt], max_tokens=20)
         assert (cold.cached, answer) == (0, cold.tokens)

@@ -16,7 +16,7 @@ from lmkv_ray.transfer import Ended, HostEngine, Load
 from lmkv_ray.vllm.saves import Saver
 from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
 from lmkv_ray.vllm.waiting import Wanted
-from tests.vllm.conftest import EXPENSIVE, engine_on, own_hit_and_ours, save_prompt, tokens
+from tests.vllm.conftest import EXPENSIVE, engine_on, forget, own_hit_and_ours, save_prompt, tokens
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.storm import assert_nothing_is_held, storm
@@ -185,17 +185,14 @@ def test_aborts_preemptions_and_concurrency_leave_nothing_behind(
     whole = storm(engine, 16, 30)
     assert_nothing_is_held(engine)
     for prompt, answer in whole:
-        engine.reset()
-        shard.evict_all()
+        forget(engine, shard)
         assert answer == engine.generate([prompt], 30)[0].tokens
 
 
 def start_anew(engine: Engine, shard: LocalShard, prompt: list[int]) -> tuple[int, ...]:
     """A cold answer's tokens; then the prompt's chunks are in the shard and nowhere else."""
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     [cold] = engine.generate([prompt])
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     save_prompt(engine, prompt)
     return cold.tokens

@@ -15,7 +15,7 @@ import pytest
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.transfer.host_copier import HostCopier
-from tests.vllm.conftest import engine_on, save_prompt, save_prompts, tokens, wait_for
+from tests.vllm.conftest import engine_on, forget, save_prompt, save_prompts, tokens, wait_for
 from tests.vllm.engine import Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.storm import assert_nothing_is_held, preemptions, storm
@@ -58,8 +58,7 @@ def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
 
 @pytest.fixture(autouse=True)
 def quiet_shard(engine: Engine, shard: LocalShard) -> Iterator[None]:
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     yield
     shard.frozen.clear()
     shard.peers = 0

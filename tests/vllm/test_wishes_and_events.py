@@ -12,7 +12,7 @@ import pytest
 
 from lmkv_ray.messages import Stage, decode
 from lmkv_ray.vllm import events as arena_events
-from tests.vllm.conftest import engine_on, save_prompt, tokens, wait_for
+from tests.vllm.conftest import engine_on, forget, save_prompt, tokens, wait_for
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
 
@@ -63,8 +63,7 @@ def test_followers_hear_of_both_tiers(
     engine: Engine, shard: LocalShard, published: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(arena_events, "CHECK_SECONDS", 0.0)
-    engine.reset()
-    shard.evict_all()
+    forget(engine, shard)
     prompt = tokens(2, 300)
     save_prompt(engine, prompt)
     engine.generate([tokens(3, 10)])  # what was saved last is told with the next step
