@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
+from lmkv_ray.arena import ArenaReader
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.directory.service import DirectoryService
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.messages import Cleared, decode
 from lmkv_ray.node import Node
 from lmkv_ray.tenants import space_of
+from lmkv_ray.transports import PeerInfo
 from tests.simulation.content import Contents
 from tests.simulation.engine import SimulatedEngine, Writes
 from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.machine import SimulatedMachine
 from tests.simulation.network import Network, SimulatedNeighbours
 from tests.simulation.story import Story
+from tests.simulation.transport import SimulatedTransport, Wire
 
 CAPACITY = 4 << 20
 SPACES = [space_of(name) for name in (b"one.", b"two.")]
@@ -67,6 +70,7 @@ class Cluster:
         nodes: how many machines have a shard.
         parts: of the directory.
         disks: whether the machines have a disk tier.
+        cards: whether the machines read each other's memory, as with RDMA.
     """
 
     loop: VirtualLoop
@@ -75,6 +79,7 @@ class Cluster:
     nodes: int
     parts: int
     disks: bool
+    cards: bool = False
     contents: Contents = field(default_factory=Contents)
     shards: dict[str, _Shard] = field(default_factory=dict)
     directory: dict[int, _Part] = field(default_factory=dict)
@@ -100,6 +105,10 @@ class Cluster:
             f"n{i}": SimulatedMachine(f"n{i}", self.loop, self.random, disk=self.disks)
             for i in range(self.nodes)
         }
+        if self.cards:
+            wire = Wire(self.network.travel, self._memory, lambda: self.network.damage)
+            for machine in self.machines.values():
+                machine.card = SimulatedTransport(machine.name, wire, machine.clock, self.random)
         self.head = SimulatedMachine(DIRECTORY_MACHINE, self.loop, self.random, disk=False)
         self.writes = {name: Writes() for name in self.machines}
         self.memory = SimulatedMemory(self.random)
@@ -265,6 +274,10 @@ class Cluster:
     def _reconcile(self) -> None:
         for part in self.directory.values():
             part.service.shards |= self.machines.keys()
+
+    def _memory(self, peer: PeerInfo) -> ArenaReader | None:
+        shard = self.shards.get(peer.node_id)
+        return None if shard is None or shard.node is None else shard.node.shard.reader
 
     # -- people ------------------------------------------------------------------------------------
 

@@ -133,6 +133,8 @@ class SimulatedMachine:
         self.readers: list[ArenaReader] = []
         """What the engines of this machine map."""
         self.disk = SimulatedDisk(random) if disk else None
+        self.card: Transport | None = None
+        """Reads the memory of other machines, if it has one."""
         self.full = False
         """Whether /dev/shm has no room for an arena."""
         self.writer: ArenaWriter | None = None
@@ -168,7 +170,8 @@ class SimulatedMachine:
         return ([] if self.disk is None else [cast(Tier, self.disk)]), []
 
     def transports(self, arena: ArenaWriter) -> list[Transport]:
-        return [ObjectStoreTransport(self.clock, batch_bytes=256 << 10)]
+        by_asking = ObjectStoreTransport(self.clock, batch_bytes=256 << 10)
+        return [by_asking] if self.card is None else [self.card, by_asking]
 
     def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
         return cast(NixlSource, _NoNixl())

@@ -73,7 +73,7 @@ class Network:
         if service is None:
             await asyncio.sleep(self._delay())
             raise UnreachableError(name)
-        await self._travel(machine, service.machine, 0)
+        await self.travel(machine, service.machine, 0)
         service = self._services.get(name)
         if service is None or not service.incarnation.alive:
             raise UnreachableError(name)
@@ -92,7 +92,7 @@ class Network:
         if isinstance(result, Batch):
             result = self._pack(result)
             nbytes = sum(chunk.nbytes for chunk in result.chunks)
-        await self._travel(service.machine, machine, nbytes)
+        await self.travel(service.machine, machine, nbytes)
         return result
 
     def _start(
@@ -104,7 +104,8 @@ class Network:
     ) -> None:
         self._loop.start(_answer(service, method, arguments, answer))
 
-    async def _travel(self, start: str, end: str, nbytes: int) -> None:
+    async def travel(self, start: str, end: str, nbytes: int) -> None:
+        """Return when a message from one machine has arrived at another; never if it is lost."""
         if (start, end) in self.cuts or (start != end and self._random.random() < self.loss):
             await asyncio.get_running_loop().create_future()  # nothing arrives, ever
         await asyncio.sleep(self._delay() + nbytes / BYTES_PER_SECOND)

@@ -36,13 +36,19 @@ class Result:
     saved: int
 
 
-def run(seed: int) -> Result:
-    """Simulate one seed."""
+def run(seed: int, *, cards: bool = False) -> Result:
+    """Simulate one seed.
+
+    Args:
+        seed: decides everything.
+        cards: see ``Cluster``.
+    """
     random = Random(seed)
     loop = VirtualLoop(random)
     story = Story(loop.time)
     nodes = random.randint(2, 4)
-    cluster = Cluster(loop, random, story, nodes, random.randint(1, 2), random.random() < 0.5)
+    parts, disks = random.randint(1, 2), random.random() < 0.5
+    cluster = Cluster(loop, random, story, nodes, parts, disks, cards)
     violation = None
     failures: list[str] = []
     loop.set_exception_handler(lambda _, context: failures.append(_text(context)))
