@@ -73,7 +73,7 @@ class Clearing:
             return False
         number = max([mount.cleared, *(clear.number for _, clear in clears)])
         if number > mount.cleared:
-            problem = await self._workers.run(partial(mount.files.directory.note_cleared, number))
+            problem = await self._workers.run(partial(mount.files.folder.note_cleared, number))
             if problem is not None:
                 self._failed(problem)
                 return False

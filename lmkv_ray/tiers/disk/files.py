@@ -7,11 +7,10 @@ With encryption there is one buffer for each thread, which the cipher reads from
 
 from __future__ import annotations
 
-import contextlib
 import mmap
-import os
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import closing, suppress
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +19,8 @@ from lmkv_ray.arena import checksum
 from lmkv_ray.clock import Clock
 from lmkv_ray.fetch import Failure
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce, suite_of
-from lmkv_ray.tiers.disk.directory import Directory
+from lmkv_ray.tiers.disk.folder import DiskFolder
+from lmkv_ray.tiers.disk.medium import OpenFile
 from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes
 
 STEP = 16 << 20
@@ -29,14 +29,15 @@ RECENCY_SECONDS = 600.0
 """A file's time is renewed when it is read and older than this; recency survives restarts."""
 
 Bytes = npt.NDArray[np.uint8]
-Call = Callable[[int, list[memoryview], int], int]
+Move = Callable[[list[memoryview], int], int]
+"""Moves buffers from or to an offset; how many bytes."""
 
 
 class ChunkFiles:
     """Reads, writes and removes the files of one suite.
 
     Args:
-        directory: where.
+        folder: where.
         cipher: how, None for plain.
         writes: how many files are written at a time. With one more thread than that, the medium
             need not wait for checksums and ciphers.
@@ -44,9 +45,9 @@ class ChunkFiles:
     """
 
     def __init__(
-        self, directory: Directory, cipher: Cipher | None, writes: int, clock: Clock
+        self, folder: DiskFolder, cipher: Cipher | None, writes: int, clock: Clock
     ) -> None:
-        self.directory = directory
+        self.folder = folder
         self.suite = suite_of(cipher)
         self.overhead = cipher.overhead if cipher else 0
         self.littered = False
@@ -68,7 +69,7 @@ class ChunkFiles:
         Raises:
             OSError: what the medium says.
         """
-        directory, temporary = self.directory, self.directory.temporary()
+        folder, temporary = self.folder, self.folder.temporary()
         pages, payload = self._pages(), self._stored(label, chunk)
         nonce = bytes(NONCE_BYTES)
         if self._cipher:
@@ -81,22 +82,16 @@ class ChunkFiles:
         buffers = [pages[:PAGE], payload[:whole], pages[PAGE : PAGE + self._tail(payload)]]
         try:
             with self._medium:
-                fd = self._open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, payload)
-                try:
-                    _transfer(os.pwritev, fd, buffers)
-                    self._uncache(fd)
-                finally:
-                    os.close(fd)
+                direct = self._direct(payload)
+                with closing(folder.tree.create(temporary, direct=direct)) as file:
+                    _transfer(file.write, buffers)
             if intact():
-                os.rename(
-                    temporary, label.path(self.suite),
-                    src_dir_fd=directory.fd, dst_dir_fd=directory.fd,
-                )  # fmt: skip
+                folder.tree.rename(temporary, label.path(self.suite))
                 return True
-            directory.unlink(temporary)
+            folder.tree.remove(temporary)
         except BaseException:
             try:
-                directory.unlink(temporary)
+                folder.tree.remove(temporary)
             except OSError:
                 self.littered = True
             raise
@@ -121,15 +116,12 @@ class ChunkFiles:
         path = label.path(self.suite)
         payload = self._stored(label, destination)
         try:
-            fd = self._open(path, os.O_RDONLY, payload)
+            file = self.folder.tree.open(path, direct=self._direct(payload))
         except FileNotFoundError:
-            self.directory.check()  # one file is missing, or everything is
+            self.folder.check()  # one file is missing, or everything is
             return Failure.MISSING
-        try:
-            result = self._read(fd, label, payload, destination, wanted)
-            self._uncache(fd)
-        finally:
-            os.close(fd)
+        with closing(file):
+            result = self._read(file, label, payload, destination, wanted)
         if result is Failure.CORRUPT:
             self.remove(label)
         return result
@@ -140,19 +132,23 @@ class ChunkFiles:
         Raises:
             OSError: what the medium says.
         """
-        self.directory.unlink(label.path(self.suite))
+        self.folder.tree.remove(label.path(self.suite))
 
     def _read(
-        self, fd: int, label: Label, payload: memoryview, out: Bytes, wanted: Callable[[], bool]
+        self,
+        file: OpenFile,
+        label: Label,
+        payload: memoryview,
+        out: Bytes,
+        wanted: Callable[[], bool],
     ) -> int | Failure:
-        status = os.fstat(fd)
         size = self.blocks(label.nbytes)
-        if status.st_size != size:
+        if file.size() != size:
             return Failure.CORRUPT
         pages = self._pages()
         whole = len(payload) // PAGE * PAGE
         buffers = [pages[:PAGE], payload[:whole], pages[PAGE : PAGE + self._tail(payload)]]
-        done = _transfer(os.preadv, fd, buffers, wanted)
+        done = _transfer(file.read, buffers, wanted)
         if done < size:
             return Failure.CORRUPT if wanted() else Failure.LATE
         payload[whole:] = pages[PAGE : PAGE + len(payload) - whole]
@@ -165,16 +161,15 @@ class ChunkFiles:
         value = checksum(chunk)
         if not self._cipher and value != header.checksum:
             return Failure.CORRUPT
-        if self._clock.wall() - status.st_mtime > RECENCY_SECONDS:
-            with contextlib.suppress(OSError):  # a hint, on a medium that may be read-only
-                os.utime(fd, (self._clock.wall(),) * 2)
+        now = self._clock.wall()
+        with suppress(OSError):  # a hint, on a medium that may be read-only
+            if now - file.modified() > RECENCY_SECONDS:
+                file.touch(now)
         return value
 
-    def _open(self, path: str, flags: int, payload: memoryview) -> int:
-        # O_DIRECT wants memory that is aligned as slots are.
-        aligned = np.frombuffer(payload, np.uint8).ctypes.data % PAGE == 0
-        direct = os.O_DIRECT if self.directory.direct and aligned else 0
-        return os.open(path, flags | direct | os.O_CLOEXEC, 0o600, dir_fd=self.directory.fd)
+    def _direct(self, payload: memoryview) -> bool:
+        """O_DIRECT wants memory that is aligned as slots are."""
+        return self.folder.direct and np.frombuffer(payload, np.uint8).ctypes.data % PAGE == 0
 
     def _stored(self, label: Label, chunk: Bytes) -> memoryview:
         """Where the payload as stored is: the slot itself, or this thread's buffer."""
@@ -196,19 +191,14 @@ class ChunkFiles:
     def _tail(self, payload: memoryview) -> int:
         return PAGE if len(payload) % PAGE else 0
 
-    def _uncache(self, fd: int) -> None:
-        """Without O_DIRECT: do not keep the kernel's copy, it is memory the arena could use."""
-        if not self.directory.direct:
-            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
 
 def _transfer(
-    call: Call, fd: int, buffers: Sequence[memoryview], wanted: Callable[[], bool] | None = None
+    move: Move, buffers: Sequence[memoryview], wanted: Callable[[], bool] | None = None
 ) -> int:
     """Move all buffers from or to a file's beginning; fewer bytes at its end or if unwanted."""
     total, done = sum(map(len, buffers)), 0
     while done < total and (wanted is None or wanted()):
-        moved = call(fd, _parts(buffers, done, min(done + STEP, total)), done)
+        moved = move(_parts(buffers, done, min(done + STEP, total)), done)
         done += moved
         if not moved:
             break

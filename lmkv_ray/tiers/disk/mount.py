@@ -10,9 +10,10 @@ from lmkv_ray.clock import Clock
 from lmkv_ray.policies import Policy
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import Cipher
-from lmkv_ray.tiers.disk.directory import Directory
 from lmkv_ray.tiers.disk.files import ChunkFiles
+from lmkv_ray.tiers.disk.folder import DiskFolder
 from lmkv_ray.tiers.disk.index import DiskIndex, Entry
+from lmkv_ray.tiers.disk.medium import Medium
 
 DEFAULT_SHARE = 4
 """Without a capacity: this part of what the file system could give us."""
@@ -61,10 +62,11 @@ class Recipe:
     path: Path
     capacity: int | None
     make_policy: Callable[[], Policy]
-    make_files: Callable[[Directory, Cipher | None, int, Clock], ChunkFiles]
+    make_files: Callable[[DiskFolder, Cipher | None, int, Clock], ChunkFiles]
     cipher: Cipher | None
     writes: int
     """How many files are written at a time."""
+    medium: Medium
     clock: Clock
 
 
@@ -77,17 +79,19 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
             what was forgotten stays forgotten.
 
     Raises:
-        TakenError, TierError: see ``Directory.open`` and ``Directory.scan``.
+        TakenError, TierError: see ``DiskFolder.open`` and ``DiskFolder.scan``.
         OSError: what the medium says.
     """
-    directory = _directory(recipe, last)
+    folder = _folder(recipe, last)
     try:
-        files = recipe.make_files(directory, recipe.cipher, recipe.writes, recipe.clock)
-        scan = directory.scan(files.suite, files.overhead)
+        files = recipe.make_files(folder, recipe.cipher, recipe.writes, recipe.clock)
+        scan = folder.scan(files.suite, files.overhead)
         files.littered = scan.littered
         capacity = recipe.capacity
         if capacity is None:
-            capacity = (directory.free() + sum(file.blocks for file in scan.found)) // DEFAULT_SHARE
+            capacity = (
+                folder.tree.free() + sum(file.blocks for file in scan.found)
+            ) // DEFAULT_SHARE
         index = DiskIndex(capacity, recipe.make_policy())
         forgotten = set(last.index.going()) if last else set()
         for file in scan.found:
@@ -101,19 +105,19 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
         for key in last.index.keys(pinned=True) if last else ():
             index.pin(key, True)
     except BaseException:
-        if last is None or directory is not last.files.directory:
-            directory.close()
+        if last is None or folder is not last.files.folder:
+            folder.close()
         raise
-    return Mount(files, index, directory.cleared())
+    return Mount(files, index, folder.cleared())
 
 
-def _directory(recipe: Recipe, last: Mount | None) -> Directory:
-    """The directory that is still ours, or a new one."""
+def _folder(recipe: Recipe, last: Mount | None) -> DiskFolder:
+    """The folder that is still ours, or a new one."""
     if last is not None:
         try:
-            last.files.directory.check()
+            last.files.folder.check()
         except OSError:
-            last.files.directory.close()
+            last.files.folder.close()
         else:
-            return last.files.directory
-    return Directory.open(recipe.path, recipe.clock)
+            return last.files.folder
+    return DiskFolder.open(recipe.path, recipe.medium, recipe.clock)

@@ -46,7 +46,7 @@ class Reading:
         self._failed = failed
         self._deadline = self._clock.monotonic() + fetch.within
         self._given_up = threading.Event()
-        self._running: dict[asyncio.Future[int | Failure | Exception], _Read] = {}
+        self._running: dict[asyncio.Future[None], _Read] = {}
         self._arrived: list[int] = []
 
     async def outcomes(self) -> AsyncGenerator[Outcome, None]:
@@ -58,7 +58,7 @@ class Reading:
                 left = self._deadline - self._clock.monotonic()
                 if left <= 0:
                     break
-                while more and len(self._running) < 2 * self._workers.threads:
+                while more and len(self._running) < 2 * self._workers.count:
                     position = next(following, None)
                     more = position is not None
                     if position is not None and (refusal := self._start(position)):

@@ -24,10 +24,12 @@ from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.disk.clearing import Clearing
 from lmkv_ray.tiers.disk.counters import DiskCounters
-from lmkv_ray.tiers.disk.directory import TakenError
 from lmkv_ray.tiers.disk.files import ChunkFiles
+from lmkv_ray.tiers.disk.folder import TakenError
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
+from lmkv_ray.tiers.disk.local import LocalMedium
+from lmkv_ray.tiers.disk.medium import Medium
 from lmkv_ray.tiers.disk.mending import Mending
 from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
 from lmkv_ray.tiers.disk.reading import Reading
@@ -59,8 +61,10 @@ class DiskTier:
         self._health = health
         self._patience = patience
         clock = self._clock = recipe.clock
-        self._readers = Workers("disk-read", threads, clock)
-        self._writers = Workers("disk-write", recipe.writes + 1, clock)
+        self._readers = Workers(recipe.medium.threads("disk-read", threads), threads, clock)
+        self._writers = Workers(
+            recipe.medium.threads("disk-write", recipe.writes + 1), recipe.writes + 1, clock
+        )
         self._counters = DiskCounters()
         self._mount: Mount | None = None
         self._changing = False
@@ -92,6 +96,7 @@ class DiskTier:
         key_file: Path | None = None,
         threads: int = 4,
         patience: float = PATIENCE_SECONDS,
+        medium: Medium | None = None,
         make_files: Callable[..., ChunkFiles] = ChunkFiles,
         health: Health | None = None,
     ) -> DiskTier:
@@ -105,6 +110,7 @@ class DiskTier:
             key_file: encrypts with the key in this file.
             threads: that read at a time; half as many files are written at a time.
             patience: seconds to wait for a predecessor that is just ending.
+            medium: has the directory; None: this machine.
             make_files: how files are read and written.
             health: when it is tried again.
 
@@ -117,7 +123,10 @@ class DiskTier:
         cipher = load_cipher(key_file)
         # Fewer: nobody waits for a write, and reads share the device with them.
         writes = max(threads // 2, 1)
-        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, writes, clock)
+        recipe = Recipe(
+            directory, capacity, make_policy, make_files, cipher, writes,
+            medium or LocalMedium(), clock,
+        )  # fmt: skip
         tier = cls(recipe, threads, health or Health(), patience)
         opening = tier._opening = asyncio.create_task(tier._remount())
         await asyncio.wait([opening], timeout=OPEN_SECONDS)
@@ -219,7 +228,7 @@ class DiskTier:
         idle = await self._readers.idle(CLOSE_SECONDS)
         idle = await self._writers.idle(CLOSE_SECONDS) and idle
         if self._mount is not None and idle:
-            self._mount.files.directory.close()
+            self._mount.files.folder.close()
 
     # What is in use
 
@@ -248,13 +257,13 @@ class DiskTier:
             self._clearing.hide(opened, new=True)
             keys, self._gone = list(self._gone), set()
             await self._forget(opened, keys)
-        self._changing = self._mount is None or self._mount.files.directory.closed
+        self._changing = self._mount is None or self._mount.files.folder.closed
         self._settle()
         return await self._probe(opened) if isinstance(opened, Mount) else opened
 
     async def _probe(self, mount: Mount) -> Exception | None:
         """Whether there is room for a chunk, and it can be read again."""
-        return await self._writers.run(partial(mount.files.directory.probe, self._writing.largest))
+        return await self._writers.run(partial(mount.files.folder.probe, self._writing.largest))
 
     # Removing
 

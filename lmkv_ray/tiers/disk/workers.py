@@ -1,13 +1,14 @@
-"""A few threads for what blocks, and what they are at."""
+"""Functions that run in a few threads, and what is known of them meanwhile."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from lmkv_ray.clock import Clock
+from lmkv_ray.tiers.disk.medium import Threads
 
 T = TypeVar("T")
 
@@ -17,50 +18,68 @@ class Job(Generic[T]):
 
     Attributes:
         ended: done when no thread will touch what the function works on any more.
+        result: of an ended job: what it returned or raised; None if it never began.
     """
 
-    def __init__(self, pool: ThreadPoolExecutor, clock: Clock, function: Callable[[], T]) -> None:
-        self._clock = clock
+    def __init__(self, function: Callable[[], T], clock: Clock) -> None:
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.result: T | Exception | None = None
         self._function = function
+        self._clock = clock
+        self._claim = threading.Lock()
+        """Taken by the thread that begins it, or by ``cancel``."""
         self._begun: float | None = None
-        self._thread: Future[T | Exception] = pool.submit(self._run)
-        self.ended: asyncio.Future[T | Exception] = asyncio.wrap_future(self._thread)
-
-    @property
-    def result(self) -> T | Exception | None:
-        """Of an ended job: what it returned or raised; None if it was cancelled before it began."""
-        return None if self.ended.cancelled() else self.ended.result()
 
     def cancel(self) -> None:
         """Do not begin, if it has not."""
-        self._thread.cancel()
+        if self._claim.acquire(blocking=False):
+            self.end()
 
     def seconds(self) -> float:
         """For how long it has been running; 0 if it has not begun."""
         return self._clock.monotonic() - self._begun if self._begun is not None else 0.0
 
-    def _run(self) -> T | Exception:
+    def begin(self) -> bool:
+        """See ``medium.Job``."""
+        if not self._claim.acquire(blocking=False):
+            return False
         self._begun = self._clock.monotonic()
+        return True
+
+    def work(self) -> None:
+        """See ``medium.Job``."""
         try:
-            return self._function()
+            self.result = self._function()
         except Exception as error:
-            return error
+            self.result = error
+
+    def end(self) -> None:
+        """See ``medium.Job``."""
+        if not self.ended.done():
+            self.ended.set_result(None)
 
 
 class Workers:
-    """Runs functions in at most ``threads`` threads. Use it on one event loop."""
+    """Runs functions in threads. Use it on one event loop.
 
-    def __init__(self, name: str, threads: int, clock: Clock) -> None:
+    Args:
+        threads: run the functions.
+        count: how many threads there are.
+        clock: of the machine.
+    """
+
+    def __init__(self, threads: Threads, count: int, clock: Clock) -> None:
+        self.count = count
+        self._threads = threads
         self._clock = clock
-        self.threads = threads
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=f"lmkv-{name}")
-        self._jobs: set[asyncio.Future[object]] = set()
+        self._jobs: set[asyncio.Future[None]] = set()
 
     def start(self, function: Callable[[], T]) -> Job[T]:
         """Queue a function. The caller bounds how many there are."""
-        job = Job(self._pool, self._clock, function)
-        self._jobs.add(job.ended)  # type: ignore[arg-type]
+        job = Job(function, self._clock)
+        self._jobs.add(job.ended)
         job.ended.add_done_callback(self._jobs.discard)
+        self._threads.start(job)
         return job
 
     async def run(self, function: Callable[[], T]) -> T | Exception | None:
@@ -77,4 +96,4 @@ class Workers:
 
     def close(self) -> None:
         """Begin nothing more, and end the threads as soon as they are free."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._threads.close()

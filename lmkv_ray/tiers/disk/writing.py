@@ -67,7 +67,7 @@ class Writing:
         answers = [self._here(mount, chunk.key) for chunk in chunks]
         wanted = [i for i, chunk in enumerate(chunks) if self._admit(mount, chunk)]
         sizes = [len(chunks[i].data) for i in wanted]
-        share = min(WRITE_BYTES, -(-sum(sizes) // self._workers.threads))
+        share = min(WRITE_BYTES, -(-sum(sizes) // self._workers.count))
         # Tasks of their own: what is begun is finished and accounted for, whoever is cancelled.
         tasks = {}
         for group in groups(sizes, share):

@@ -7,7 +7,7 @@ import errno
 import shutil
 from typing import Any
 
-from lmkv_ray.tiers.disk.directory import Directory
+from lmkv_ray.tiers.disk.local import LocalTree
 from tests.tiers.disk.conftest import present
 from tests.tiers.harness import COUNT, DiskHarness, some_keys, store, until
 
@@ -92,11 +92,11 @@ async def test_a_clear_is_over_when_no_file_of_it_is_left(
     assert not disk.all_files()
     assert all(await store(tier, KEYS))
 
-    def refuse(self: Directory, path: str) -> None:
+    def refuse(self: LocalTree, path: str) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Directory, "unlink", refuse)
+        patch.setattr(LocalTree, "remove", refuse)
         await tier.clear(None, 6)
         await tier.clear(99, 7)
         assert not tier.settled

@@ -16,7 +16,7 @@ from lmkv_ray.errors import TierError
 from lmkv_ray.fetch import Failure, Fetch
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers.disk import reading
-from lmkv_ray.tiers.disk.directory import Directory
+from lmkv_ray.tiers.disk.folder import DiskFolder
 from tests.tiers.disk.conftest import FILE, Remount, present
 from tests.tiers.harness import COUNT, DiskHarness, fetch, slots, some_keys, store, until
 
@@ -73,10 +73,10 @@ async def test_a_read_only_file_system(tmpfs: tuple[DiskHarness, Remount]) -> No
     await tier.clear(99, 3)
     assert await present(tier, KEYS) == COUNT - 2
     assert not tier.settled
-    assert tier._mount.files.directory.cleared() == 0  # type: ignore[union-attr]
+    assert tier._mount.files.folder.cleared() == 0  # type: ignore[union-attr]
     remount("rw")
     await until(lambda: tier.status().problem is None and tier.settled)
-    assert tier._mount.files.directory.cleared() == 3  # type: ignore[union-attr]
+    assert tier._mount.files.folder.cleared() == 3  # type: ignore[union-attr]
     assert await store(tier, MANY[:1]) == [True]
     assert await present(tier, KEYS) == COUNT - 2, "what was removed does not come back"
     assert len(disk.all_files()) == COUNT - 2 + 1
@@ -116,13 +116,13 @@ async def test_a_disk_that_takes_its_time_to_open_is_opened_beside(
     disk: DiskHarness, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("lmkv_ray.tiers.disk.tier.OPEN_SECONDS", 0.05)
-    go_on, scan = threading.Event(), Directory.scan
+    go_on, scan = threading.Event(), DiskFolder.scan
 
-    def slow_scan(self: Directory, *args: Any) -> Any:
+    def slow_scan(self: DiskFolder, *args: Any) -> Any:
         go_on.wait()
         return scan(self, *args)
 
-    monkeypatch.setattr(Directory, "scan", slow_scan)
+    monkeypatch.setattr(DiskFolder, "scan", slow_scan)
     tier = await disk.open()
     assert "still being opened" in str(tier.status().problem)
     assert await store(tier, KEYS[:1]) == [False]

@@ -12,18 +12,23 @@ import pytest
 
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.errors import TierError
-from lmkv_ray.tiers.disk.directory import Directory
+from lmkv_ray.tiers.disk.folder import DiskFolder
+from lmkv_ray.tiers.disk.local import LocalMedium
 from lmkv_ray.tiers.format import Label, file_bytes
 from tests.tiers.harness import SECONDS, DiskHarness, some_keys, store
 
 LABEL = Label(bytes(range(16)), 5, 1000)
 
 
+def opened(path: Path) -> DiskFolder:
+    return DiskFolder.open(path, LocalMedium(), SYSTEM_CLOCK)
+
+
 def hold(path: Path, connection: Connection) -> None:
-    directory = Directory.open(path, SYSTEM_CLOCK)
+    folder = opened(path)
     connection.send("held")
     connection.recv()
-    directory.close()
+    folder.close()
 
 
 def test_two_owners_are_refused_and_a_dead_one_does_not_count(tmp_path: Path) -> None:
@@ -34,37 +39,37 @@ def test_two_owners_are_refused_and_a_dead_one_does_not_count(tmp_path: Path) ->
     owner.start()
     assert ours.recv() == "held"
     with pytest.raises(TierError, match=r"in use by another shard.*LMKV_DISK_DIR"):
-        Directory.open(path, SYSTEM_CLOCK)
+        opened(path)
     owner.kill()
     owner.join()
-    Directory.open(path, SYSTEM_CLOCK).close()
+    opened(path).close()
 
 
 def test_not_even_one_process_owns_it_twice(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
+    folder = opened(tmp_path)
     with pytest.raises(TierError):
-        Directory.open(tmp_path, SYSTEM_CLOCK)
-    directory.close()
-    Directory.open(tmp_path, SYSTEM_CLOCK).close()
+        opened(tmp_path)
+    folder.close()
+    opened(tmp_path).close()
 
 
 def test_a_directory_with_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TierError, match="neither empty nor a disk tier"):
-        Directory.open(tmp_path, SYSTEM_CLOCK)
+        opened(tmp_path)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_a_fresh_file_system_is_empty(tmp_path: Path) -> None:
     (tmp_path / "lost+found").mkdir()
-    Directory.open(tmp_path, SYSTEM_CLOCK).close()
+    opened(tmp_path).close()
 
 
 def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
-    directory.probe(0)
-    directory.scan("plain1", 0)
+    folder = opened(tmp_path)
+    folder.probe(0)
+    folder.scan("plain1", 0)
     size = file_bytes(LABEL.nbytes, 0)
     good = LABEL.path("plain1")
     newer = Label(b"\1" * 16, 5, 1000).path("plain1")
@@ -78,7 +83,7 @@ def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> 
         (tmp_path / name).write_bytes(b"x" * nbytes)
     os.utime(tmp_path / good, (1000, 1000))
     (tmp_path / "00" / "somebody's directory").mkdir()
-    scan = directory.scan("plain1", 0)
+    scan = folder.scan("plain1", 0)
     found = scan.found
     assert [file.label.path("plain1") for file in found] == [good, newer], "by time of use"
     assert found[0].used == 1000
@@ -86,72 +91,72 @@ def test_a_scan_keeps_what_may_be_sound_and_removes_the_rest(tmp_path: Path) -> 
     assert all(file.blocks >= size for file in found)
     left = {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")}
     assert left == {good, newer, "00/somebody's directory"}
-    directory.close()
+    folder.close()
 
 
 def test_a_file_in_another_files_place_is_not_believed_to_be_ours(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
-    directory.scan("plain1", 0)
+    folder = opened(tmp_path)
+    folder.scan("plain1", 0)
     name = LABEL.path("plain1").split("/")[1]
     (tmp_path / "ff" / name).write_bytes(bytes(file_bytes(LABEL.nbytes, 0)))
-    assert not directory.scan("plain1", 0).found
+    assert not folder.scan("plain1", 0).found
     assert not list(tmp_path.glob("ff/*"))
-    directory.close()
+    folder.close()
 
 
 def test_a_replaced_directory_is_noticed(tmp_path: Path) -> None:
     path = tmp_path / "tier"
-    directory = Directory.open(path, SYSTEM_CLOCK)
-    directory.check()
+    folder = opened(path)
+    folder.check()
     path.rename(tmp_path / "elsewhere")
     with pytest.raises(OSError, match="No such file"):
-        directory.check()
+        folder.check()
     path.mkdir()
     with pytest.raises(OSError, match="replaced"):
-        directory.check()
-    directory.close()
-    assert directory.closed
+        folder.check()
+    folder.close()
+    assert folder.closed
 
 
 def test_a_directory_of_another_user_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Directory.open(tmp_path, SYSTEM_CLOCK).close()
+    opened(tmp_path).close()
     another = os.geteuid() + 1
     monkeypatch.setattr(os, "geteuid", lambda: another)
     with pytest.raises(TierError, match=f"belongs to user.*chown {another} {tmp_path}"):
-        Directory.open(tmp_path, SYSTEM_CLOCK)
+        opened(tmp_path)
     assert not list(tmp_path.glob("??"))
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702, 0o1777, 0o2775])
 def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int) -> None:
     path, link = tmp_path / "tier", tmp_path / "link"
-    Directory.open(path, SYSTEM_CLOCK).close()
+    opened(path).close()
     path.chmod(mode)
     link.symlink_to(path)
     for name in (path, link):
         with pytest.raises(TierError, match=f"chmod go-w {name}"):
-            Directory.open(name, SYSTEM_CLOCK)
+            opened(name)
     path.chmod(0o755)
-    Directory.open(path, SYSTEM_CLOCK).close()
+    opened(path).close()
 
 
 def test_what_others_may_have_written_in_it_is_not_believed(tmp_path: Path) -> None:
-    directory = Directory.open(tmp_path, SYSTEM_CLOCK)
-    directory.scan("plain1", 0)
+    folder = opened(tmp_path)
+    folder.scan("plain1", 0)
     size = file_bytes(LABEL.nbytes, 0)
     good, other = LABEL.path("plain1"), Label(b"\3" * 16, 5, 1000).path("plain1")
     for name in (good, other):
         (tmp_path / name).write_bytes(bytes(size))
     (tmp_path / other).chmod(0o666)
-    assert [file.label for file in directory.scan("plain1", 0).found] == [LABEL]
+    assert [file.label for file in folder.scan("plain1", 0).found] == [LABEL]
     assert not (tmp_path / other).exists()
     (tmp_path / "00").chmod(0o777)
     with pytest.raises(TierError, match="may be written by other users"):
-        directory.scan("plain1", 0)
+        folder.scan("plain1", 0)
     assert (tmp_path / good).exists()
-    directory.close()
+    folder.close()
 
 
 async def test_what_is_on_a_disk_is_for_this_user_only(disk: DiskHarness) -> None:
