@@ -1,8 +1,8 @@
 """A disk of a simulated machine: it outlives processes, and fails as it is told.
 
 It can be slow, stuck, full, read-only, broken or gone, and it can lie. Nothing is on it for good
-before ``sync``: ``crash`` (of the machine) loses the newest changes of names, as a journal does, and
-tears the content of what was written since. ``kill`` (of the process) loses nothing that was
+before ``sync``: ``crash`` (of the machine) loses the newest changes of names, as a journal does,
+and tears the content of what was written since. ``kill`` (of the process) loses nothing that was
 written, but may stop in the middle of writing a file.
 """
 
@@ -76,7 +76,7 @@ class SimulatedDisk:
         self.broken = False
         """Every call fails."""
         self.gone = False
-        """Nothing is where it was: as if it were not mounted."""
+        """It was pulled out."""
         self.stuck = False
         """What a thread begins does not end before ``unstick``."""
         self.lies = 0.0
@@ -89,8 +89,6 @@ class SimulatedDisk:
     def open(self, path: Path) -> Tree:
         """See ``Medium``."""
         self.called()
-        if self.gone:
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
         if path not in self._roots:
             self.called(changes=True)
         root = self._roots.setdefault(path, _Root())
@@ -154,6 +152,8 @@ class SimulatedDisk:
             if not self._fuse:
                 raise KilledError
             self._fuse -= 1
+        if self.gone:
+            raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
         if self.broken:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         if changes and self.read_only:
@@ -227,8 +227,6 @@ class SimulatedTree:
 
     def replaced(self) -> bool:
         self._called()
-        if self._disk.gone:
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         return False
 
     def free(self) -> int:
