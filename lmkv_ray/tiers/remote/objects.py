@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, cast
 
 from lmkv_ray.errors import ConfigError, UnsupportedError
 from lmkv_ray.masking import mask_text, secrets_of
-
-if TYPE_CHECKING:
-    from obstore.store import ObjectStore
 
 CONNECT_SECONDS = 3
 MOST_LISTED = 1 << 16
@@ -25,24 +22,63 @@ class TooLargeError(Exception):
     """An object has more bytes than any that was stored under such a name."""
 
 
+class GetResult(Protocol):
+    """An object whose bytes are on their way."""
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """With the ``size`` of the whole object, in bytes."""
+        ...
+
+    async def bytes_async(self) -> Any:
+        """A buffer with the bytes that were asked for."""
+        ...
+
+
+class ObjectStore(Protocol):
+    """What the tier needs of an object store: the seam to the network.
+
+    Every store of obstore is one; the simulation has a bucket that is slow and fails when it is
+    told so (``tests/simulation/bucket.py``). Methods raise what those of obstore raise: where an
+    object or a bucket is missing, ``FileNotFoundError``.
+    """
+
+    async def put_async(
+        self, path: str, file: Iterable[bytes], *, use_multipart: bool | None
+    ) -> object:
+        """Publish an object in one atomic step."""
+        ...
+
+    async def get_async(self, path: str, *, options: Mapping[str, Any] | None) -> GetResult:
+        """An object, or the ``range`` (begin, end) of it that the options name."""
+        ...
+
+    def list(self, prefix: str, *, chunk_size: int) -> AsyncIterator[Sequence[Mapping[str, Any]]]:
+        """Pages with the ``path`` of each object below a prefix."""
+        ...
+
+    async def delete_async(self, paths: str) -> object:
+        """Remove an object."""
+        ...
+
+
 class Objects:
     """A bucket (or a prefix of one, or a directory). Made by ``open_objects``.
 
-    Every method raises ``TimeoutError`` past ``within`` seconds, and whatever obstore raises: only
-    ``problem_of`` makes of that what may be printed.
+    Every method raises ``TimeoutError`` past ``within`` seconds, and whatever the store raises:
+    only ``problem_of`` makes of that what may be printed.
 
     Args:
-        store: of obstore.
+        store: where the objects are.
         secrets: what no text about it may contain.
     """
 
     def __init__(self, store: ObjectStore, secrets: Sequence[str] = ()) -> None:
-        import obstore
-        import obstore.exceptions
+        from obstore.exceptions import GenericError
 
         self._store = store
         self._secrets = secrets
-        self._obstore = obstore
+        self._generic = GenericError
 
     async def put(self, name: str, parts: list[Any], within: float) -> None:
         """Publish an object in one atomic step; ``parts`` are its bytes in order."""
@@ -50,7 +86,7 @@ class Objects:
             # One part and one request, whatever the size: a multipart upload that is left alone
             # costs money for ever.
             try:
-                await self._obstore.put_async(self._store, name, iter(parts), use_multipart=False)
+                await self._store.put_async(name, iter(parts), use_multipart=False)
             except FileNotFoundError as error:
                 raise OSError(_NO_BUCKET) from error
 
@@ -62,7 +98,7 @@ class Objects:
             TooLargeError: it has more than ``most`` bytes, of which none was read.
         """
         async with asyncio.timeout(within):
-            result = await self._obstore.get_async(self._store, name)
+            result = await self._store.get_async(name, options=None)
             if result.meta["size"] > most:
                 raise TooLargeError(f"{name} has {result.meta['size']} bytes, not {most} or fewer")
             return await result.bytes_async()
@@ -71,13 +107,11 @@ class Objects:
         """The first bytes of an object, ``nbytes`` at most, and its size; None if there is none."""
         try:
             async with asyncio.timeout(within):
-                result = await self._obstore.get_async(
-                    self._store, name, options={"range": (0, nbytes)}
-                )
+                result = await self._store.get_async(name, options={"range": (0, nbytes)})
                 return bytes(await result.bytes_async()), int(result.meta["size"])
         except FileNotFoundError:
             return None
-        except self._obstore.exceptions.GenericError as error:
+        except self._generic as error:
             if any(words in str(error) for words in _EMPTY):
                 return b"", 0
             raise
@@ -87,13 +121,13 @@ class Objects:
         found: list[str] = []
         async with asyncio.timeout(within):
             try:
-                async for page in self._obstore.list(self._store, prefix, chunk_size=1000):
+                async for page in self._store.list(prefix, chunk_size=1000):
                     found += [str(meta["path"]) for meta in page]
                     if len(found) > MOST_LISTED:
                         raise OSError(f"it has more than {MOST_LISTED} objects below {prefix}")
             except FileNotFoundError as error:
                 raise OSError(_NO_BUCKET) from error
-            except self._obstore.exceptions.GenericError as error:
+            except self._generic as error:
                 # Of listings obstore does not say more.
                 if any(f" {status} " in str(error) for status in (401, 403)):
                     raise PermissionError(str(error)) from error
@@ -104,7 +138,7 @@ class Objects:
         """Remove an object, if it is there."""
         try:
             async with asyncio.timeout(within):
-                await self._obstore.delete_async(self._store, name)
+                await self._store.delete_async(name)
         except FileNotFoundError:
             pass
 
@@ -157,7 +191,7 @@ def open_objects(url: str, options: Mapping[str, str]) -> Objects:
         more["config"] = {k: v for k, v in options.items() if k != "allow_http"}
     secrets = secrets_of(options)
     try:
-        return Objects(from_url(url, **more), secrets)
+        return Objects(cast(ObjectStore, from_url(url, **more)), secrets)
     except (BaseError, ValueError, OSError) as error:
         why = _brief(error, secrets)
     # Not as the cause of what follows: it may name secrets.

@@ -91,7 +91,12 @@ class RemoteTier:
             ConfigError: the URL, an option or the key file is wrong.
             UnsupportedError: a package is missing.
         """
-        tier = cls(open_objects(url, options), load_cipher(key_file), clock)
+        return await cls.over(open_objects(url, options), load_cipher(key_file), clock)
+
+    @classmethod
+    async def over(cls, objects: Objects, cipher: Cipher | None, clock: Clock) -> RemoteTier:
+        """As ``open``, with a store and a cipher that are there already."""
+        tier = cls(objects, cipher, clock)
         # What is cleared from now on is news, for memory too.
         await tier._try(tier._clears.refresh(PATIENCE_SECONDS))
         return tier
