@@ -21,6 +21,7 @@ from typer.main import get_command
 
 from lmkv_ray.cli import app
 from lmkv_ray.config import CONFIG_FILE_VARIABLE, Settings
+from lmkv_ray.keys import Namespace
 from lmkv_ray.vllm.stats import COUNTERS
 from lmkv_ray.vllm.wishes import WishReader
 from serve_apps.llm import AppArgs
@@ -36,8 +37,8 @@ DOCUMENTS = [
     ROOT / "serve_apps" / "llm.yaml",
 ]
 PROGRAM = sorted([*PACKAGE.rglob("*.py"), *(ROOT / "serve_apps").glob("*.py")])
-OTHERS = ("build/", "v1/", "chunks/", "clears/", "rayproject/")
-"""Of paths that are not in the checkout: what is made, vLLM's, a store's, an image's."""
+OTHERS = ("build/", "v1/", "chunks/", "clears/", "rayproject/", "FAST25-release/")
+"""Of paths that are not in the checkout: what is made, vLLM's, a store's, an image's, a trace's."""
 README = (ROOT / "README.md").read_text()
 
 each_document = pytest.mark.parametrize(
@@ -122,6 +123,12 @@ def test_python(document: Path) -> None:
             elif isinstance(node, ast.Import):
                 for imported in node.names:
                     importlib.import_module(imported.name)
+
+
+def test_every_field_of_a_namespace_is_explained() -> None:
+    rows = re.findall(r"^\| ([\w, ]+) \|", (ROOT / "docs" / "identity.md").read_text(), flags=re.M)
+    named = {name for row in rows[1:] for name in row.split(", ")}
+    assert named == set(Namespace.__struct_fields__)
 
 
 def test_methods_of_a_cache() -> None:

@@ -46,4 +46,4 @@ def test_added_again_counts_as_touch() -> None:
 
 def test_unknown_name_names_the_known_ones() -> None:
     with pytest.raises(ConfigError, match="lru"):
-        make_policy("fifo")
+        make_policy("none")

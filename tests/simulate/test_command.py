@@ -42,7 +42,7 @@ def test_needs_nothing_but_a_trace(runner: CliRunner, mooncake: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        (["--policy", "fifo"], "no policy called 'fifo'"),
+        (["--policy", "none"], "no policy called 'none'"),
         (["--format", "csv"], "no format called 'csv'"),
         (["--admission", "some"], "no admission called 'some'"),
         (["--capacity", "much"], "'much' is not a capacity"),
