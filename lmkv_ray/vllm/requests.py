@@ -127,6 +127,8 @@ class TrackedRequest:
     mixed: bool = False
     """Whether what it has computed belongs to no age of the engine's identity: it is not saved."""
     _keys: list[list[bytes]] = field(init=False)
+    _ends: list[list[bytes]] = field(init=False)
+    """[place][group]: the hash that the last of ``_keys`` was made of."""
     _tenant: int = field(init=False)
     _unnamed: UnnamedRequest = field(init=False)
 
@@ -141,6 +143,7 @@ class TrackedRequest:
         self.noted, self.note_at = [0] * len(self.groups), 0
         self.tickets, self.asked, self.claim = [], None, None
         self._keys = [[b""] * len(self.groups) for _ in range(self.identity.places)]
+        self._ends = [[b""] * len(self.groups) for _ in range(self.identity.places)]
 
     @property
     def adapter_id(self) -> int:
@@ -156,21 +159,27 @@ class TrackedRequest:
     def keys(self, group: Group, place: int = 0) -> KeyArray:
         """Keys of all whole chunks of known tokens, made as they become known.
 
-        There are none before the engine's identity and the request's adapter are known.
+        There are none before the engine's identity and the request's adapter are known. A streaming
+        session drops its last token when more is said: keys of a block with that token are made
+        anew, and what other nodes answered about them counts no more.
         """
         if not self.identity.namespaces or self.adapter is None:
             return key_array(b"")
         hashes = self._unnamed.hashes() if self.adapter else self.request.block_hashes
-        keys = self._keys[place][group.number]
-        known = len(keys) // KEY_BYTES
+        known = len(self._keys[place][group.number]) // KEY_BYTES
         now = len(hashes) * group.hash_tokens // group.tokens
+        end = self._ends[place][group.number]
+        if known and (now < known or hashes[group.hash_index(known - 1)] != end):
+            self._keys[place][group.number], known = b"", 0
+            self.tickets, self.asked = [], None
         if now > known:
             namespace = within(self.identity.namespaces[place], self.adapter)
-            self._keys[place][group.number] = keys = keys + b"".join(
+            self._ends[place][group.number] = hashes[group.hash_index(now - 1)]
+            self._keys[place][group.number] += b"".join(
                 chunk_key(namespace, hashes[group.hash_index(i)], group.number)
                 for i in range(known, now)
             )
-        return key_array(keys)
+        return key_array(self._keys[place][group.number])
 
     def space(self, place: int = 0) -> int:
         """Whose its chunks are; 0: not known yet. See ``tenants``."""

@@ -24,6 +24,8 @@ class UnnamedRequest:
         self._request = request
         self.lora_request = None
         self.block_hashes: list[bytes] = []
+        self._theirs: bytes = b""
+        """The last of the request's own hashes that ours were made for."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._request, name)
@@ -31,6 +33,11 @@ class UnnamedRequest:
     def hashes(self) -> list[bytes]:
         """Of as many blocks as vLLM has hashed; it takes some microseconds for each new one."""
         hasher: Any = self._request._block_hasher
-        if len(self.block_hashes) < len(self._request.block_hashes):
+        theirs, made = self._request.block_hashes, len(self.block_hashes)
+        if made and (len(theirs) < made or theirs[made - 1] != self._theirs):
+            self.block_hashes = []  # a streaming session has dropped a token
+        if len(self.block_hashes) < len(theirs):
             self.block_hashes += hasher(self)
-        return self.block_hashes[: len(self._request.block_hashes)]
+            del self.block_hashes[len(theirs) :]
+            self._theirs = theirs[len(self.block_hashes) - 1]
+        return self.block_hashes
