@@ -83,8 +83,10 @@ async def transfers(path: Path, size: int) -> list[Row]:
     async def write(part: slice) -> float:
         names = key_list(keys[part])
         pairs = zip(names, slots[part], strict=True)
-        chunks = [TierChunk(key, 1, slot, lambda: True) for key, slot in pairs]
-        await tier.remove(keys[part])
+        chunks = [TierChunk(key, part.start + 1, slot, lambda: True) for key, slot in pairs]
+        await tier.clear(part.start + 1, 0)
+        while not tier.settled:  # noqa: ASYNC110 (a tier has no event for it)
+            await asyncio.sleep(0.01)
         begin = time.perf_counter()
         assert all(await tier.store(chunks))
         return time.perf_counter() - begin
@@ -98,7 +100,10 @@ async def transfers(path: Path, size: int) -> list[Row]:
                 assert outcome.ok, outcome
         return time.perf_counter() - begin
 
-    ours = [path / "tier" / Label(key, 1, size).path(PLAIN) for key in key_list(keys)]
+    batch = BATCH // size
+    spaces = [i // batch * batch + 1 for i in range(count)]  # each batch has one, to be cleared
+    labels = map(Label, key_list(keys), spaces, [size] * count)
+    ours = [path / "tier" / label.path(PLAIN) for label in labels]
     others = [path / "plain" / str(i) for i in range(count)]
     others[0].parent.mkdir()
     write_flags = os.O_WRONLY | os.O_CREAT | os.O_DIRECT

@@ -90,10 +90,6 @@ class Tier(Protocol):
         """Write chunks; whether each can be found here now (also if it could before)."""
         ...
 
-    async def remove(self, keys: KeyArray) -> None:
-        """Forget chunks; unknown keys are ignored."""
-        ...
-
     async def clear(self, space: int | None, number: int) -> None:
         """Forget all chunks (of one space): none is served from now on, nor one that was being
         stored. What the medium does not allow now is done when it does, see ``settled``.

@@ -1,4 +1,4 @@
-"""What every tier counts."""
+"""What tiers count."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from lmkv_ray.fetch import Failure, Outcome
 
 
 @dataclass(kw_only=True)
-class Counters:
-    """What happened since the tier was opened. Chunks, if it does not say otherwise."""
+class TierCounters:
+    """What happened in any tier since the tier was opened. Chunks, if it does not say otherwise."""
 
     stored: int = 0
     stored_bytes: int = 0
@@ -48,3 +48,22 @@ class Counters:
                 self.read_failed += 1
             case Failure.TOO_LARGE:
                 self.read_too_large += 1
+
+
+@dataclass(kw_only=True)
+class DiskCounters(TierCounters):
+    """What happened in a disk tier."""
+
+    store_no_room: int = 0
+    """Not stored: all that could make room is pinned or being read."""
+    evicted: int = 0
+
+
+@dataclass(kw_only=True)
+class RemoteCounters(TierCounters):
+    """What happened in a remote tier."""
+
+    store_known: int = 0
+    """Not stored: another node had done so already."""
+    asked: int = 0
+    """Keys that the store was asked about."""

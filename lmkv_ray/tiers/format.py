@@ -53,7 +53,7 @@ class Label:
 
 
 @dataclass(frozen=True, slots=True)
-class Header:
+class ChunkHeader:
     """The first page of a file."""
 
     label: Label
@@ -73,7 +73,7 @@ class Header:
         return page + _SEAL.pack(xxhash.xxh3_64_intdigest(page))
 
     @classmethod
-    def unpack(cls, page: bytes) -> Header | None:
+    def unpack(cls, page: bytes) -> ChunkHeader | None:
         """The header in a page; None if it is none of ours, of another version, or damaged."""
         if len(page) != PAGE or not page.startswith(MAGIC):
             return None

@@ -18,10 +18,10 @@ from lmkv_ray.fetch import Fetch, Outcome
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import LRU
 from lmkv_ray.tiers import Tier, TierChunk
+from lmkv_ray.tiers.breaker import Breaker
 from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.tiers.disk.files import ChunkFiles
-from lmkv_ray.tiers.disk.health import Health
 from lmkv_ray.tiers.remote import RemoteTier
 from lmkv_ray.tiers.remote.objects import Objects, open_objects
 
@@ -169,7 +169,7 @@ class DiskHarness:
             "clock": SYSTEM_CLOCK,
             "make_files": self.files,
             "patience": 0.0,
-            "health": Health(first=0.01, longest=0.1),
+            "breaker": Breaker(first=0.01, longest=0.1),
         }
         capacity = options.pop("capacity", self.capacity)
         return await DiskTier.open(self.path, capacity, **defaults | options)

@@ -64,10 +64,6 @@ class MemoryTier:
                 self.written += 1
         return stored
 
-    async def remove(self, keys: KeyArray) -> None:
-        for key in key_list(keys):
-            self.chunks.pop(key, None)
-
     async def clear(self, space: int | None, number: int) -> None:
         self.numbers.append(number)
         self.chunks = {k: v for k, v in self.chunks.items() if not covers(space, v[0])}

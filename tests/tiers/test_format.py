@@ -3,7 +3,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes, parse_path
+from lmkv_ray.tiers.format import PAGE, ChunkHeader, Label, file_bytes, parse_path
 
 labels = st.builds(
     Label,
@@ -12,7 +12,7 @@ labels = st.builds(
     nbytes=st.integers(1, 2**63),
 )
 headers = st.builds(
-    Header,
+    ChunkHeader,
     label=labels,
     overhead=st.integers(0, 64),
     checksum=st.integers(0, 2**64 - 1),
@@ -22,30 +22,30 @@ suites = st.sampled_from(["plain1", "aes1-0123456789abcdef"])
 
 
 @given(headers)
-def test_a_header_says_what_it_was_given(header: Header) -> None:
+def test_a_header_says_what_it_was_given(header: ChunkHeader) -> None:
     page = header.pack()
     assert len(page) == PAGE
-    assert Header.unpack(page) == header
+    assert ChunkHeader.unpack(page) == header
 
 
 @given(headers, st.integers(0, PAGE * 8 - 1))
-def test_any_flipped_bit_is_noticed(header: Header, bit: int) -> None:
+def test_any_flipped_bit_is_noticed(header: ChunkHeader, bit: int) -> None:
     page = bytearray(header.pack())
     page[bit // 8] ^= 1 << bit % 8
-    assert Header.unpack(bytes(page)) is None
+    assert ChunkHeader.unpack(bytes(page)) is None
 
 
 @given(headers, st.integers(0, PAGE - 1))
-def test_a_torn_header_is_noticed(header: Header, at: int) -> None:
+def test_a_torn_header_is_noticed(header: ChunkHeader, at: int) -> None:
     other = replace(header, checksum=header.checksum ^ 1).pack()
     torn = header.pack()[:at] + other[at:]
-    assert Header.unpack(torn) in (None, header, Header.unpack(other))
-    assert Header.unpack(header.pack()[:at]) is None
+    assert ChunkHeader.unpack(torn) in (None, header, ChunkHeader.unpack(other))
+    assert ChunkHeader.unpack(header.pack()[:at]) is None
 
 
 @given(st.binary(max_size=2 * PAGE))
 def test_garbage_is_no_header(page: bytes) -> None:
-    assert Header.unpack(page) is None
+    assert ChunkHeader.unpack(page) is None
 
 
 @given(labels, suites)
@@ -76,7 +76,7 @@ def test_files_are_whole_pages(nbytes: int, overhead: int) -> None:
 
 
 def test_the_format_does_not_change_by_accident() -> None:
-    header = Header(Label(bytes(range(16)), 0x1122, 0x3344), 16, 0x5566, b"n" * 12, 0x7788)
+    header = ChunkHeader(Label(bytes(range(16)), 0x1122, 0x3344), 16, 0x5566, b"n" * 12, 0x7788)
     expected = (
         b"lmkvdisk" + b"\2\0\0\0" + b"\x10\0\0\0" + bytes(range(16)) + b"\x22\x11" + bytes(6)
         + b"\x44\x33" + bytes(6) + b"\x66\x55" + bytes(6) + b"n" * 12

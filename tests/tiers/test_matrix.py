@@ -16,7 +16,7 @@ from lmkv_ray.arena import checksum
 from lmkv_ray.fetch import Failure, Fetch
 from lmkv_ray.keys import key_list
 from lmkv_ray.tiers import Tier
-from lmkv_ray.tiers.disk import writing
+from lmkv_ray.tiers.disk import writes
 from lmkv_ray.tiers.remote import tier as remote
 from tests.tiers.harness import (
     COUNT,
@@ -45,7 +45,7 @@ def harness(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Harness:
     """Media with room for a few chunks in flight."""
-    for module in (writing, remote):
+    for module in (writes, remote):
         monkeypatch.setattr(module, "PENDING_BYTES", COUNT * SLOT)
     return HARNESSES[request.param](tmp_path)
 
@@ -184,17 +184,6 @@ async def test_chunks_survive_a_restart(harness: Harness, full: Tier) -> None:
     await again.close()
 
 
-async def test_removed_chunks_are_gone(harness: Harness, full: Tier) -> None:
-    await full.remove(np.concatenate([STRANGERS, KEYS[:5]]))
-    assert not any([(await found(full, KEYS[i : i + 1]))[0] for i in range(5)])
-    assert await found(full, KEYS[5:]) == [True] * (COUNT - 5)
-    await full.close()
-    again = await harness.open()
-    assert not any([(await found(again, KEYS[i : i + 1]))[0] for i in range(5)])
-    assert await found(again, KEYS[5:]) == [True] * (COUNT - 5)
-    await again.close()
-
-
 async def test_a_space_is_cleared_without_the_others(harness: Harness, full: Tier) -> None:
     assert await store(full, STRANGERS, space=99) == [True] * 3
     await full.clear(99, 0)
@@ -291,7 +280,6 @@ async def test_without_its_medium_it_is_empty_says_why_and_recovers(
     assert not any(await found(full))
     outcomes = await fetch(full, KEYS, slots(COUNT))
     assert not any(outcome.ok for outcome in outcomes)
-    await full.remove(KEYS[:1])
     await full.pin(KEYS[:2], True)
     harness.bring_back()
     await until(lambda: full.status().problem is None)

@@ -20,7 +20,7 @@ from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import key_array
 from lmkv_ray.tiers import TierChunk
 from lmkv_ray.tiers.clears import Unheard
-from lmkv_ray.tiers.format import Header, Label
+from lmkv_ray.tiers.format import ChunkHeader, Label
 from lmkv_ray.tiers.remote import RemoteTier
 from lmkv_ray.tiers.remote import tier as remote
 from lmkv_ray.tiers.remote.objects import Objects, open_objects
@@ -90,7 +90,7 @@ async def test_what_one_node_stores_all_can_fetch(where: Any) -> None:
     assert all(outcomes[i].ok for i in range(8))
     assert outcomes[8].failure is Failure.MISSING
     assert there.status().problem is None
-    await here.remove(key_array(KEYS[:1]))
+    await here._objects.delete(here._name(KEYS[0]), 10)
     assert (await fetched(there, KEYS[:1]))[0].failure is Failure.MISSING
 
 
@@ -246,7 +246,7 @@ async def test_a_failing_store_recovers(faulty: FaultyObjects) -> None:
     assert (await fetched(tier, KEYS[:1]))[0].failure is Failure.LOST
     assert tier.status().problem is not None
     faulty.error = None
-    tier._try._recess._until = 0
+    tier._try._breaker._until = 0
     assert (await fetched(tier, KEYS[:1]))[0].ok
     assert tier.status().problem is None
 
@@ -264,7 +264,7 @@ async def test_a_clear_while_the_store_is_down_is_not_lost(
     assert not tier.settled
     assert "What was cleared is not served" in str(tier.status().problem)
     # It may be that only writing fails: nothing of the space is served, whatever can be read.
-    tier._try._recess._until = 0
+    tier._try._breaker._until = 0
     faulty.listed = super(FaultyObjects, faulty).listed  # type: ignore[method-assign]
     outcomes = await fetched(tier, KEYS[:2])
     assert outcomes[0].failure is Failure.MISSING
@@ -366,7 +366,8 @@ async def test_who_has_not_heard_of_a_clear_stores_nothing_that_counts(tmp_path:
     assert await late.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)]) == [True, True]
     await here.clear(SPACE, 5)
     # It has not looked: its chunk bears the old mark.
-    await late.remove(key_array(KEYS[:1]))
+    await late._objects.delete(late._name(KEYS[0]), 10)
+    late._recent.forget(KEYS[0])
     assert await late.store([chunk(KEYS[0])]) == [True]
     assert (await fetched(here, KEYS[:1]))[0].failure is Failure.MISSING
     # It has looked, but nobody has told it to clear its memory.
@@ -469,7 +470,7 @@ class CountingObjects(Objects):
         key = bytes.fromhex(name.split("/")[-1].split(".")[0])
         if name not in self.held:
             return None
-        return Header(Label(key, SPACE, NBYTES), 0, 1, bytes(12)).pack(), 4096 + NBYTES
+        return ChunkHeader(Label(key, SPACE, NBYTES), 0, 1, bytes(12)).pack(), 4096 + NBYTES
 
 
 MANY = [i.to_bytes(16, "little") for i in range(3125)]

@@ -21,7 +21,7 @@ from lmkv_ray.fetch import Failure
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce, suite_of
 from lmkv_ray.tiers.disk.folder import DiskFolder
 from lmkv_ray.tiers.disk.medium import OpenFile
-from lmkv_ray.tiers.format import PAGE, Header, Label, file_bytes
+from lmkv_ray.tiers.format import PAGE, ChunkHeader, Label, file_bytes
 
 STEP = 16 << 20
 """Bytes of one system call at most: how often a read looks whether it is still wanted."""
@@ -76,7 +76,7 @@ class ChunkFiles:
             nonce = new_nonce(self._clock)
             self._cipher.seal(label, nonce, chunk, payload)
         value = 0 if self._cipher else checksum(chunk)
-        pages[:PAGE] = Header(label, self.overhead, value, nonce).pack()
+        pages[:PAGE] = ChunkHeader(label, self.overhead, value, nonce).pack()
         whole = len(payload) // PAGE * PAGE
         pages[PAGE:] = bytes(payload[whole:]).ljust(PAGE, b"\0")
         buffers = [pages[:PAGE], payload[:whole], pages[PAGE : PAGE + self._tail(payload)]]
@@ -152,7 +152,7 @@ class ChunkFiles:
         if done < size:
             return Failure.CORRUPT if wanted() else Failure.LATE
         payload[whole:] = pages[PAGE : PAGE + len(payload) - whole]
-        header = Header.unpack(bytes(pages[:PAGE]))
+        header = ChunkHeader.unpack(bytes(pages[:PAGE]))
         if header is None or header.label != label or header.overhead != self.overhead:
             return Failure.CORRUPT
         chunk = out[: label.nbytes]

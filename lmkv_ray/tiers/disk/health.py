@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import enum
 import errno
-from dataclasses import dataclass
 
-FIRST_PAUSE = 1.0
-LONGEST_PAUSE = 60.0
+from lmkv_ray.tiers.breaker import Breaker
 
 
 class Trouble(enum.Enum):
@@ -29,7 +27,7 @@ _OF_ERRNO = {
     errno.EROFS: Trouble.READ_ONLY,
 }
 
-_MILD = (Trouble.FULL, Trouble.READ_ONLY)
+_MILD = (None, Trouble.FULL, Trouble.READ_ONLY)
 
 _ADVICE = {
     Trouble.FULL: "make room on the file system, or lower LMKV_DISK_CAPACITY",
@@ -47,55 +45,52 @@ def trouble_of(error: Exception) -> Trouble:
     return _OF_ERRNO.get(number or 0, Trouble.BROKEN)
 
 
-@dataclass
 class Health:
-    """The state of one medium.
+    """The state of one disk.
 
-    Pauses between attempts grow from ``first`` to ``longest`` seconds; trouble soon after a
-    recovery goes on where the last one stopped: what comes and goes is tried less and less.
+    Args:
+        breaker: says when a disk in trouble is tried again.
     """
 
-    first: float = FIRST_PAUSE
-    longest: float = LONGEST_PAUSE
-    trouble: Trouble | None = None
-    problem: str | None = None
-    """What is wrong, and what to do."""
-    pause: float = 0.0
-    """Seconds until the next attempt."""
-    _mended_at: float | None = None
+    def __init__(self, breaker: Breaker | None = None) -> None:
+        self.trouble: Trouble | None = None
+        self._breaker = breaker or Breaker()
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong, and what to do."""
+        return self._breaker.problem
 
     @property
     def readable(self) -> bool:
         """Chunks may be looked up and read."""
-        return self.trouble is None or self.trouble in _MILD
+        return self.trouble in _MILD
 
     @property
     def writable(self) -> bool:
         """Chunks may be stored."""
         return self.trouble is None
 
+    def pause(self, now: float) -> float | None:
+        """Seconds until an attempt to mend the disk; None: there is nothing to mend."""
+        return None if self.trouble is None else self._breaker.left(now)
+
     def failed(self, error: Exception, now: float) -> bool:
-        """An operation failed; True if that is news. The worst trouble counts."""
+        """An operation, or an attempt to mend the disk, failed; True if that is news.
+
+        Until the next attempt the worst trouble counts.
+        """
         trouble = trouble_of(error)
-        if self.trouble is not None and (not self.readable or trouble in _MILD):
+        worse = self.trouble in _MILD and trouble not in _MILD
+        if self.trouble is not None and not worse and not self._breaker.over(now):
             return False
-        if self.trouble is None:
-            recent = self._mended_at is not None and now - self._mended_at < self.longest
-            self.pause = min(self.pause * 2, self.longest) if recent else self.first
-        self._say(trouble, error)
-        return True
-
-    def still(self, error: Exception) -> None:
-        """An attempt to recover failed."""
-        self.pause = min(self.pause * 2, self.longest)
-        self._say(trouble_of(error), error)
-
-    def mended(self, now: float) -> None:
-        """An attempt to recover succeeded."""
-        self.trouble = self.problem = None
-        self._mended_at = now
-
-    def _say(self, trouble: Trouble, error: Exception) -> None:
         what = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        self.trouble = trouble
-        self.problem = f"The disk is {trouble.value}: {what}. Next step: {_ADVICE[trouble]}."
+        problem = f"The disk is {trouble.value}: {what}. Next step: {_ADVICE[trouble]}."
+        news = self._breaker.failed(problem, now) or worse
+        self.trouble, self._breaker.problem = trouble, problem
+        return news
+
+    def mended(self) -> None:
+        """An attempt to mend the disk succeeded."""
+        self.trouble = None
+        self._breaker.worked()

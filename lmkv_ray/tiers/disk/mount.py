@@ -1,58 +1,33 @@
-"""A directory in use: files and index, kept in step."""
+"""A folder in use: files and index, kept in step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.policies import Policy
-from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import Cipher
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.folder import DiskFolder
-from lmkv_ray.tiers.disk.index import DiskIndex, Entry
+from lmkv_ray.tiers.disk.index import DiskIndex
 from lmkv_ray.tiers.disk.medium import Medium
 
 DEFAULT_SHARE = 4
 """Without a capacity: this part of what the file system could give us."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Mount:
     """What ``open_mount`` made."""
 
     files: ChunkFiles
     index: DiskIndex
-    cleared: int = 0
-    """The number of the last clear that was carried out in this directory."""
-
-    def write(
-        self, pairs: Sequence[tuple[Entry, TierChunk]], wanted: Callable[[], bool]
-    ) -> list[bool | Exception]:
-        """Write and publish files, as ``ChunkFiles.write``. Blocks; touches no index."""
-        results: list[bool | Exception] = []
-        for entry, chunk in pairs:
-            try:
-                written = wanted() and self.files.write(entry.label, chunk.data, chunk.intact)
-            except Exception as error:
-                results.append(error)
-            else:
-                results.append(written)
-        return results
-
-    def erase(self, entries: Iterable[Entry]) -> tuple[list[Entry], Exception | None]:
-        """Remove files; returns those that are gone. Blocks; touches no index."""
-        gone: list[Entry] = []
-        for entry in entries:
-            try:
-                self.files.remove(entry.label)
-            except OSError as error:
-                self.files.littered = True
-                return gone, error
-            gone.append(entry)
-        return gone, None
+    cleared: int
+    """The number of the last clear that was carried out in this folder."""
+    in_use: bool = True
+    """Nothing has come in its place. What is not in use is not asked."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +46,7 @@ class Recipe:
 
 
 def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
-    """Take the directory into use. Blocks: 100,000 chunks take a few seconds.
+    """Take the folder into use. Blocks: 100,000 chunks take a few seconds.
 
     Args:
         recipe: how.
@@ -89,9 +64,8 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
         files.littered = scan.littered
         capacity = recipe.capacity
         if capacity is None:
-            capacity = (
-                folder.tree.free() + sum(file.blocks for file in scan.found)
-            ) // DEFAULT_SHARE
+            used = sum(file.blocks for file in scan.found)
+            capacity = (folder.tree.free() + used) // DEFAULT_SHARE
         index = DiskIndex(capacity, recipe.make_policy())
         forgotten = set(last.index.going()) if last else set()
         for file in scan.found:
@@ -104,11 +78,11 @@ def open_mount(recipe: Recipe, last: Mount | None) -> Mount:
             index.erased(entry)
         for key in last.index.keys(pinned=True) if last else ():
             index.pin(key, True)
+        return Mount(files, index, folder.cleared())
     except BaseException:
         if last is None or folder is not last.files.folder:
             folder.close()
         raise
-    return Mount(files, index, folder.cleared())
 
 
 def _folder(recipe: Recipe, last: Mount | None) -> DiskFolder:

@@ -4,86 +4,79 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+import logging
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import LmkvError
-from lmkv_ray.fetch import Fetch, Outcome
+from lmkv_ray.fetch import Failure, Fetch, Outcome
+from lmkv_ray.fetch import failed as all_failed
 from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.policies import Policy
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk
+from lmkv_ray.tiers.breaker import Breaker
 from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
-from lmkv_ray.tiers.disk.clearing import Clearing
-from lmkv_ray.tiers.disk.counters import DiskCounters
+from lmkv_ray.tiers.counters import DiskCounters
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.folder import TakenError
 from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.local import LocalMedium
 from lmkv_ray.tiers.disk.medium import Medium
-from lmkv_ray.tiers.disk.mending import Mending
 from lmkv_ray.tiers.disk.mount import Mount, Recipe, open_mount
-from lmkv_ray.tiers.disk.reading import Reading
+from lmkv_ray.tiers.disk.reads import DiskReads
 from lmkv_ray.tiers.disk.workers import Workers
-from lmkv_ray.tiers.disk.writing import Writing
+from lmkv_ray.tiers.disk.writes import DiskWrites
 
-T = TypeVar("T")
+logger = logging.getLogger(__name__)
 
-MAX_GONE = 1 << 16
-"""Keys that are remembered as removed while there is no index; with more, all are."""
 GIVE_WAY = 64
 """On a full file system, this part of what we hold is evicted before we try again."""
 PATIENCE_SECONDS = 2.0
+TAKEN_SECONDS = 0.05
+"""Between two looks whether a predecessor has let go of the folder."""
 OPEN_SECONDS = 15.0
 """A disk that takes longer to open is opened beside everything else."""
 CLOSE_SECONDS = 5.0
-TAKEN_SECONDS = 0.05
-"""Between two looks whether a predecessor has let go of the directory."""
 
 
 class DiskTier:
-    """See ``Tier``. Made by ``open``."""
+    """See ``Tier``. Made by ``open``.
+
+    One task, the keeper, does one thing at a time: it opens the folder, mends the disk and carries
+    out clears. Chunks are stored and fetched meanwhile, as far as the disk's health allows.
+    """
 
     name = "disk"
     capabilities = TierCapabilities(shared=False, instant=True)
 
-    def __init__(self, recipe: Recipe, threads: int, health: Health, patience: float) -> None:
+    def __init__(self, recipe: Recipe, threads: int, patience: float, breaker: Breaker) -> None:
+        medium, clock = recipe.medium, recipe.clock
         self._recipe = recipe
-        self._health = health
         self._patience = patience
-        clock = self._clock = recipe.clock
-        self._readers = Workers(recipe.medium.threads("disk-read", threads), threads, clock)
-        self._writers = Workers(
-            recipe.medium.threads("disk-write", recipe.writes + 1), recipe.writes + 1, clock
-        )
+        self._clock = clock
+        self._health = Health(breaker)
         self._counters = DiskCounters()
+        self._readers = Workers(medium.threads("disk-read", threads), threads, clock)
+        writers = recipe.writes + 1
+        self._writers = Workers(medium.threads("disk-write", writers), writers, clock)
+        self._writes = DiskWrites(self._writers, self._counters, self._failed, clock)
         self._mount: Mount | None = None
-        self._changing = False
-        self._gone: set[bytes] = set()
-        """What was removed while there was no index to tell."""
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._closing = asyncio.Event()
-        self._mending = Mending(
-            recipe.path, health, self._counters, self._try_again, self._settle, self._closing,
-            clock,
-        )  # fmt: skip
-        self._failed = self._mending.failed
-        self._writing = Writing(
-            self._writers, self._counters, self._spawn, self._erase, self._failed, self._closing,
-            clock,
-        )  # fmt: skip
-        self._clearing = Clearing(self._writers, self._erase, self._failed)
+        self._work = asyncio.Event()
+        """There is something to do for the keeper."""
+        self._settled = asyncio.Event()
+        """No clear is pending, as the keeper found."""
         self._opening: asyncio.Task[Exception | None] | None = None
-        self._settling: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
+        self._closing = False
 
     @classmethod
     async def open(
@@ -98,7 +91,7 @@ class DiskTier:
         patience: float = PATIENCE_SECONDS,
         medium: Medium | None = None,
         make_files: Callable[..., ChunkFiles] = ChunkFiles,
-        health: Health | None = None,
+        breaker: Breaker | None = None,
     ) -> DiskTier:
         """Take a directory into use; a disk that does not work now is tried again by itself.
 
@@ -112,7 +105,7 @@ class DiskTier:
             patience: seconds to wait for a predecessor that is just ending.
             medium: has the directory; None: this machine.
             make_files: how files are read and written.
-            health: when it is tried again.
+            breaker: says when a disk in trouble is tried again.
 
         Raises:
             TierError: another shard uses the directory, or it holds something else, or chunks
@@ -121,13 +114,11 @@ class DiskTier:
             UnsupportedError: encryption is wanted and the package for it is missing.
         """
         cipher = load_cipher(key_file)
-        # Fewer: nobody waits for a write, and reads share the device with them.
+        # Fewer: nothing waits for a write, and reads share the device with them.
         writes = max(threads // 2, 1)
-        recipe = Recipe(
-            directory, capacity, make_policy, make_files, cipher, writes,
-            medium or LocalMedium(), clock,
-        )  # fmt: skip
-        tier = cls(recipe, threads, health or Health(), patience)
+        medium = medium or LocalMedium()
+        recipe = Recipe(directory, capacity, make_policy, make_files, cipher, writes, medium, clock)
+        tier = cls(recipe, threads, patience, breaker or Breaker())
         opening = tier._opening = asyncio.create_task(tier._remount())
         await asyncio.wait([opening], timeout=OPEN_SECONDS)
         if not opening.done():
@@ -137,11 +128,12 @@ class DiskTier:
             raise error
         elif error is not None:
             tier._failed(error)
+        tier._keeper = asyncio.create_task(tier._keep())
         return tier
 
     async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
         """See ``Tier``."""
-        mount = self._readable()
+        mount = self._in_use(self._health.readable)
         if mount is None:
             return np.zeros(len(keys), np.bool_)
         found = (mount.index.get(key) is not None for key in key_list(keys))
@@ -149,34 +141,33 @@ class DiskTier:
 
     async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
         """See ``Tier``."""
-        reading = Reading(fetch, self._readers, self._readable, self._read_failed, self._clock)
-        async with contextlib.aclosing(reading.outcomes()) as outcomes:
+        mount = self._in_use(self._health.readable)
+        if mount is None:
+            for outcome in all_failed(range(len(fetch.keys)), Failure.MISSING):
+                yield outcome
+            return
+        failed = partial(self._read_failed, mount)
+        reads = DiskReads(fetch, mount, self._health, self._readers, failed, self._clock)
+        async with contextlib.aclosing(reads.outcomes()) as outcomes:
             async for outcome in outcomes:
                 self._counters.fetched(outcome)
                 yield outcome
 
     async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
         """See ``Tier``. What is not written at once when there is much to write is dropped."""
-        mount = self._writable()
-        return [False] * len(chunks) if mount is None else await self._writing.store(mount, chunks)
-
-    async def remove(self, keys: KeyArray) -> None:
-        """See ``Tier``."""
-        if self._mount is None or self._changing:
-            self._gone |= set(key_list(keys))
-            if len(self._gone) > MAX_GONE:
-                self._clearing.pending.add(None, 0)
-                self._gone.clear()
-        else:
-            await self._forget(self._mount, key_list(keys))
+        mount = self._in_use(self._health.writable)
+        return [False] * len(chunks) if mount is None else await self._writes.store(mount, chunks)
 
     async def clear(self, space: int | None, number: int) -> None:
         """See ``Tier``."""
-        self._clearing.pending.add(space, number)
-        if self._mount is not None and not self._changing:
-            self._clearing.hide(self._mount)
+        self._writes.clears.add(space, number)
+        self._settled.clear()
+        if (mount := self._in_use()) is not None:
+            self._writes.hide(mount)
+            self._work.set()
             within = CLEAR_SECONDS if self._health.writable else 0
-            await asyncio.wait([self._settle()], timeout=within)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._settled.wait(), within)
 
     @property
     def cleared(self) -> int:
@@ -186,7 +177,7 @@ class DiskTier:
     @property
     def settled(self) -> bool:
         """See ``Tier``."""
-        return not self._clearing.pending
+        return not self._writes.clears
 
     @property
     def unheard(self) -> list[Unheard]:
@@ -210,111 +201,109 @@ class DiskTier:
             chunks=len(index) if index is not None else 0,
             nbytes=index.used if index is not None else 0,
             capacity=index.capacity if index is not None else self._recipe.capacity or 0,
-            problem=self._clearing.pending.beside(self._health.problem),
+            problem=self._writes.clears.beside(self._health.problem),
             counters=asdict(self._counters),
         )
 
     async def close(self) -> None:
-        """See ``Tier``. A directory that a hanging write may still touch is not given to others."""
-        self._closing.set()
-        background = [task for task in (self._opening, self._mending.task) if task is not None]
-        if background:
-            await asyncio.wait(background, timeout=CLOSE_SECONDS)
-        self._changing = True
+        """See ``Tier``. A folder that a hanging write may still touch is not given to others."""
+        self._closing = True
+        self._work.set()
         self._readers.close()
         self._writers.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks, timeout=CLOSE_SECONDS)
+        tasks = {task for task in (self._opening, self._keeper) if task} | self._writes.tasks
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
         idle = await self._readers.idle(CLOSE_SECONDS)
         idle = await self._writers.idle(CLOSE_SECONDS) and idle
         if self._mount is not None and idle:
             self._mount.files.folder.close()
 
-    # What is in use
+    def _in_use(self, wanted: bool = True) -> Mount | None:
+        mount = self._mount
+        usable = mount is not None and mount.in_use and not self._closing
+        return mount if usable and wanted else None
 
-    def _readable(self) -> Mount | None:
-        return self._mount if self._health.readable and not self._changing else None
+    # Trouble
 
-    def _writable(self) -> Mount | None:
-        return self._mount if self._health.writable and not self._changing else None
+    def _failed(self, error: Exception) -> None:
+        """The disk is in trouble: out of use until an attempt to mend it has succeeded."""
+        if not self._closing and self._health.failed(error, self._clock.monotonic()):
+            self._counters.troubles += 1
+            logger.warning("lmkv_ray: disk tier %s: %s", self._recipe.path, self._health.problem)
+            self._work.set()
+
+    def _read_failed(self, mount: Mount, error: Exception, entry: Entry | None) -> None:
+        self._failed(error)
+        if entry is not None:
+            self._writes.lost(mount, entry)
+
+    # The keeper
+
+    async def _keep(self) -> None:
+        """Do what is to be done, until the tier is closed."""
+        while not self._closing:
+            self._work.clear()
+            await self._carry_out()
+            now, trouble = self._clock.monotonic(), self._health.trouble
+            if trouble is not None and self._health.pause(now) == 0:
+                error = await self._try_again(trouble)
+                if error is None:
+                    self._health.mended()
+                    logger.info("lmkv_ray: disk tier %s is in use again", self._recipe.path)
+                    continue
+                self._health.failed(error, self._clock.monotonic())
+            if not self._closing:
+                with contextlib.suppress(TimeoutError):
+                    pause = self._health.pause(self._clock.monotonic())
+                    await asyncio.wait_for(self._work.wait(), pause)
+
+    async def _carry_out(self) -> None:
+        """Carry out the clears that are pending, as far as the disk allows."""
+        while self._writes.clears and (mount := self._in_use(self._health.readable)):
+            if not await self._writes.carry_out(mount):
+                return  # trouble, which will be mended
+        if not self._writes.clears:
+            self._settled.set()
 
     async def _remount(self) -> Exception | None:
-        """Open the directory anew; returns what is in the way."""
-        self._changing = True
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        """Open the folder anew; returns what is in the way."""
+        if self._mount is not None:
+            self._mount.in_use = False
+        if self._writes.tasks:
+            await asyncio.wait(set(self._writes.tasks))
         await self._readers.idle()
         await self._writers.idle()
         give_up = self._clock.monotonic() + self._patience
         while True:
             opened = await self._writers.run(partial(open_mount, self._recipe, self._mount))
-            taken = isinstance(opened, TakenError) and not self._closing.is_set()
+            taken = isinstance(opened, TakenError) and not self._closing
             if not taken or self._clock.monotonic() >= give_up:
                 break
             await self._clock.sleep(TAKEN_SECONDS)
-        if isinstance(opened, Mount):
-            self._mount = opened
-            self._clearing.hide(opened, new=True)
-            keys, self._gone = list(self._gone), set()
-            await self._forget(opened, keys)
-        self._changing = self._mount is None or self._mount.files.folder.closed
-        self._settle()
-        return await self._probe(opened) if isinstance(opened, Mount) else opened
+        if not isinstance(opened, Mount):
+            if self._mount is not None and not self._mount.files.folder.closed:
+                self._mount.in_use = True
+            return opened
+        self._mount = opened
+        self._writes.hide(opened, new=True)
+        return await self._probe(opened)
 
     async def _probe(self, mount: Mount) -> Exception | None:
         """Whether there is room for a chunk, and it can be read again."""
-        return await self._writers.run(partial(mount.files.folder.probe, self._writing.largest))
-
-    # Removing
-
-    async def _forget(self, mount: Mount, keys: Sequence[bytes]) -> None:
-        going = [entry for key in keys if (entry := mount.index.forget(key))]
-        await self._erase(mount, going)
-
-    async def _erase(self, mount: Mount, entries: Sequence[Entry]) -> bool:
-        """Remove the files of forgotten entries; whether all are gone."""
-        if not entries:
-            return True
-        result = await self._writers.run(partial(mount.erase, entries))
-        if not isinstance(result, tuple):  # closing
-            return False
-        gone, error = result
-        for entry in gone:
-            mount.index.erased(entry)
-        if error is not None:
-            self._failed(error)
-        return error is None
-
-    def _settle(self) -> asyncio.Task[None]:
-        """Carry out the clears that are pending, as far as the disk allows; one task at a time."""
-        if self._settling is None or self._settling.done():
-            self._settling = self._spawn(self._carry_out())
-        return self._settling
-
-    async def _carry_out(self) -> None:
-        while self._clearing.pending and self._mount is not None and not self._changing:
-            writing = self._tasks - {self._settling}
-            if not await self._clearing.carry_out(self._mount, writing):
-                return  # trouble, which will be mended
-
-    # Trouble
-
-    def _read_failed(self, mount: Mount, entry: Entry, error: Exception) -> None:
-        self._failed(error)
-        if not isinstance(error, TimeoutError):
-            self._spawn(self._forget(mount, [entry.label.key]))
+        return await self._writers.run(partial(mount.files.folder.probe, self._writes.largest))
 
     async def _try_again(self, trouble: Trouble) -> Exception | None:
-        """What is still in the way."""
-        mount = self._mount
+        """Do what the trouble asks for; what is still in the way."""
         if self._opening is not None and not self._opening.done():
             return await self._opening
+        mount = self._mount
         if mount is None:
             return await self._remount()
         if trouble is Trouble.FULL:
             victims = mount.index.evict(mount.index.used // GIVE_WAY) or []
             self._counters.evicted += len(victims)
-            await self._erase(mount, victims)
+            await self._writes.erase(mount, victims)
         if trouble is Trouble.SLOW:
             await self._readers.idle()  # threads that hang would keep others waiting
         error = await self._probe(mount)
@@ -323,10 +312,3 @@ class DiskTier:
         if error is not None and trouble_of(error) is not Trouble.BROKEN:
             return error
         return await self._remount()
-
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run to the end whatever becomes of the caller; ``close`` waits for it."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task

@@ -72,6 +72,8 @@ class Workers:
         self.count = count
         self._threads = threads
         self._clock = clock
+        self.closed = False
+        """What has not begun is not wanted any more."""
         self._jobs: set[asyncio.Future[None]] = set()
 
     def start(self, function: Callable[[], T]) -> Job[T]:
@@ -79,7 +81,10 @@ class Workers:
         job = Job(function, self._clock)
         self._jobs.add(job.ended)
         job.ended.add_done_callback(self._jobs.discard)
-        self._threads.start(job)
+        if self.closed:
+            job.cancel()
+        else:
+            self._threads.start(job)
         return job
 
     async def run(self, function: Callable[[], T]) -> T | Exception | None:
@@ -96,4 +101,5 @@ class Workers:
 
     def close(self) -> None:
         """Begin nothing more, and end the threads as soon as they are free."""
+        self.closed = True
         self._threads.close()

@@ -7,9 +7,9 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from lmkv_ray.clock import Clock
-from lmkv_ray.tiers.counters import Counters
+from lmkv_ray.tiers.breaker import Breaker
+from lmkv_ray.tiers.counters import TierCounters
 from lmkv_ray.tiers.remote.objects import TooLargeError
-from lmkv_ray.tiers.remote.recess import Recess
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -30,7 +30,7 @@ class Attempts:
 
     def __init__(
         self,
-        counters: Counters,
+        counters: TierCounters,
         problem_of: Callable[[Exception], str],
         failed: Callable[[], None],
         clock: Clock,
@@ -39,22 +39,22 @@ class Attempts:
         self._counters = counters
         self._problem_of = problem_of
         self._failed = failed
-        self._recess = Recess()
+        self._breaker = Breaker()
 
     @property
     def problem(self) -> str | None:
         """Why the last attempt failed, and what to do."""
-        return self._recess.problem
+        return self._breaker.problem
 
     @property
     def usable(self) -> bool:
         """Whether the store may be asked now."""
-        return self._recess.over(self._clock.monotonic())
+        return self._breaker.over(self._clock.monotonic())
 
     @property
     def pause(self) -> float:
         """Seconds until it may be asked."""
-        return self._recess.left(self._clock.monotonic())
+        return self._breaker.left(self._clock.monotonic())
 
     async def __call__(
         self, call: Coroutine[Any, Any, T], within: float = PATIENCE_SECONDS
@@ -68,16 +68,16 @@ class Attempts:
         try:
             result = await call
         except (FileNotFoundError, TooLargeError) as error:
-            self._recess.worked()
+            self._breaker.worked()
             return error
         except Exception as error:
             hurried = isinstance(error, TimeoutError) and within < PATIENCE_SECONDS
             problem = self._problem_of(error)
             if not hurried:
-                if self._recess.failed(problem, self._clock.monotonic()):
+                if self._breaker.failed(problem, self._clock.monotonic()):
                     self._counters.troubles += 1
                     logger.warning("lmkv_ray: %s", problem)
                 self._failed()
             return error
-        self._recess.worked()
+        self._breaker.worked()
         return result

@@ -1,4 +1,4 @@
-"""Clears of a store that many share, in the store's own order: no clock is compared.
+"""SharedClears of a store that many share, in the store's own order: no clock is compared.
 
 A clear is an object ``clears/<space>-<turn>-<id>-<number>``, of everything ``clears/all-...``.
 It takes the turn after the last clear of its space that the store lists. If several take the same
@@ -70,7 +70,7 @@ class StoredClear:
         return cls(turn, identity, None if space == "all" else int(space, 16), number)
 
 
-class Clears:
+class SharedClears:
     """What was cleared, as far as is known, and what is to be.
 
     Args:

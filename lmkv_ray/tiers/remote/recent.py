@@ -20,7 +20,7 @@ class Stored:
 
     space: int
     mark: int
-    """See ``Clears.mark``."""
+    """See ``SharedClears.mark``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers.base import TierCapabilities, TierChunk
 from lmkv_ray.tiers.cipher import Cipher, load_cipher, suite_of
 from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
-from lmkv_ray.tiers.counters import Counters
+from lmkv_ray.tiers.counters import RemoteCounters
 from lmkv_ray.tiers.format import PAGE
 from lmkv_ray.tiers.remote.attempts import PATIENCE_SECONDS, Attempts
-from lmkv_ray.tiers.remote.clears import Clears
+from lmkv_ray.tiers.remote.clears import SharedClears
 from lmkv_ray.tiers.remote.objects import Objects, TooLargeError, open_objects
-from lmkv_ray.tiers.remote.packing import header_of, object_bytes, pack, unpack
+from lmkv_ray.tiers.remote.package import header_of, object_bytes, pack, unpack
 from lmkv_ray.tiers.remote.recent import Known, Recent, Stored
 from lmkv_ray.tiers.remote.turns import Turns
 from lmkv_ray.waits import all_ended, to_the_end
@@ -39,16 +39,6 @@ PENDING_BYTES = 128 << 20
 """Chunks that wait or are being sent, all together; past it they are not stored."""
 
 
-@dataclass(kw_only=True)
-class RemoteCounters(Counters):
-    """See ``Counters``."""
-
-    store_known: int = 0
-    """Not stored: somebody had done so already."""
-    asked: int = 0
-    """Keys that the store was asked about."""
-
-
 class RemoteTier:
     """See ``Tier``. Made by ``open``."""
 
@@ -60,7 +50,7 @@ class RemoteTier:
         self._objects = objects
         self._cipher = cipher
         self._suite = suite_of(cipher)
-        self._clears = Clears(objects, clock)
+        self._clears = SharedClears(objects, clock)
         self._recent = Recent(clock)
         self._counters = RemoteCounters()
         self._try = Attempts(self._counters, objects.problem_of, self._mend, clock)
@@ -140,12 +130,6 @@ class RemoteTier:
         tasks = [asyncio.create_task(self._store_bounded(chunk, request)) for chunk in chunks]
         await _finish(tasks)
         return [task.result() for task in tasks]
-
-    async def remove(self, keys: KeyArray) -> None:
-        """See ``Tier``."""
-        for key in key_list(keys):
-            self._recent.forget(key)
-            await self._try(self._objects.delete(self._name(key), QUESTION_SECONDS))
 
     async def clear(self, space: int | None, number: int) -> None:
         """See ``Tier``. For everybody who shares the store; its objects stay until they expire."""

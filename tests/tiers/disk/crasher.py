@@ -1,6 +1,6 @@
 """``python -m tests.tiers.disk.crasher DIRECTORY KILLS SEED``: writers that are killed.
 
-Each is a fork that stores, reads and removes chunks until it is killed by SIGKILL. After every kill
+Each is a fork that stores, reads and clears chunks until it is killed by SIGKILL. After every kill
 files are cut and bits are flipped; after every tenth another fork opens the tier and checks that
 everything it serves is right. Prints one JSON object.
 """
@@ -26,6 +26,7 @@ from lmkv_ray.tiers.disk import DiskTier
 from tests.tiers.harness import arrived, fetch, slots, some_keys, store
 
 KEYS = some_keys(120, seed=9)
+SPACES = 50
 CAPACITY = 5 << 20
 """Room for 75 of the chunks."""
 
@@ -37,9 +38,9 @@ async def work(directory: Path, seed: int, ready: int) -> None:
     os.close(ready)
     while True:
         keys = KEYS[rng.choice(len(KEYS), 6, replace=False)]
-        await store(tier, keys)
+        await store(tier, keys, space=int(rng.integers(SPACES)) + 1)
         await fetch(tier, keys[:2], slots(2))
-        await tier.remove(keys[:1])
+        await tier.clear(int(rng.integers(SPACES)) + 1, 0)
 
 
 async def verify(directory: Path) -> dict[str, int]:

@@ -16,7 +16,7 @@ MANY = some_keys(100, seed=1)
 
 
 async def test_the_budget_holds_at_all_times(tmpfs: tuple[DiskHarness, Remount]) -> None:
-    """Also while chunks are written, evicted, removed and read by several tasks."""
+    """Also while chunks are written, evicted, cleared and read by several tasks."""
     disk, _ = tmpfs
     capacity = 10 * FILE + 1000
     tier = await disk.open(capacity=capacity, threads=8)
@@ -31,10 +31,10 @@ async def test_the_budget_holds_at_all_times(tmpfs: tuple[DiskHarness, Remount])
     async def work(task: int) -> None:
         for part in range(0, 100, 5):
             keys = np.roll(MANY, task * 25, axis=0)[part : part + 5]
-            await store(tier, keys, intact=sample)
+            await store(tier, keys, intact=sample, space=part % 2 + 1)
             await fetch(tier, keys, slots(5))
             if task == 2:
-                await tier.remove(keys[:2])
+                await tier.clear(int(keys[0, 0] % 2) + 1, 0)
 
     await asyncio.gather(*(work(task) for task in range(4)))
     assert 5 * FILE < max(taken) <= capacity

@@ -13,7 +13,7 @@ from lmkv_ray.errors import ConfigError, TierError, UnsupportedError
 from lmkv_ray.fetch import Failure
 from lmkv_ray.ownership import trouble_with_secret
 from lmkv_ray.tiers.cipher import AesGcm, load_cipher
-from lmkv_ray.tiers.format import Header, Label
+from lmkv_ray.tiers.format import ChunkHeader, Label
 from tests.tiers.harness import (
     COUNT,
     DiskHarness,
@@ -69,10 +69,10 @@ async def test_nothing_readable_is_on_the_disk(disk: DiskHarness, key_file: Path
     files = [disk.file(key.tobytes()).read_bytes() for key in KEYS]
     for key, file in zip(KEYS, files, strict=True):
         assert content_of(key.tobytes(), 64).tobytes() not in file
-        header = Header.unpack(file[:4096])
+        header = ChunkHeader.unpack(file[:4096])
         assert header is not None
         assert header.checksum == 0, "which would say which text it is"
-    nonces = {Header.unpack(file[:4096]).nonce for file in files}  # type: ignore[union-attr]
+    nonces = {ChunkHeader.unpack(file[:4096]).nonce for file in files}  # type: ignore[union-attr]
     assert len(nonces) == COUNT
     await tier.close()
 

@@ -1,5 +1,6 @@
 import errno
 
+from lmkv_ray.tiers.breaker import Breaker
 from lmkv_ray.tiers.disk.health import Health, Trouble
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -25,26 +26,22 @@ def test_only_worse_trouble_is_news() -> None:
 
 
 def test_pauses_grow_to_a_bound() -> None:
-    health = Health(first=1, longest=5)
-    health.failed(GONE, 0.0)
-    pauses = [health.pause]
-    for _ in range(4):
-        health.still(GONE)
-        pauses.append(health.pause)
+    health, now, pauses = Health(Breaker(first=1, longest=5)), 0.0, []
+    for _ in range(5):
+        health.failed(GONE, now)
+        pauses.append(pause := health.pause(now))
+        assert pause is not None
+        now += pause
     assert pauses == [1, 2, 4, 5, 5]
 
 
-def test_what_comes_and_goes_is_tried_less_and_less() -> None:
-    health = Health(first=1, longest=60)
-    pauses = []
-    for now in (0, 1, 2):
-        health.failed(FULL, now)
-        pauses.append(health.pause)
-        health.mended(now)
-        assert health.problem is None
-    assert pauses == [1, 2, 4]
-    health.failed(FULL, 2 + 60)
-    assert health.pause == 1, "after a long time without, it begins anew"
+def test_an_attempt_that_fails_says_what_is_wrong_now() -> None:
+    health = Health()
+    health.failed(GONE, 0.0)
+    health.failed(FULL, 1.0)
+    assert (health.trouble, health.readable, health.pause(1.0)) == (Trouble.FULL, True, 2)
+    health.mended()
+    assert (health.trouble, health.problem, health.pause(1.0)) == (None, None, None)
 
 
 def test_errors_that_are_no_errors_of_a_disk_break_it_too() -> None:

@@ -15,7 +15,7 @@ import pytest
 from lmkv_ray.errors import TierError
 from lmkv_ray.fetch import Failure, Fetch
 from lmkv_ray.keys import key_list
-from lmkv_ray.tiers.disk import reading
+from lmkv_ray.tiers.disk import reads
 from lmkv_ray.tiers.disk.folder import DiskFolder
 from tests.tiers.disk.conftest import FILE, Remount, present
 from tests.tiers.harness import COUNT, DiskHarness, fetch, slots, some_keys, store, until
@@ -63,12 +63,13 @@ async def test_a_disk_that_others_fill(tmpfs: tuple[DiskHarness, Remount]) -> No
 async def test_a_read_only_file_system(tmpfs: tuple[DiskHarness, Remount]) -> None:
     disk, remount = tmpfs
     tier = await disk.open(capacity=2 << 20)
-    assert all(await store(tier, KEYS))
+    assert all(await store(tier, KEYS[2:]))
+    assert all(await store(tier, KEYS[:2], space=8))
     remount("ro")
     assert await store(tier, MANY[:1]) == [False]
     assert "read-only" in str(tier.status().problem)
     assert all(outcome.ok for outcome in await fetch(tier, KEYS, slots(COUNT)))
-    await tier.remove(KEYS[:2])
+    await tier.clear(8, 2)
     assert await store(tier, MANY[:1]) == [False]
     await tier.clear(99, 3)
     assert await present(tier, KEYS) == COUNT - 2
@@ -144,7 +145,7 @@ async def test_a_disk_that_is_not_there_yet(disk: DiskHarness) -> None:
     await tier.close()
 
 
-async def test_pins_and_removals_survive_a_remount(disk: DiskHarness) -> None:
+async def test_pins_survive_a_remount(disk: DiskHarness) -> None:
     tier = await disk.open(capacity=COUNT * FILE)
     assert all(await store(tier, KEYS))
     await tier.pin(KEYS[:1], True)
@@ -210,7 +211,7 @@ async def test_a_bug_is_trouble_and_no_exception(disk: DiskHarness) -> None:
 async def test_a_hanging_disk_holds_back_only_what_it_has(
     disk: DiskHarness, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(reading, "SLOW_SECONDS", 0.05)
+    monkeypatch.setattr(reads, "SLOW_SECONDS", 0.05)
     tier = await disk.open(threads=2)
     assert all(await store(tier, KEYS))
     release = disk.hold_reads()

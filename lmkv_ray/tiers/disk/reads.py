@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
 from functools import partial
 
 from lmkv_ray.clock import Clock
 from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import key_list
+from lmkv_ray.tiers.disk.health import Health
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount
 from lmkv_ray.tiers.disk.workers import Job, Workers
@@ -19,23 +21,25 @@ SLOW_SECONDS = 2.0
 """A read that takes longer and misses its deadline puts the disk out of use for a while."""
 
 
-class Reading:
+class DiskReads:
     """The reads of one fetch.
 
     Args:
         fetch: what is wanted.
-        workers: who read; twice as many reads of one fetch are queued.
-        mount: what is in use at present, if anything.
-        failed: told what the medium said, with the entry that could not be read.
+        mount: has the chunks, as long as it is in use.
+        health: of the disk: while it cannot be read no read is begun.
+        workers: the threads that read; twice as many reads of one fetch are queued.
+        failed: told what the medium said; and which entry could not be read at all.
         clock: of the machine: the fetch has a deadline.
     """
 
     def __init__(
         self,
         fetch: Fetch,
+        mount: Mount,
+        health: Health,
         workers: Workers,
-        mount: Callable[[], Mount | None],
-        failed: Callable[[Mount, Entry, Exception], None],
+        failed: Callable[[Exception, Entry | None], None],
         clock: Clock,
     ) -> None:
         self._clock = clock
@@ -43,6 +47,7 @@ class Reading:
         self._keys = key_list(fetch.keys)
         self._workers = workers
         self._mount = mount
+        self._health = health
         self._failed = failed
         self._deadline = self._clock.monotonic() + fetch.within
         self._given_up = threading.Event()
@@ -89,9 +94,10 @@ class Reading:
 
     def _start(self, position: int) -> Outcome | None:
         """Queue a read, or say why not."""
-        mount = self._mount()
-        entry = mount.index.get(self._keys[position]) if mount else None
-        if mount is None or entry is None:
+        mount = self._mount
+        usable = mount.in_use and self._health.readable
+        entry = mount.index.get(self._keys[position]) if usable else None
+        if entry is None:
             return Outcome(position, failure=Failure.MISSING)
         destination = self._fetch.destinations[position]
         if entry.label.nbytes > len(destination):
@@ -99,7 +105,7 @@ class Reading:
         mount.index.begin_read(entry)
         read = partial(mount.files.read, entry.label, destination, self._wanted)
         job = self._workers.start(read)
-        self._running[job.ended] = _Read(position, entry, mount, job)
+        self._running[job.ended] = _Read(position, entry, job)
         return None
 
     def _finished(self) -> list[Outcome]:
@@ -108,11 +114,11 @@ class Reading:
         return [self._finish(self._running.pop(future)) for future in ended]
 
     def _finish(self, read: _Read) -> Outcome:
-        index, entry = read.mount.index, read.entry
+        index, entry = self._mount.index, read.entry
         result = read.job.result
         index.end_read(entry)
         if isinstance(result, Exception):
-            self._failed(read.mount, entry, result)
+            self._failed(result, entry)
             detail = f"{type(result).__name__}: {result}"
             return Outcome(read.position, failure=Failure.LOST, detail=detail)
         if result is None or result is Failure.LATE:
@@ -129,24 +135,21 @@ class Reading:
             read.job.cancel()
             if read.job.seconds() > SLOW_SECONDS:
                 why = f"a read took longer than {read.job.seconds():.1f} s"
-                self._failed(read.mount, read.entry, TimeoutError(why))
+                self._failed(TimeoutError(why), None)
 
     def _wanted(self) -> bool:
         return not self._given_up.is_set() and self._clock.monotonic() < self._deadline
 
     def _touch(self) -> None:
         # Deepest first, as with all touches.
-        mount = self._mount()
-        if mount is not None:
-            keys = [self._keys[position] for position in sorted(self._arrived, reverse=True)]
-            mount.index.touched(keys)
+        keys = [self._keys[position] for position in sorted(self._arrived, reverse=True)]
+        self._mount.index.touched(keys)
 
 
+@dataclass(frozen=True)
 class _Read:
     """One read under way."""
 
-    def __init__(self, position: int, entry: Entry, mount: Mount, job: Job[int | Failure]) -> None:
-        self.position = position
-        self.entry = entry
-        self.mount = mount
-        self.job = job
+    position: int
+    entry: Entry
+    job: Job[int | Failure]

@@ -10,17 +10,23 @@ LONGEST_PAUSE = 60.0
 
 
 @dataclass
-class Recess:
+class Breaker:
     """After a failure nothing is tried for a pause.
 
     Pauses grow from one failure to the next, also where something worked in between: what comes
     and goes, or only half works, is tried less and less.
+
+    Args:
+        first: seconds of the first pause.
+        longest: seconds of the longest pause; who works for so long is trusted as at first.
     """
 
+    first: float = FIRST_PAUSE
+    longest: float = LONGEST_PAUSE
     problem: str | None = None
     """What is wrong, and what to do."""
     _until: float = -math.inf
-    _pause: float = FIRST_PAUSE
+    _pause: float = 0.0
 
     def over(self, now: float) -> bool:
         """Whether the medium may be tried."""
@@ -31,16 +37,16 @@ class Recess:
         return 0.0 if self.over(now) else self._until - now
 
     def failed(self, problem: str, now: float) -> bool:
-        """It failed; whether that is news: details differ from one attempt to the next."""
+        """The medium failed; whether that is news: details differ from one attempt to the next."""
         if not self.over(now):
             return False  # what was under way at the first failure
         news = self.problem is None
-        recent = now < self._until + LONGEST_PAUSE
-        self._pause = min(2 * self._pause, LONGEST_PAUSE) if recent else FIRST_PAUSE
+        recent = now < self._until + self.longest
+        self._pause = min(2 * self._pause, self.longest) if recent else self.first
         self._until = now + self._pause
         self.problem = problem
         return news
 
     def worked(self) -> None:
-        """It did what it was asked."""
+        """The medium did what it was asked."""
         self.problem = None

@@ -12,20 +12,20 @@ from lmkv_ray.clock import Clock
 from lmkv_ray.fetch import Failure
 from lmkv_ray.tiers.base import TierChunk
 from lmkv_ray.tiers.cipher import NONCE_BYTES, Cipher, new_nonce
-from lmkv_ray.tiers.format import PAGE, Header, Label
+from lmkv_ray.tiers.format import PAGE, ChunkHeader, Label
 
 
 def pack(chunk: TierChunk, cipher: Cipher | None, mark: int, clock: Clock) -> list[Any]:
-    """A copy of a chunk's bytes, ready to be sent; ``mark``: see ``Clears.mark``."""
+    """A copy of a chunk's bytes, ready to be sent; ``mark``: see ``SharedClears.mark``."""
     label = Label(chunk.key, chunk.space, len(chunk.data))
     if cipher is None:
         copy = chunk.data.copy()
-        header = Header(label, 0, checksum(copy), bytes(NONCE_BYTES), mark)
+        header = ChunkHeader(label, 0, checksum(copy), bytes(NONCE_BYTES), mark)
         return [header.pack(), copy.data]
     nonce = new_nonce(clock)
     sealed = bytearray(len(chunk.data) + cipher.overhead)
     cipher.seal(label, nonce, chunk.data, memoryview(sealed))
-    return [Header(label, cipher.overhead, 0, nonce, mark).pack(), bytes(sealed)]
+    return [ChunkHeader(label, cipher.overhead, 0, nonce, mark).pack(), bytes(sealed)]
 
 
 def object_bytes(nbytes: int, cipher: Cipher | None) -> int:
@@ -33,7 +33,7 @@ def object_bytes(nbytes: int, cipher: Cipher | None) -> int:
     return PAGE + nbytes + (cipher.overhead if cipher else 0)
 
 
-def header_of(page: bytes, size: int, key: bytes, cipher: Cipher | None) -> Header | None:
+def header_of(page: bytes, size: int, key: bytes, cipher: Cipher | None) -> ChunkHeader | None:
     """The header of this chunk.
 
     Args:
@@ -45,7 +45,7 @@ def header_of(page: bytes, size: int, key: bytes, cipher: Cipher | None) -> Head
     Returns:
         None if this is no such object.
     """
-    header = Header.unpack(page)
+    header = ChunkHeader.unpack(page)
     if header is None or header.label.key != key:
         return None
     sound = header.overhead == (cipher.overhead if cipher else 0)
@@ -54,7 +54,7 @@ def header_of(page: bytes, size: int, key: bytes, cipher: Cipher | None) -> Head
 
 def unpack(
     data: memoryview, key: bytes, cipher: Cipher | None, destination: npt.NDArray[np.uint8]
-) -> tuple[Header, int] | Failure:
+) -> tuple[ChunkHeader, int] | Failure:
     """Put an object's chunk into a slot, verified there.
 
     Returns:
