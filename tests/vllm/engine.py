@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
@@ -83,6 +84,7 @@ class Engine:
                 kv_connector_extra_config=connector,
             )
         defaults = {
+            "dtype": _dtype(model),
             "block_size": 32,
             "enforce_eager": True,
             "max_model_len": 2048,
@@ -320,6 +322,12 @@ class EngineProcess(calls.Caller):
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
+
+
+def _dtype(model: str) -> str:
+    """A model's own; vLLM would make bfloat16 of float32."""
+    config = json.loads((Path(model) / "config.json").read_text())
+    return str(config.get("dtype") or config["torch_dtype"])
 
 
 def _take_in(worker: Any) -> None:

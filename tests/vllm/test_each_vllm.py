@@ -41,7 +41,6 @@ def engine(float32_model: str, shard: LocalShard) -> Iterator[Engine]:
         shard,
         float32_model,
         connector={"stage_min_tokens": CHUNK},
-        dtype="float32",  # else vLLM makes it bfloat16
         num_gpu_blocks_override=66,
         max_num_batched_tokens=STEP,
     ) as made:
