@@ -111,7 +111,9 @@ def _name_of_blob(file: Path) -> str | None:
     """The SHA-256 that a cache of Hugging Face gave a large file as its name.
 
     Such a cache links ``snapshots/REVISION/NAME`` to ``blobs/SHA256`` once that file is whole. A
-    file that was written after its link was made has been changed by somebody, and is read.
+    file that was written after its link was made has been changed by somebody, and is read. Its
+    mtime could have been set back, so its ctime must not be later either: a cache that was copied
+    is read, once.
     """
     if not file.is_symlink():
         return None
@@ -119,7 +121,9 @@ def _name_of_blob(file: Path) -> str | None:
     name = blob.name
     if blob.parent.name != "blobs" or len(name) != 64 or set(name) - set("0123456789abcdef"):
         return None
-    return name if blob.stat().st_mtime_ns <= file.lstat().st_mtime_ns else None
+    its, link = blob.stat(), file.lstat()
+    linked = its.st_mtime_ns <= link.st_mtime_ns and its.st_ctime_ns <= link.st_ctime_ns
+    return name if linked else None
 
 
 def _times(seen: os.stat_result) -> tuple[int, int, int]:

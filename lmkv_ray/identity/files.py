@@ -6,6 +6,7 @@ counts: an engine may then have an identity of its own needlessly, but never ano
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,9 +91,14 @@ class ModelFiles:
 def find_directory(
     model: str, revision: str | None = None, download_dir: str | None = None
 ) -> Path | None:
-    """The directory of a model, be it a path or a name in a cache of Hugging Face."""
+    """The directory of a model, be it a path or a name in a cache of Hugging Face.
+
+    A name of ModelScope is none of Hugging Face, where another model may have it: not found.
+    """
     if Path(model).is_dir():
         return Path(model)
+    if os.environ.get("VLLM_USE_MODELSCOPE", "").strip().lower() in ("1", "true"):
+        return None
     from huggingface_hub import constants
 
     for cache in (download_dir, constants.HF_HUB_CACHE):

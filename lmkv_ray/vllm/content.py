@@ -10,8 +10,10 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +51,17 @@ class Content:
     """Begins with how it is known: ``read``, ``named`` (the setting ``weights_id``), ``dummy``, or
     ``own``: not known, so the engine shares with no other one."""
     code: str = ""
+    """With the versions of the packages that it needs."""
     processor: str = ""
+    """With the versions of the packages that carry it out."""
     draft: str = ""
 
+
+CODE = ("transformers",)
+"""Packages that code of a model is made of, where it is not vLLM's own."""
+
+PROCESSORS = ("transformers", "mistral-common")
+"""Packages whose versions decide what images and sounds become."""
 
 CONTENT = ("weights", "code", "processor", "draft")
 """Fields of a namespace."""
@@ -156,6 +166,12 @@ class _Reader:
             return _own(f"the weights of {model.model} ({error})", "Set weights_id")
 
     def code(self, model: Any) -> str:
+        """What comes with a model, and the version of the library that it is, or is built on."""
+        its_own = self._own_code(model)
+        borrows = getattr(model, "using_transformers_backend", bool)
+        return f"{its_own} {_versions(CODE)}" if its_own or borrows() else ""
+
+    def _own_code(self, model: Any) -> str:
         if not getattr(model, "trust_remote_code", False):
             return ""
         try:
@@ -182,7 +198,7 @@ class _Reader:
             files = [(file.name, file) for file in processor_files(_directory(model))]
             if scales := getattr(multimodal, "mm_encoder_fp8_scale_path", None):
                 files.append(("scales", Path(scales)))
-            return self._named(files)
+            return f"{self._named(files)} {_versions(PROCESSORS)}"
         except (UnreadError, OSError) as error:
             return _own(f"the processor of {model.model} ({error})", "Serve it from a directory")
 
@@ -250,6 +266,15 @@ def _remote_code(fields: Any, inside: bool = False) -> set[str]:
     if isinstance(fields, list | tuple):
         return set[str]().union(*(_remote_code(its, inside) for its in fields))
     return set()
+
+
+def _versions(packages: Sequence[str]) -> str:
+    """Of those packages that are installed."""
+    found = []
+    for name in packages:
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return " ".join(found)
 
 
 def _own(what: str, advice: str) -> str:

@@ -68,7 +68,8 @@ class Generation:
         """Take in what workers found.
 
         Returns:
-            whether the weights have turned out to be others than at the last check.
+            whether the weights have turned out to be others than at the last check, or may have
+            been so since then: what was computed meanwhile is of no age, even if they are back.
         """
         before = self._name
         for rank, (number, name) in report.weights.items():
@@ -80,7 +81,7 @@ class Generation:
             self._identity.learn(generation=self._name)
         if report.suspicious and (not self._doubted or self._ordered):
             self.doubt()
-        return self._name != before
+        return report.suspicious or self._name != before
 
 
 def _combined(names: dict[int, str]) -> str:

@@ -46,6 +46,7 @@ OPTIONS = (
     "parallel_config.worker_cls",
     "speculative_config.index_share_for_mtp_iteration",
     "speculative_config.kv_cache_dtype",
+    "speculative_config.moe_backend",
     "speculative_config.parallel_drafting",
     "speculative_config.use_heterogeneous_vocab",
 )
@@ -59,6 +60,9 @@ _LENGTH_FREE_ROPE = frozenset(
 
 DRAFTS_WITHOUT_KV = frozenset({"ngram", "ngram_gpu", "suffix", "custom_class"})
 """vLLM's methods of speculation that store no KV of their own."""
+
+AUTO = -1
+"""VLLM's ``max_model_len``: as long as fits."""
 
 LLAMA4_LONG = 32768
 """A Llama 4 that may read more tokens tunes the temperature of its attention."""
@@ -115,8 +119,13 @@ def quantization(model: Any) -> str:
 
 
 def length(model: Any) -> str:
-    """The longest text, as far as it changes what shorter ones are computed to."""
+    """The longest text, as far as it changes what shorter ones are computed to.
+
+    If vLLM was told to find the length that fits its memory, the model was built before that was
+    known, for the longest that its configuration allows.
+    """
     fields, longest = model.hf_config.to_dict(), model.max_model_len
+    fitted = getattr(model, "original_max_model_len", None) == AUTO
     found = set()
     for rope in _ropes(fields):
         kind = rope.get("rope_type", rope.get("type", "default"))
@@ -130,7 +139,7 @@ def length(model: Any) -> str:
             found.add(str(longest))
     if str(fields.get("model_type", "")).startswith("llama4"):
         found.add("long" if longest > LLAMA4_LONG else "short")
-    return " ".join(sorted(found))
+    return " ".join(sorted({"of the configuration"} if found and fitted else found))
 
 
 def _ropes(fields: Any) -> Iterator[dict[str, Any]]:

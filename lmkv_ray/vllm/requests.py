@@ -134,7 +134,8 @@ class TrackedRequest:
 
     def __post_init__(self) -> None:
         self._unnamed = UnnamedRequest(self.request)
-        self._tenant = tenant_of(getattr(self.request, "cache_salt", None) or "")
+        # vLLM checks that it is a text where it comes by HTTP.
+        self._tenant = tenant_of(str(getattr(self.request, "cache_salt", None) or ""))
         self.start_over()
 
     def start_over(self) -> None:

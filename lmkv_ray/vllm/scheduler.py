@@ -115,7 +115,8 @@ class SchedulerHalf:
     def admitted(self, request: Request, tables: Sequence[Sequence[int]], tokens: int) -> None:
         """See ``Loader.admitted``."""
         self._asking.discard(request.request_id)
-        self._loader.admitted(self._track(request), tables, tokens)
+        if (tracked := self._tracked.get(request.request_id)) is not None:  # else nothing is loaded
+            self._loader.admitted(tracked, tables, tokens)
 
     @never_raises(None)
     def on_finished(self, request: Request, tables: Sequence[Sequence[int]]) -> None:

@@ -269,7 +269,10 @@ class WorkerHalf:
                 self._map(ref)
 
     def _look(self, step: StepMetadata) -> None:
-        """Before orders are carried out: whether the weights are still those they are for."""
+        """Before orders are carried out: whether the weights are still those they are for.
+
+        After a pause they are looked at without orders too: they may be others in this step only.
+        """
         if step is self._looked:
             return
         self._looked = step
@@ -279,10 +282,10 @@ class WorkerHalf:
         if step.check:
             self._report.weights[self._rank] = (step.check, self._check())
             self._suspicious = False
-        elif (step.loads or step.saves) and not self._suspicious:
+        elif (step.loads or step.saves or rested) and not self._suspicious:
             samples = rested or self._config.device_config.device_type == "cpu"
             self._suspicious = self._is_suspicious(samples)
-        self._report.suspicious |= self._suspicious and bool(step.loads or step.saves)
+        self._report.suspicious |= self._suspicious
 
     @never_raises(None)
     def _look_at_adapters(self) -> None:

@@ -178,6 +178,15 @@ def test_a_blob_that_was_written_after_it_was_linked_is_read(tmp_path: Path) -> 
     assert reader(None).of([link]) == [sha256(b"a fine-tune").hexdigest()]
 
 
+def test_a_blob_that_was_written_and_set_back_is_read(tmp_path: Path) -> None:
+    link = blob(tmp_path / "hub", b"weights", sha256(b"weights").hexdigest())
+    seen = link.stat()
+    while link.stat().st_ctime_ns <= link.lstat().st_ctime_ns:  # until the clock has ticked
+        link.write_bytes(b"WEIGHTS")
+        os.utime(link, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert reader(None).of([link]) == [sha256(b"WEIGHTS").hexdigest()]
+
+
 def test_a_blob_with_another_kind_of_name_is_read(tmp_path: Path) -> None:
     link = blob(tmp_path / "hub", b"config", "0" * 40)
     assert reader(None).of([link]) == [sha256(b"config").hexdigest()]

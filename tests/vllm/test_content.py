@@ -165,6 +165,37 @@ def test_code_that_comes_with_a_model_is_seen_if_it_is_run(tmp_path: Path) -> No
     assert codes[0] != codes[1]
 
 
+def test_another_version_of_the_library_is_seen_if_its_code_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint(tmp_path / "a")
+    (path / "modeling_mine.py").write_text("import transformers")
+    seeing = config(model(path, multimodal_config=SimpleNamespace()))
+    trusted = config(model(path, trust_remote_code=True))
+    borrowed = config(model(path, using_transformers_backend=lambda: True))
+    found = []
+    for number in ("5.0", "5.1"):
+        monkeypatch.setattr(module, "version", lambda _, number=number: number)
+        found.append([read(each) for each in (seeing, trusted, borrowed, config(model(path)))])
+    for one, other in zip(*(its[:3] for its in found), strict=True):
+        assert (one.code, one.processor) != (other.code, other.processor)
+    assert found[0][3] == found[1][3], "vLLM's own code of a model of text needs none of it"
+
+
+def test_a_name_of_modelscope_is_not_the_model_of_hugging_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = tmp_path / "models--some--model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("c0ffee")
+    (repository / "snapshots").mkdir()
+    path = checkpoint(repository / "snapshots" / "c0ffee")
+    monkeypatch.setenv("VLLM_USE_MODELSCOPE", "True")
+    named = config(model("some/model"), download_dir=str(tmp_path))
+    assert read(named).weights.startswith("own ")
+    assert read(config(model(path))).weights.startswith("read "), "a directory is what it is"
+
+
 def test_code_of_another_model_that_is_not_here_is_not_guessed(tmp_path: Path) -> None:
     fields = {"auto_map": {"AutoModel": "nobody/code--modeling.Model"}}
     borrowed = model(

@@ -304,7 +304,8 @@ NO_MATTER = {
         disable_padded_drafter_batch draft_lm_head_quantization draft_parallel_config
         draft_sample_method draft_tensor_parallel_size dspark_draft_topk
         enable_adaptive_verification enforce_eager fly_entropy_threshold fly_entropy_top_k
-        fly_window_size max_model_len moe_backend num_speculative_tokens
+        fly_window_size max_model_len
+        num_speculative_tokens
         num_speculative_tokens_per_batch_size prompt_lookup_max prompt_lookup_min
         rejection_sample_method suffix_decoding_max_cached_requests
         suffix_decoding_max_spec_factor suffix_decoding_max_tree_depth

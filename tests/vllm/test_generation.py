@@ -184,6 +184,15 @@ def test_what_workers_suspect_is_a_doubt_unless_there_is_one() -> None:
     assert told.identity.known
 
 
+def test_weights_that_are_back_may_have_been_others_meanwhile() -> None:
+    told = Told()
+    assert told.generation.take(WorkerReport(suspicious=True))
+    told.generation.wanted()
+    number = told.generation.order()
+    back = WorkerReport(weights=dict.fromkeys(range(2), (number, "")))
+    assert not told.generation.take(back), "what comes now is sound"
+
+
 def test_nobody_waits_for_an_answer_for_ever() -> None:
     told = Told()
     told.generation.doubt()

@@ -173,6 +173,42 @@ def test_saves_under_way_and_requests_that_run_are_of_no_age(
     assert all(block.uses == 0 for block in engine.pool.blocks)
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_what_was_computed_while_weights_were_others_for_a_moment_is_not_saved(
+    engine: Any, near: LocalShard, far: LocalShard, monkeypatch: pytest.MonkeyPatch, counted: bool
+) -> None:
+    import torch
+
+    from tests.vllm.two_places import SIZE, prompt
+
+    monkeypatch.setattr("lmkv_ray.vllm.worker.REST_SECONDS", 0.0)  # it takes longer to write them
+
+    def scale(factor: float) -> None:
+        weight = engine.model.weight
+        with torch.no_grad():
+            (weight if counted else weight.data).mul_(factor)
+
+    def compute(request: Any, tokens: int) -> None:
+        engine.step(request, tokens, SAVED)
+        request.num_computed_tokens += tokens
+
+    running, later = prompt("a", 1, 8), prompt("b", 2, 8)
+    engine.half.on_new_request(running)
+    compute(running, 4 * SIZE)
+    wait_for(lambda: engine.step() or not engine.half.saving)
+    scale(2.0)
+    compute(running, 3)  # completes no chunk: there is nothing to be saved
+    scale(0.5)
+    for _ in range(4):
+        compute(running, SIZE)
+    engine.half.on_finished(running, [SAVED])
+    wait_for(lambda: engine.step() or not engine.half.saving)
+    wait_for(lambda: engine.places[0].link.slots.settled)
+    assert len(near.state.chunks) == 4
+    engine.compute(later, SAVED)
+    assert len(near.state.chunks) == 12, "the weights are what they were"
+
+
 def test_what_continues_a_hit_in_an_old_prefix_cache_is_not_saved(
     engine: Any, near: LocalShard, far: LocalShard
 ) -> None:

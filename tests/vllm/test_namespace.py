@@ -76,6 +76,7 @@ def engine(**changes: Any) -> Namespace:
     longest = changes.pop("max_model_len", 512)
     quantized = changes.pop("quantization_config", None)
     made.model_config.max_model_len = longest
+    made.model_config.original_max_model_len = -1 if changes.pop("fitted", False) else longest
     made.model_config.quantization_config = quantized
     made.model_config.hf_config = SimpleNamespace(to_dict=lambda: changes)
     return derive_namespace(made, load_settings(), [GROUP], [])
@@ -99,6 +100,15 @@ def test_replicas_do_not_share_where_the_length_changes_the_bytes() -> None:
     llama4 = {"model_type": "llama4_text"}
     assert engine(max_model_len=32768, **llama4) == engine(max_model_len=8192, **llama4)
     assert engine(max_model_len=32768, **llama4) != engine(max_model_len=32769, **llama4)
+
+
+def test_a_length_that_vllm_found_is_not_the_one_the_model_was_built_for() -> None:
+    long = {"rope_scaling": {"rope_type": "longrope"}, "original_max_position_embeddings": 4096}
+    for fields in (long, {"rope_scaling": {"type": "dynamic"}}, {"model_type": "llama4_text"}):
+        fitted = [engine(max_model_len=n, fitted=True, **fields) for n in (1248, 1888)]
+        assert fitted[0] == fitted[1]
+        assert fitted[0] != engine(max_model_len=1248, **fields)
+    assert engine(fitted=True) == engine()
 
 
 def test_layers_that_are_not_quantized_online_are_told_apart() -> None:

@@ -57,6 +57,39 @@ def test_a_salt_reaches_the_shard_with_each_chunk(shards: list[LocalShard]) -> N
         engine.close()
 
 
+@pytest.mark.parametrize("salt", [5, b"alice", 1.5, ["a"], "\ud800"])
+def test_a_salt_of_any_kind_costs_no_engine(shards: list[LocalShard], salt: object) -> None:
+    engine = Engine(shards[0], shards[1])
+    try:
+        request = prompt("a", 1, 8)
+        request.cache_salt = salt
+        engine.compute(request, TABLE)
+        again = prompt("b", 1, 8)
+        again.cache_salt = salt
+        assert engine.ask(again) == 8 * SIZE
+        engine.load(again, 8 * SIZE, TABLE)
+    finally:
+        engine.close()
+
+
+class _Unreadable:
+    def __str__(self) -> str:
+        raise ValueError("nobody has thought of this")
+
+
+def test_a_request_that_could_not_be_tracked_costs_no_engine(shards: list[LocalShard]) -> None:
+    engine = Engine(shards[0], shards[1])
+    try:
+        request = prompt("a", 1, 8)
+        request.cache_salt = _Unreadable()
+        engine.half.on_new_request(request)
+        assert engine.half.match(request, 0) == (0, False)
+        engine.half.admitted(request, [TABLE], 0)
+        engine.step()
+    finally:
+        engine.close()
+
+
 def test_salts_share_no_block_hash() -> None:
     from vllm.sampling_params import SamplingParams
     from vllm.utils.hashing import sha256
