@@ -37,7 +37,7 @@ class Namespace(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     """Architecture and shape of the model, as a digest of its configuration."""
     weights: str = ""
-    """Digest of the weights (see ``lmkv_ray.vllm.content``, also for the next three)."""
+    """Digest of the weights (see ``lmkv_ray.vllm.identity.content``, also for the next three)."""
     code: str = ""
     """Digest of the code that comes with the model, if it is run."""
     processor: str = ""

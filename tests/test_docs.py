@@ -22,8 +22,8 @@ from typer.main import get_command
 from lmkv_ray.cli import app
 from lmkv_ray.config import CONFIG_FILE_VARIABLE, Settings
 from lmkv_ray.keys import Namespace
-from lmkv_ray.vllm.stats import COUNTERS
-from lmkv_ray.vllm.wishes import WishReader
+from lmkv_ray.vllm.engine.stats import COUNTERS
+from lmkv_ray.vllm.scheduler.wishes import WishReader
 from serve_apps.llm import AppArgs
 
 ROOT = Path(__file__).parent.parent

@@ -112,7 +112,7 @@ class Cache:
         """Keep chunks from being evicted to make room, wherever they are; at most half of a node.
 
         A pin lasts as long as the chunk's memory, also when the shard is restarted. A request's
-        answer tells the keys of its chunks (see ``lmkv_ray.vllm.wishes``).
+        answer tells the keys of its chunks (see ``lmkv_ray.vllm.scheduler.wishes``).
 
         Returns:
             how many of them are pinned in the memory of some node now.

@@ -3,9 +3,10 @@
 ``vllm serve MODEL --kv-transfer-config '{"kv_connector": "LmkvConnector", "kv_role": "kv_both",
 "kv_connector_module_path": "lmkv_ray.vllm"}'``
 
-Two halves behind one class: ``scheduler`` (engine process: keys, hits, grants) and ``worker``
-(copies between the arena and the engine's pages). ``link`` is the only part that talks to Ray, on a
-thread of its own; it and ``shard_client`` need no vLLM.
+``connector`` is the door: the class vLLM loads, which only distributes calls. The rooms say what
+runs there: ``scheduler`` (the engine's thread: hits, saves), ``worker`` (vLLM's worker processes:
+copies between the arena and the engine's pages), ``link`` (the thread that talks to a shard).
+``identity`` (whose bytes these are) is read by the first; ``engine`` is what all know of vLLM.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def __getattr__(name: str) -> object:
     """
     if name != "LmkvConnector":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from lmkv_ray.vllm.versions import check_version
+    from lmkv_ray.vllm.engine.versions import check_version
 
     check_version()
     from lmkv_ray.vllm.connector import LmkvConnector

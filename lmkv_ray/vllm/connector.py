@@ -28,19 +28,19 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 from lmkv_ray.config import load_settings
 from lmkv_ray.courier import Courier
 from lmkv_ray.errors import ConfigError
-from lmkv_ray.vllm import log
-from lmkv_ray.vllm.content import ContentThread
-from lmkv_ray.vllm.device import DeviceWatch
-from lmkv_ray.vllm.events import ArenaEvents
-from lmkv_ray.vllm.groups import derive_groups
-from lmkv_ray.vllm.link import ShardClient, ShardLink
-from lmkv_ray.vllm.metadata import LayoutReport, StepMetadata, WorkerReport
-from lmkv_ray.vllm.namespace import chunk_tokens
-from lmkv_ray.vllm.scheduler import SchedulerHalf
-from lmkv_ray.vllm.startup import open_places
-from lmkv_ray.vllm.stats import LmkvPromMetrics, LmkvStats
-from lmkv_ray.vllm.support import check_engine, kv_replicas
-from lmkv_ray.vllm.worker import WorkerHalf
+from lmkv_ray.vllm.engine import log
+from lmkv_ray.vllm.engine.groups import derive_groups
+from lmkv_ray.vllm.engine.metadata import LayoutReport, StepMetadata, WorkerReport
+from lmkv_ray.vllm.engine.stats import LmkvPromMetrics, LmkvStats
+from lmkv_ray.vllm.engine.support import check_engine, kv_replicas
+from lmkv_ray.vllm.identity.content import ContentThread
+from lmkv_ray.vllm.identity.namespace import chunk_tokens
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.link.shard_link import ShardClient, ShardLink
+from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
+from lmkv_ray.vllm.scheduler.half import SchedulerHalf
+from lmkv_ray.vllm.scheduler.startup import open_places
+from lmkv_ray.vllm.worker.half import WorkerHalf
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -22,7 +22,7 @@ from lmkv_ray.messages import (
     decode,
     encode,
 )
-from lmkv_ray.vllm.slots import GrantedSlot, Slots
+from lmkv_ray.vllm.link.slots import GrantedSlot, Slots
 from tests.simulation.content import CHUNK_BYTES, Contents, key_of
 from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.machine import SimulatedMachine

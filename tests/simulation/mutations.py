@@ -38,7 +38,7 @@ class Mutation:
 MUTATIONS = [
     Mutation(
         "slot_freed_while_hello_is_answered",
-        "lmkv_ray.vllm.slots",
+        "lmkv_ray.vllm.link.slots",
         "told = {commit.slot for commit in self._news.commits} | {*self._news.released}",
         "told: set[int] = set()",
         "a slot that was filled while a Hello was answered counts as free again",

@@ -211,7 +211,7 @@ def lora(seed: int, scaling: float = 1.0) -> Any:
 
 
 def test_a_worker_tells_adapters_by_their_bytes() -> None:
-    from lmkv_ray.vllm.adapters_watch import AdapterWatch
+    from lmkv_ray.vllm.worker.adapters_watch import AdapterWatch
 
     adapters: dict[int, Any] = {}
     manager = SimpleNamespace(list_adapters=lambda: adapters)
@@ -233,8 +233,8 @@ def test_a_worker_tells_adapters_by_their_bytes() -> None:
 
 
 def test_an_adapter_is_known_when_all_workers_have_it() -> None:
-    from lmkv_ray.vllm.adapters import Adapters
-    from lmkv_ray.vllm.metadata import WorkerReport
+    from lmkv_ray.vllm.engine.metadata import WorkerReport
+    from lmkv_ray.vllm.identity.adapters import Adapters
 
     adapters = Adapters(workers=2)
     assert adapters.digest(0) == b""

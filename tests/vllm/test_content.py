@@ -16,8 +16,8 @@ from safetensors.numpy import save_file
 
 from lmkv_ray.config import load_settings
 from lmkv_ray.identity import DigestMemory, FileDigests, StoppedError
-from lmkv_ray.vllm import content as module
-from lmkv_ray.vllm.content import Content, ContentThread, read_content
+from lmkv_ray.vllm.identity import content as module
+from lmkv_ray.vllm.identity.content import Content, ContentThread, read_content
 
 LATER = 60.0
 SECONDS = 10

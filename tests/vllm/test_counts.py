@@ -15,9 +15,9 @@ import pytest
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.messages import MissReason, StageReply
-from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.slots import Slots
-from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.identity.ages import Identity
+from lmkv_ray.vllm.link.slots import Slots
 from tests.vllm.conftest import engine_on, save_prompt, tokens, wait_for
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard

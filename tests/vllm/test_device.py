@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.vllm import device
-from lmkv_ray.vllm.device import DeviceWatch, device_prefix
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.requests import TrackedRequest
-from lmkv_ray.vllm.watched import Watched
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.link import device_watch as device
+from lmkv_ray.vllm.link.device_watch import DeviceWatch, device_prefix
+from lmkv_ray.vllm.link.watch_list import Watched
+from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 from tests.vllm.test_identity import known_identity
 
 FULL = Group(number=0, block_tokens=16, blocks=4, hash_tokens=16)

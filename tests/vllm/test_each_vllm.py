@@ -13,7 +13,7 @@ import pytest
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.messages import MissReason
-from lmkv_ray.vllm.scheduler import SchedulerHalf
+from lmkv_ray.vllm.scheduler.half import SchedulerHalf
 from tests.vllm import model_runner_v2
 from tests.vllm.conftest import (
     engine_on,

@@ -13,8 +13,8 @@ from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.arena.names import arena_name
 from lmkv_ray.transfer import DeviceEngine
 from lmkv_ray.transfer.host_device import HostDevice
-from lmkv_ray.vllm.metadata import ArenaRef, Share, StepMetadata
-from lmkv_ray.vllm.worker import WorkerHalf
+from lmkv_ray.vllm.engine.metadata import ArenaRef, Share, StepMetadata
+from lmkv_ray.vllm.worker.half import WorkerHalf
 from tests.vllm.conftest import wait_for
 from tests.vllm.test_worker import worker
 
@@ -69,7 +69,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> PinningDevice:
             layouts, device, ring_bytes=settings.gpu_ring_bytes, direct_bytes=0, **cache
         )
 
-    monkeypatch.setattr("lmkv_ray.vllm.pages.open_engine", open_engine)
+    monkeypatch.setattr("lmkv_ray.vllm.worker.pages.open_engine", open_engine)
     return device
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from lmkv_ray.config import load_settings
-from lmkv_ray.vllm.model_config import OPTIONS, options
-from lmkv_ray.vllm.namespace import derive_namespace
+from lmkv_ray.vllm.identity.model_config import OPTIONS, options
+from lmkv_ray.vllm.identity.namespace import derive_namespace
 from tests.vllm.two_places import GROUP, config
 
 pytestmark = pytest.mark.each_vllm

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from lmkv_ray.vllm.generation import CHECK_SECONDS, Generation
-from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.metadata import WorkerReport
-from lmkv_ray.vllm.weights_watch import WeightsWatch
+from lmkv_ray.vllm.engine.metadata import WorkerReport
+from lmkv_ray.vllm.identity.ages import Identity
+from lmkv_ray.vllm.identity.generation import CHECK_SECONDS, Generation
+from lmkv_ray.vllm.worker.weights_watch import WeightsWatch
 from tests.vllm.conftest import engine_on, save_prompt, tokens
 from tests.vllm.engine import Engine, EngineProcess
 from tests.vllm.local_shard import LocalShard

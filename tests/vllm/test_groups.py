@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkv_ray.vllm.groups import Group, derive_groups, hit_alignment, longest_hit
+from lmkv_ray.vllm.engine.groups import Group, derive_groups, hit_alignment, longest_hit
 
 HASH = 4
 

@@ -10,7 +10,7 @@ import pytest
 
 from lmkv_ray.keys import Namespace, chunk_key, key_list
 from lmkv_ray.tenants import namespace_of
-from lmkv_ray.vllm.identity import Identity
+from lmkv_ray.vllm.identity.ages import Identity
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
 

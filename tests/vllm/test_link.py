@@ -14,8 +14,8 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Hello
-from lmkv_ray.vllm.device import DeviceWatch
-from lmkv_ray.vllm.link import MAX_STAGES, ShardLink
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.link.shard_link import MAX_STAGES, ShardLink
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.test_device import Pool, track
@@ -280,7 +280,7 @@ class WrappedError(ChunkSizeError):
 def test_chunks_that_do_not_fit_are_said_once_and_tried_seldom(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lmkv_ray.vllm.link.MISFIT_SECONDS", 0.02, raising=False)
+    monkeypatch.setattr("lmkv_ray.vllm.link.shard_link.MISFIT_SECONDS", 0.02, raising=False)
     attempts = []
 
     def connect() -> LocalShard:
@@ -290,7 +290,7 @@ def test_chunks_that_do_not_fit_are_said_once_and_tried_seldom(
     with caplog.at_level(logging.WARNING):
         link = ShardLink(connect, hello(), want_slots=8, period=0.01)
         wait_for(lambda: len(attempts) >= 3)
-        monkeypatch.setattr("lmkv_ray.vllm.link.MISFIT_SECONDS", 60.0, raising=False)
+        monkeypatch.setattr("lmkv_ray.vllm.link.shard_link.MISFIT_SECONDS", 60.0, raising=False)
         before = time.monotonic()
         link.stop()
     assert time.monotonic() - before < 5, "a long pause does not keep an engine from ending"
@@ -330,7 +330,7 @@ def test_a_thread_that_cannot_be_started_is_started_later(monkeypatch: pytest.Mo
     link = ShardLink(lambda: shard, hello(), want_slots=8, period=0.01)
     with monkeypatch.context() as patch:
         patch.setattr(threading.Thread, "start", refuse)
-        patch.setattr("lmkv_ray.vllm.link.RETRY_SECONDS", (0.01, 0.01))
+        patch.setattr("lmkv_ray.vllm.link.shard_link.RETRY_SECONDS", (0.01, 0.01))
         late = ShardLink(lambda: shard, hello(), want_slots=8, period=0.01)
     wait_for(lambda: late.readable is not None)
     for each in (link, late):

@@ -7,7 +7,7 @@ import sys
 
 SAY = """
 import logging, sys
-from lmkv_ray.vllm import log
+from lmkv_ray.vllm.engine import log
 for name in {arranged}:
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(logging.Formatter(f"{{name}}: %(message)s"))
@@ -16,8 +16,8 @@ logging.getLogger("vllm").setLevel(logging.INFO)
 logging.getLogger("vllm").propagate = False
 for half in "scheduler", "worker":
     log.show()
-logging.getLogger("lmkv_ray.vllm.link").info("attached")
-logging.getLogger("lmkv_ray.vllm.link").debug("not this")
+logging.getLogger("lmkv_ray.vllm.link.shard_link").info("attached")
+logging.getLogger("lmkv_ray.vllm.link.shard_link").debug("not this")
 """
 
 

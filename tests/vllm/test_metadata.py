@@ -1,6 +1,6 @@
 from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.messages import Owner
-from lmkv_ray.vllm.metadata import LayoutReport, Share, WorkerReport, share_chunks
+from lmkv_ray.vllm.engine.metadata import LayoutReport, Share, WorkerReport, share_chunks
 
 
 def test_reports_of_workers_add_up() -> None:

@@ -14,8 +14,8 @@ from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.keys import Namespace
 from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.messages import Owner
-from lmkv_ray.vllm.metadata import LayoutReport
-from lmkv_ray.vllm.namespace import derive_namespace, hashing
+from lmkv_ray.vllm.engine.metadata import LayoutReport
+from lmkv_ray.vllm.identity.namespace import derive_namespace, hashing
 from tests.vllm.two_places import GROUP, config
 
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from lmkv_ray.vllm.pace import Pace
+from lmkv_ray.vllm.scheduler.pace import Pace
 
 
 class Clock:

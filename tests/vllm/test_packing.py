@@ -11,11 +11,11 @@ from types import SimpleNamespace
 import pytest
 
 from lmkv_ray.config import load_settings
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import LayoutReport
-from lmkv_ray.vllm.packing import PLAIN, READ_IN, Platform, packing_of, this_platform
-from lmkv_ray.vllm.versions import vllm_version
-from lmkv_ray.vllm.worker import WorkerHalf
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import LayoutReport
+from lmkv_ray.vllm.engine.versions import vllm_version
+from lmkv_ray.vllm.worker.half import WorkerHalf
+from lmkv_ray.vllm.worker.page_format import PLAIN, READ_IN, Platform, packing_of, this_platform
 
 pytestmark = pytest.mark.vllm
 
@@ -101,7 +101,7 @@ def test_the_order_of_layers_counts() -> None:
 
 
 def report(impl: str, monkeypatch: pytest.MonkeyPatch, platform: Platform) -> LayoutReport:
-    monkeypatch.setattr("lmkv_ray.vllm.worker.this_platform", lambda: platform, raising=False)
+    monkeypatch.setattr("lmkv_ray.vllm.worker.half.this_platform", lambda: platform, raising=False)
     config = SimpleNamespace(
         parallel_config=SimpleNamespace(rank=0),
         device_config=SimpleNamespace(device_type="cuda"),

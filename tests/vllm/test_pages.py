@@ -24,7 +24,7 @@ def test_a_layout_that_is_not_what_its_strides_say_is_refused(
         wrong = Run(last.offset, last.stride, last.nbytes - lost)
         return ChunkLayout((*runs, wrong), blocks, num_blocks)
 
-    monkeypatch.setattr("lmkv_ray.vllm.pages.derive_layout", derive)
+    monkeypatch.setattr("lmkv_ray.vllm.worker.pages.derive_layout", derive)
     if not lost:
         worker(0)[0].shutdown()
         return

@@ -17,11 +17,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmkv_ray.vllm.metadata import LayoutReport, WorkerReport
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.scheduler import SchedulerHalf
-from lmkv_ray.vllm.startup import open_places
-from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
+from lmkv_ray.vllm.engine.metadata import LayoutReport, WorkerReport
+from lmkv_ray.vllm.engine.versions import FAILED_LOADS_SINCE, vllm_version
+from lmkv_ray.vllm.scheduler.half import SchedulerHalf
+from lmkv_ray.vllm.scheduler.places import Place
+from lmkv_ray.vllm.scheduler.startup import open_places
 from tests.vllm.conftest import (
     EXPENSIVE,
     engine_on,

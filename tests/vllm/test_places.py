@@ -11,10 +11,10 @@ import pytest
 
 from lmkv_ray.keys import chunk_key
 from lmkv_ray.messages import Grant, MissReason
-from lmkv_ray.vllm.link import Attachment
-from lmkv_ray.vllm.metadata import Share
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.slots import Slots
+from lmkv_ray.vllm.engine.metadata import Share
+from lmkv_ray.vllm.link.shard_link import Attachment
+from lmkv_ray.vllm.link.slots import Slots
+from lmkv_ray.vllm.scheduler.places import Place
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.test_identity import known_identity
 from tests.vllm.two_places import MIXED, SIZE, Engine, prompt
@@ -162,7 +162,7 @@ def test_an_answer_is_asked_for_again_when_it_is_old(
     assert engine.ask(again) == 8 * SIZE
     far.evict_all()
     assert engine.match(again) == 8 * SIZE
-    monkeypatch.setattr("lmkv_ray.vllm.far.FRESH_SECONDS", 0.0)
+    monkeypatch.setattr("lmkv_ray.vllm.scheduler.far_places.FRESH_SECONDS", 0.0)
     assert engine.match(again) == 0
 
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from lmkv_ray.config import load_settings
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import WorkerReport
-from lmkv_ray.vllm.saves import Saver
-from lmkv_ray.vllm.slots import GrantedSlot
-from lmkv_ray.vllm.stats import LmkvStats
-from lmkv_ray.vllm.waiting import PATIENCE_SECONDS, SHARE
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import WorkerReport
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.link.slots import GrantedSlot
+from lmkv_ray.vllm.scheduler.save_queue import PATIENCE_SECONDS, SHARE
+from lmkv_ray.vllm.scheduler.saves import Saver
 
 GROUP = Group(0, block_tokens=1, blocks=1, hash_tokens=1)
 CHUNKS, INFLIGHT, BLOCKS = 20, 4, 40

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from lmkv_ray.keys import key_list
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.requests import Asked, TrackedRequest
-from lmkv_ray.vllm.unnamed import UnnamedRequest
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.identity.unnamed_request import UnnamedRequest
+from lmkv_ray.vllm.scheduler.requests import Asked, TrackedRequest
 from tests.vllm.conftest import engine_on, tokens, wait_for_slots
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard

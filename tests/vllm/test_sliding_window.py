@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkv_ray.transfer import Ended, HostEngine, Load
-from lmkv_ray.vllm.saves import Saver
-from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
-from lmkv_ray.vllm.waiting import Wanted
+from lmkv_ray.vllm.engine.versions import FAILED_LOADS_SINCE, vllm_version
+from lmkv_ray.vllm.scheduler.save_queue import Wanted
+from lmkv_ray.vllm.scheduler.saves import Saver
 from tests.vllm.conftest import EXPENSIVE, engine_on, forget, own_hit_and_ours, save_prompt, tokens
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard
@@ -173,7 +173,7 @@ def test_an_order_to_load_that_is_lost_is_a_failed_load(
     def broken(*_: object) -> None:
         raise RuntimeError("injected")
 
-    monkeypatch.setattr("lmkv_ray.vllm.hits._order", broken)
+    monkeypatch.setattr("lmkv_ray.vllm.scheduler.hits._order", broken)
     [ours] = engine.generate([prompt])
     assert ours.tokens == own
     assert ours.cached == 0

@@ -17,7 +17,7 @@ from lmkv_ray.errors import ArenaError
 from lmkv_ray.messages import Exchange, Grant, Hello, Owner
 from lmkv_ray.policies import LRU
 from lmkv_ray.shard import Allocator, DeltaLog, Limits, ShardState
-from lmkv_ray.vllm.slots import GrantedSlot, News, Slots
+from lmkv_ray.vllm.link.slots import GrantedSlot, News, Slots
 from tests.shard.fake_arena import EXTENT_BYTES, EXTENTS, MIN_SLOT_BYTES, FakeArena
 
 ENGINE, SPACE = Owner(pid=1, start=1), 7

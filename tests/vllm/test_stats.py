@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lmkv_ray.messages import MissReason
-from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.stats import COUNTERS, LmkvPromMetrics, LmkvStats
+from lmkv_ray.vllm.engine.guard import never_raises
+from lmkv_ray.vllm.engine.stats import COUNTERS, LmkvPromMetrics, LmkvStats
 
 Values = defaultdict[tuple[object, ...], float]
 
@@ -42,7 +42,7 @@ def metrics(made: dict[str, Values], monkeypatch: pytest.MonkeyPatch) -> LmkvPro
         self.per_engine_labelvalues = values
         self._counter_cls = type("Kind", (FakeCounter,), {"made": made})
 
-    monkeypatch.setattr("lmkv_ray.vllm.stats.KVConnectorPromMetrics.__init__", init)
+    monkeypatch.setattr("lmkv_ray.vllm.engine.stats.KVConnectorPromMetrics.__init__", init)
     config: Any = None
     return LmkvPromMetrics(config, {}, ["engine"], {0: ["0"], 1: ["1"]})
 

@@ -29,7 +29,7 @@ from lmkv_ray.messages import (
 )
 from lmkv_ray.policies import LRU, Policy, make_policy
 from lmkv_ray.shard import Allocator, DeltaLog, Limits, ShardState
-from lmkv_ray.vllm.wishes import Wishes, WishReader
+from lmkv_ray.vllm.scheduler.wishes import Wishes, WishReader
 from tests.shard.fake_arena import EXTENT_BYTES, EXTENTS, MIN_SLOT_BYTES, FakeArena
 
 SPACE, SLOT_BYTES = 7, 8

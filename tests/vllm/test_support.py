@@ -11,7 +11,7 @@ import pytest
 from lmkv_ray.arena import this_process
 from lmkv_ray.errors import LmkvError, UnsupportedError
 from lmkv_ray.transports import host_id
-from lmkv_ray.vllm import support, versions
+from lmkv_ray.vllm.engine import support, versions
 
 
 class FullAttentionSpec: ...
@@ -99,7 +99,7 @@ def test_a_load_that_fails_needs_a_vllm_that_can_hear_it(monkeypatch: pytest.Mon
 
 
 def test_an_engine_out_of_sight_of_all_its_workers_is_refused() -> None:
-    from lmkv_ray.vllm.metadata import LayoutReport
+    from lmkv_ray.vllm.engine.metadata import LayoutReport
 
     far = LayoutReport(0, "elsewhere", this_process(), layouts=(), packing="")
     near = replace(far, rank=1, host=host_id())

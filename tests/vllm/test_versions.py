@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from lmkv_ray.config import load_settings
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import WorkerReport
-from lmkv_ray.vllm.saves import REPORT_SECONDS, Saver
-from lmkv_ray.vllm.slots import GrantedSlot
-from lmkv_ray.vllm.stats import LmkvStats
-from lmkv_ray.vllm.versions import BlockTables
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import WorkerReport
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.engine.versions import BlockTables
+from lmkv_ray.vllm.link.slots import GrantedSlot
+from lmkv_ray.vllm.scheduler.saves import REPORT_SECONDS, Saver
 
 pytestmark = pytest.mark.vllm
 

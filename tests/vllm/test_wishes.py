@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.hints import NO_HINTS
-from lmkv_ray.vllm.wishes import NO_WISHES, Wishes, WishReader
+from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, Wishes, WishReader
 
 DEEP: Any = {"pin": True}
 for _ in range(100_000):

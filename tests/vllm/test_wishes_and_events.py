@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from lmkv_ray.messages import Stage, decode
-from lmkv_ray.vllm import events as arena_events
+from lmkv_ray.vllm.scheduler import arena_events
 from tests.vllm.conftest import engine_on, forget, save_prompt, tokens, wait_for
 from tests.vllm.engine import Engine
 from tests.vllm.local_shard import LocalShard

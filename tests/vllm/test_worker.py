@@ -14,9 +14,16 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Commit, Exchange, Hello
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import ArenaRef, LoadJob, SaveJob, Share, StepMetadata, share_chunks
-from lmkv_ray.vllm.worker import WorkerHalf
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import (
+    ArenaRef,
+    LoadJob,
+    SaveJob,
+    Share,
+    StepMetadata,
+    share_chunks,
+)
+from lmkv_ray.vllm.worker.half import WorkerHalf
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
 

@@ -16,15 +16,15 @@ import torch
 
 from lmkv_ray.config import load_settings
 from lmkv_ray.keys import chunk_key
-from lmkv_ray.vllm.content import ContentThread
-from lmkv_ray.vllm.device import DeviceWatch
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.link import ANSWER_SECONDS, ShardClient
-from lmkv_ray.vllm.metadata import WorkerReport
-from lmkv_ray.vllm.scheduler import SchedulerHalf
-from lmkv_ray.vllm.startup import open_places
-from lmkv_ray.vllm.stats import MISSED
-from lmkv_ray.vllm.worker import WorkerHalf
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import WorkerReport
+from lmkv_ray.vllm.engine.stats import MISSED
+from lmkv_ray.vllm.identity.content import ContentThread
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.link.shard_link import ANSWER_SECONDS, ShardClient
+from lmkv_ray.vllm.scheduler.half import SchedulerHalf
+from lmkv_ray.vllm.scheduler.startup import open_places
+from lmkv_ray.vllm.worker.half import WorkerHalf
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
 

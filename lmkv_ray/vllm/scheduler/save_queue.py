@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.requests import TrackedRequest
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool

@@ -15,13 +15,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.watched import Watched
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.link.watch_list import Watched
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
-    from lmkv_ray.vllm.requests import TrackedRequest
+    from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 
 MAX_WATCHED = 1 << 16
 """Chunks that are known to be on the device."""

@@ -1,7 +1,7 @@
 """LoRA adapters: which one a request is computed with, by what the workers have in memory.
 
 vLLM's block hashes know an adapter by its name, and since 0.31 its path: not by what is in it. So
-a digest of the adapter is part of the keys of its requests, and its name is not (``unnamed``). It
+a digest of the adapter is part of the keys of its requests, and its name is not (``unnamed_request``). It
 is taken from the adapter that a worker has loaded, not from files: those may have been overwritten
 since, or before vLLM loads them again, which it does without a word when it had to make room. While
 a worker has not loaded an adapter, its requests neither look up nor save; the first one makes vLLM
@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from hashlib import blake2b
 
-from lmkv_ray.vllm.metadata import WorkerReport
+from lmkv_ray.vllm.engine.metadata import WorkerReport
 
 REMEMBERED_NAMES = 4096
 """Adapters of which is known what requests were last computed with."""

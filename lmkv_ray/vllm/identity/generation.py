@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from hashlib import blake2b
 
-from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.metadata import WorkerReport
+from lmkv_ray.vllm.engine.metadata import WorkerReport
+from lmkv_ray.vllm.identity.ages import Identity
 
 CHECK_SECONDS = 10.0
 """Requests wait so long for the answer; then they are computed without the cache."""

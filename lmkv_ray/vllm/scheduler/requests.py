@@ -13,11 +13,11 @@ from msgspec import structs
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array, within
 from lmkv_ray.tenants import tenant_of
-from lmkv_ray.vllm.groups import Bools, Group
-from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.link import StageTicket
-from lmkv_ray.vllm.unnamed import UnnamedRequest
-from lmkv_ray.vllm.wishes import NO_WISHES, Wishes
+from lmkv_ray.vllm.engine.groups import Bools, Group
+from lmkv_ray.vllm.identity.ages import Identity
+from lmkv_ray.vllm.identity.unnamed_request import UnnamedRequest
+from lmkv_ray.vllm.link.shard_link import StageTicket
+from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request

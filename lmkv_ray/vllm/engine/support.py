@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.transports import host_id
-from lmkv_ray.vllm.versions import FAILED_LOADS_SINCE, vllm_version
+from lmkv_ray.vllm.engine.versions import FAILED_LOADS_SINCE, vllm_version
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
-    from lmkv_ray.vllm.metadata import LayoutReport
+    from lmkv_ray.vllm.engine.metadata import LayoutReport
 
 IN_PLACE_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
 """vLLM's names of KV-cache kinds that need all blocks of a request, each in its place."""

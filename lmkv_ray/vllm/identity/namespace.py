@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import Namespace
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.metadata import LayoutReport
-from lmkv_ray.vllm.model_config import length, model_fields, options, quantization
-from lmkv_ray.vllm.versions import vllm_version
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import LayoutReport
+from lmkv_ray.vllm.engine.versions import vllm_version
+from lmkv_ray.vllm.identity.model_config import length, model_fields, options, quantization
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -42,7 +42,7 @@ def derive_namespace(
 ) -> Namespace:
     """The namespace of this engine, or of its workers on one of several nodes.
 
-    What must be read from files is still missing in it (``lmkv_ray.vllm.content``).
+    What must be read from files is still missing in it (``lmkv_ray.vllm.identity.content``).
 
     Args:
         config: the engine's configuration.

@@ -16,20 +16,20 @@ import numpy as np
 
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import KeyArray, key_list
-from lmkv_ray.vllm.events import ArenaEvents
-from lmkv_ray.vllm.groups import Bools, Group
-from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.metadata import SaveJob, WorkerReport
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.requests import TrackedRequest
-from lmkv_ray.vllm.slots import GrantedSlot
-from lmkv_ray.vllm.stats import LmkvStats
-from lmkv_ray.vllm.waiting import WaitingSaves, Wanted
+from lmkv_ray.vllm.engine.groups import Bools, Group
+from lmkv_ray.vllm.engine.guard import never_raises
+from lmkv_ray.vllm.engine.metadata import SaveJob, WorkerReport
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.link.slots import GrantedSlot
+from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
+from lmkv_ray.vllm.scheduler.places import Place
+from lmkv_ray.vllm.scheduler.requests import TrackedRequest
+from lmkv_ray.vllm.scheduler.save_queue import WaitingSaves, Wanted
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
 
-    from lmkv_ray.vllm.link import ShardLink
+    from lmkv_ray.vllm.link.shard_link import ShardLink
 
 REMEMBERED_KEYS = 8192
 """Keys this engine lately failed to save."""

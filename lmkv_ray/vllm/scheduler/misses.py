@@ -10,12 +10,12 @@ import numpy.typing as npt
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.keys import key_list
 from lmkv_ray.messages import MissReason
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.link import StageTicket
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.requests import TrackedRequest
-from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.guard import never_raises
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.link.shard_link import StageTicket
+from lmkv_ray.vllm.scheduler.places import Place
+from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 
 
 class MissCounter:

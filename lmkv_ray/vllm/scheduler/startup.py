@@ -11,15 +11,15 @@ from lmkv_ray.arena import this_process
 from lmkv_ray.config import Settings
 from lmkv_ray.messages import Hello
 from lmkv_ray.transports import host_id
-from lmkv_ray.vllm.content import CONTENT, ContentThread
-from lmkv_ray.vllm.device import DeviceWatch
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.link import ShardClient, ShardLink
-from lmkv_ray.vllm.metadata import LayoutReport, share_chunks
-from lmkv_ray.vllm.namespace import derive_namespace
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.support import check_workers
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.metadata import LayoutReport, share_chunks
+from lmkv_ray.vllm.engine.support import check_workers
+from lmkv_ray.vllm.identity.ages import Identity
+from lmkv_ray.vllm.identity.content import CONTENT, ContentThread
+from lmkv_ray.vllm.identity.namespace import derive_namespace
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.link.shard_link import ShardClient, ShardLink
+from lmkv_ray.vllm.scheduler.places import Place
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

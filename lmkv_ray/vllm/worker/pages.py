@@ -15,7 +15,7 @@ from lmkv_ray.config import Settings
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.layout import ChunkLayout, PageView, derive_layout
 from lmkv_ray.transfer import Gpu, Load, Save, ScratchArena, TransferEngine, open_engine
-from lmkv_ray.vllm.groups import Group
+from lmkv_ray.vllm.engine.groups import Group
 
 if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig

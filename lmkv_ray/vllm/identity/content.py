@@ -28,7 +28,7 @@ from lmkv_ray.identity import (
     find_directory,
     processor_files,
 )
-from lmkv_ray.vllm.model_config import draft_of
+from lmkv_ray.vllm.identity.model_config import draft_of
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from lmkv_ray.complaints import Complaints, quote
 from lmkv_ray.messages import MissReason
-from lmkv_ray.vllm.guard import never_raises, swallowed
+from lmkv_ray.vllm.engine.guard import never_raises, swallowed
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

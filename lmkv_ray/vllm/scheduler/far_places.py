@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from lmkv_ray.config import Settings
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.requests import Asked, FoundChunks, TrackedRequest
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.scheduler.places import Place
+from lmkv_ray.vllm.scheduler.requests import Asked, FoundChunks, TrackedRequest
 
 FRESH_SECONDS = 2.0
 """An answer that was used before is asked for again after so long; a request may have to wait for

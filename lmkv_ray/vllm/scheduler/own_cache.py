@@ -1,7 +1,7 @@
 """vLLM's own prefix cache: when it was emptied, and whether it holds KV of an earlier age.
 
 It is vLLM's, or its user's, to empty it when weights change. Until that has happened, what is
-computed on top of a hit in it is of no age (see ``identity``), and is not saved.
+computed on top of a hit in it is of no age (see ``identity.ages``), and is not saved.
 """
 
 from __future__ import annotations

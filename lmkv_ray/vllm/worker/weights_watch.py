@@ -23,7 +23,7 @@ from hashlib import blake2b
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from lmkv_ray.vllm.checksum import checksums, parts, words
+from lmkv_ray.vllm.worker.checksum import checksums, parts, words
 
 if TYPE_CHECKING:
     import torch

@@ -14,22 +14,22 @@ from typing import TYPE_CHECKING
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
 from lmkv_ray.messages import MissReason
-from lmkv_ray.vllm.adapters import Adapters
-from lmkv_ray.vllm.device import DeviceWatch
-from lmkv_ray.vllm.events import ArenaEvents
-from lmkv_ray.vllm.generation import Generation
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.hits import NOTHING_TO_LOAD, Loader
-from lmkv_ray.vllm.metadata import StepMetadata, WorkerReport
-from lmkv_ray.vllm.own_cache import OwnCache
-from lmkv_ray.vllm.pace import Pace
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.requests import TrackedRequest
-from lmkv_ray.vllm.saves import Saver
-from lmkv_ray.vllm.stats import LmkvStats
-from lmkv_ray.vllm.versions import BlockTables
-from lmkv_ray.vllm.wishes import WishReader
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.guard import never_raises
+from lmkv_ray.vllm.engine.metadata import StepMetadata, WorkerReport
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.engine.versions import BlockTables
+from lmkv_ray.vllm.identity.adapters import Adapters
+from lmkv_ray.vllm.identity.generation import Generation
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
+from lmkv_ray.vllm.scheduler.hits import NOTHING_TO_LOAD, Loader
+from lmkv_ray.vllm.scheduler.own_cache import OwnCache
+from lmkv_ray.vllm.scheduler.pace import Pace
+from lmkv_ray.vllm.scheduler.places import Place
+from lmkv_ray.vllm.scheduler.requests import TrackedRequest
+from lmkv_ray.vllm.scheduler.saves import Saver
+from lmkv_ray.vllm.scheduler.wishes import WishReader
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent

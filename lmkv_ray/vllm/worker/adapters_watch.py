@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lmkv_ray.vllm.checksum import checksums
+from lmkv_ray.vllm.worker.checksum import checksums
 
 
 class AdapterWatch:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.keys import key_array
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.requests import TrackedRequest
-from lmkv_ray.vllm.watched import Watched
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.link.watch_list import Watched
+from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 
 if TYPE_CHECKING:
     from vllm.distributed.kv_events import KVCacheEvent

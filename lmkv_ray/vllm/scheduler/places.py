@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lmkv_ray.vllm.identity import Identity
-from lmkv_ray.vllm.link import ShardLink
-from lmkv_ray.vllm.metadata import ArenaRef, Share
+from lmkv_ray.vllm.engine.metadata import ArenaRef, Share
+from lmkv_ray.vllm.identity.ages import Identity
+from lmkv_ray.vllm.link.shard_link import ShardLink
 
 
 @dataclass(frozen=True, slots=True)

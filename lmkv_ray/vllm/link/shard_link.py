@@ -32,8 +32,8 @@ from lmkv_ray.messages import (
     encode,
     encode_exchange,
 )
-from lmkv_ray.vllm.device import DeviceWatch
-from lmkv_ray.vllm.slots import Slots
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.link.slots import Slots
 
 logger = logging.getLogger(__name__)
 

@@ -22,10 +22,9 @@ from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.transfer import Ended, Load, Save
 from lmkv_ray.transports import host_id
-from lmkv_ray.vllm.adapters_watch import AdapterWatch
-from lmkv_ray.vllm.groups import Group
-from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.metadata import (
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.engine.guard import never_raises
+from lmkv_ray.vllm.engine.metadata import (
     EVERY_PLACE,
     NO_ARENA,
     ArenaRef,
@@ -36,10 +35,11 @@ from lmkv_ray.vllm.metadata import (
     StepMetadata,
     WorkerReport,
 )
-from lmkv_ray.vllm.packing import packing_of, this_platform
-from lmkv_ray.vllm.pages import Pages, open_pages
-from lmkv_ray.vllm.stats import LmkvStats
-from lmkv_ray.vllm.weights_watch import WeightsWatch, models_of, runner_of_caller
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.worker.adapters_watch import AdapterWatch
+from lmkv_ray.vllm.worker.page_format import packing_of, this_platform
+from lmkv_ray.vllm.worker.pages import Pages, open_pages
+from lmkv_ray.vllm.worker.weights_watch import WeightsWatch, models_of, runner_of_caller
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig

@@ -15,17 +15,17 @@ import numpy as np
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
-from lmkv_ray.vllm.device import device_prefix
-from lmkv_ray.vllm.events import ArenaEvents
-from lmkv_ray.vllm.far import FarPlaces
-from lmkv_ray.vllm.groups import Bools, Group, hit_alignment, longest_hit
-from lmkv_ray.vllm.guard import never_raises
-from lmkv_ray.vllm.metadata import LoadJob
-from lmkv_ray.vllm.misses import MissCounter
-from lmkv_ray.vllm.pace import Pace
-from lmkv_ray.vllm.places import Place
-from lmkv_ray.vllm.requests import Claim, FoundChunks, TrackedRequest
-from lmkv_ray.vllm.stats import LmkvStats
+from lmkv_ray.vllm.engine.groups import Bools, Group, hit_alignment, longest_hit
+from lmkv_ray.vllm.engine.guard import never_raises
+from lmkv_ray.vllm.engine.metadata import LoadJob
+from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.link.device_watch import device_prefix
+from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
+from lmkv_ray.vllm.scheduler.far_places import FarPlaces
+from lmkv_ray.vllm.scheduler.misses import MissCounter
+from lmkv_ray.vllm.scheduler.pace import Pace
+from lmkv_ray.vllm.scheduler.places import Place
+from lmkv_ray.vllm.scheduler.requests import Claim, FoundChunks, TrackedRequest
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from lmkv_ray.vllm.versions import vllm_version
+from lmkv_ray.vllm.engine.versions import vllm_version
 
 _BACKENDS = "vllm.v1.attention.backends"
 _AITER = f"{_BACKENDS}.rocm_aiter_fa.AiterFlashAttentionImpl.do_kv_cache_update"

@@ -115,7 +115,7 @@ class WishReader:
         self._refused()
         self._complaints.say(
             f"a request's hints are ignored: kv_transfer_params[{NAME!r}] {wrong}. "
-            "Next step: see the limits in lmkv_ray/vllm/wishes.py."
+            "Next step: see the limits in lmkv_ray/vllm/scheduler/wishes.py."
         )
         return NO_WISHES
 
