@@ -1,11 +1,11 @@
 """LoRA adapters: which one a request is computed with, by what the workers have in memory.
 
 vLLM's block hashes know an adapter by its name, and since 0.31 its path: not by what is in it. So
-a digest of the adapter is part of the keys of its requests, and its name is not (``unnamed_request``). It
-is taken from the adapter that a worker has loaded, not from files: those may have been overwritten
-since, or before vLLM loads them again, which it does without a word when it had to make room. While
-a worker has not loaded an adapter, its requests neither look up nor save; the first one makes vLLM
-load it.
+a digest of the adapter is part of the keys of its requests, and its name is not: see
+``unnamed_request``. The digest is taken from the adapter that a worker has loaded, not from files:
+those may have been overwritten since, or before vLLM loads them again, which it does without a word
+when it had to make room. While a worker has not loaded an adapter, its requests neither look up nor
+save; the first one makes vLLM load it.
 """
 
 from __future__ import annotations
