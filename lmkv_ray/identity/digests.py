@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
+from string import hexdigits
 
 from lmkv_ray.identity.memory import DigestMemory
 
@@ -24,6 +25,10 @@ PIECE_BYTES = 4 << 20
 SETTLED_SECONDS = 2.0
 """A file that changed less than this ago could change again without a change of its times, as far
 as some file systems tell: its digest is not remembered."""
+
+SHA256_DIGITS = 64
+_DIGITS = (40, SHA256_DIGITS)
+"""Of names of blobs: small ones are named as Git does."""
 
 NICENESS = 10
 """Of the threads: an engine that starts needs its processors more."""
@@ -75,7 +80,7 @@ class FileDigests:
             return list(pool.map(self._digest, files))
 
     def _digest(self, file: Path) -> str:
-        if (named := _name_of_blob(file)) is not None:
+        if (named := blob_of(file)) is not None and len(named) == SHA256_DIGITS:
             return named
         fd = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -107,10 +112,10 @@ class FileDigests:
         return digest.hexdigest()
 
 
-def _name_of_blob(file: Path) -> str | None:
-    """The SHA-256 that a cache of Hugging Face gave a large file as its name.
+def blob_of(file: Path) -> str | None:
+    """The digest that a cache of Hugging Face gave a file as its name: SHA-256 if it is large.
 
-    Such a cache links ``snapshots/REVISION/NAME`` to ``blobs/SHA256`` once that file is whole. A
+    Such a cache links ``snapshots/REVISION/NAME`` to ``blobs/DIGEST`` once that file is whole. A
     file that was written after its link was made has been changed by somebody, and is read. Its
     mtime could have been set back, so its ctime must not be later either: a cache that was copied
     is read, once.
@@ -119,7 +124,7 @@ def _name_of_blob(file: Path) -> str | None:
         return None
     blob = file.resolve()
     name = blob.name
-    if blob.parent.name != "blobs" or len(name) != 64 or set(name) - set("0123456789abcdef"):
+    if blob.parent.name != "blobs" or len(name) not in _DIGITS or set(name) - set(hexdigits):
         return None
     its, link = blob.stat(), file.lstat()
     linked = its.st_mtime_ns <= link.st_mtime_ns and its.st_ctime_ns <= link.st_ctime_ns

@@ -6,6 +6,9 @@ import logging
 import os
 import threading
 import time
+from concurrent.futures import ProcessPoolExecutor
+from hashlib import sha256
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +20,8 @@ from safetensors.numpy import save_file
 from lmkv_ray.config import load_settings
 from lmkv_ray.identity import DigestMemory, FileDigests, StoppedError
 from lmkv_ray.vllm.identity import content as module
-from lmkv_ray.vllm.identity.content import Content, ContentThread, read_content
+from lmkv_ray.vllm.identity.content import Content, ContentThread, began_to_load, read_content
+from tests.identity.test_changes import tick
 
 LATER = 60.0
 SECONDS = 10
@@ -40,9 +44,9 @@ def config(of_model: Any, load_format: str = "auto", **fields: Any) -> Any:
     return SimpleNamespace(model_config=of_model, load_config=load, **fields)
 
 
-def read(of: Any, weights_id: str | None = None, loaded: float | None = None) -> Content:
-    loaded = time.time() + LATER if loaded is None else loaded
-    return read_content(of, weights_id=weights_id, digests=FileDigests(None), loaded=loaded)
+def read(of: Any, weights_id: str | None = None, began: float | None = None) -> Content:
+    began = time.time() + LATER if began is None else began
+    return read_content(of, weights_id=weights_id, digests=FileDigests(None), began=began)
 
 
 def checkpoint(directory: Path, change: tuple[Any, ...] | None = None, suffix: str = "") -> Path:
@@ -123,15 +127,76 @@ def test_an_explicit_name_does_not_replace_reading(tmp_path: Path) -> None:
     assert read(config(model(one)), "v1").weights != read(config(model(other)), "v1").weights
 
 
-def test_files_that_changed_after_they_were_loaded_are_not_what_the_engine_has(
+def test_files_that_changed_since_they_began_to_be_loaded_are_not_what_the_engine_has(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = checkpoint(tmp_path / "a")
     loaded = (path / "model.safetensors").stat().st_mtime
-    assert read(config(model(path)), loaded=loaded).weights.startswith("read ")
+    loaded = max(its.stat().st_ctime for its in (path, *path.iterdir())) + LATER
+    assert read(config(model(path)), began=loaded).weights.startswith("read ")
     os.utime(path / "model.safetensors", (loaded + 1, loaded + 1))
-    assert read(config(model(path)), loaded=loaded + 0.5).weights.startswith("own ")
+    assert read(config(model(path)), began=loaded + 0.5).weights.startswith("own ")
     assert "changed after" in caplog.text
+
+
+def test_a_link_that_was_moved_to_an_older_model_is_seen(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a new model is put in place: no file of it is new."""
+    checkpoint(tmp_path / "v1"), checkpoint(tmp_path / "v2", CHANGES[0])
+    current = tmp_path / "current"
+    current.symlink_to("v1")
+    began = current.lstat().st_ctime
+    assert read(config(model(current)), began=began).weights.startswith("read ")
+    tick(tmp_path, began)
+    current.unlink()
+    current.symlink_to("v2")
+    assert read(config(model(current)), began=began).weights.startswith("own ")
+    assert f"{current} changed after" in caplog.text
+
+
+def test_a_branch_that_was_moved_to_another_commit_is_seen(tmp_path: Path) -> None:
+    repository = tmp_path / "models--some--model"
+    for commit, change in (("c0ffee", None), ("decade", CHANGES[0])):
+        (repository / "snapshots" / commit).mkdir(parents=True)
+        checkpoint(repository / "snapshots" / commit, change)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("decade")
+    found = {}
+    for commit in ("c0ffee", "decade"):
+        read_of = SimpleNamespace(to_dict=dict, _commit_hash=commit)
+        named = model("some/model", hf_config=read_of, trust_remote_code=True)
+        found[commit] = read(config(named, download_dir=str(tmp_path))).weights
+    assert found["c0ffee"].startswith("own ")
+    assert found["decade"].startswith("read ")
+
+
+def test_what_vllm_has_fetched_for_this_engine_is_believed(tmp_path: Path) -> None:
+    """All of it is newer than the engine's process."""
+    made = checkpoint(tmp_path / "made") / "model.safetensors"
+    name = sha256(made.read_bytes()).hexdigest()
+    repository = tmp_path / "models--some--model"
+    snapshot = repository / "snapshots" / "c0ffee"
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    made.rename(repository / "blobs" / name)
+    (snapshot / "model.safetensors").symlink_to(Path("../../blobs") / name)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("c0ffee")
+    named = config(model("some/model"), download_dir=str(tmp_path))
+    assert read(named, began=0.0).weights.startswith("read ")
+
+
+def test_an_engines_own_process_began_before_it_loaded() -> None:
+    before = time.time()
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        began, now = pool.submit(_began_and_now).result(SECONDS * 6)
+    assert before - 1 < began < now, "when the process was made"
+    assert began_to_load() >= now, "here, where files may be made by the one who makes the engine"
+
+
+def _began_and_now() -> tuple[float, float]:
+    return began_to_load(), time.time()
 
 
 def test_dummy_weights_are_told_apart_by_their_seed() -> None:

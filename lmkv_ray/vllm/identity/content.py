@@ -6,6 +6,8 @@ Reading it may take as long as reading the weights, so it is done beside the eng
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import threading
 import time
 import uuid
@@ -17,13 +19,16 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lmkv_ray.arena import this_process
 from lmkv_ray.config import Settings
 from lmkv_ray.identity import (
     DigestMemory,
     FileDigests,
     ModelFiles,
     StoppedError,
+    blob_of,
     canonical,
+    changed_since,
     code_files,
     find_directory,
     processor_files,
@@ -79,7 +84,7 @@ class ContentThread:
         self._config = config
         self._weights_id = settings.weights_id
         self._digests = FileDigests(DigestMemory.of_user())
-        self._loaded = time.time()
+        self._began = began_to_load()
         self._thread: threading.Thread | None = None
 
     def begin(self, learn: Callable[..., None]) -> None:
@@ -107,7 +112,7 @@ class ContentThread:
                 self._config,
                 weights_id=self._weights_id,
                 digests=self._digests,
-                loaded=self._loaded,
+                began=self._began,
             )
         except StoppedError:
             return
@@ -124,7 +129,7 @@ class ContentThread:
 
 
 def read_content(
-    config: Any, *, weights_id: str | None, digests: FileDigests, loaded: float
+    config: Any, *, weights_id: str | None, digests: FileDigests, began: float
 ) -> Content:
     """Read all files that decide the KV of an engine.
 
@@ -132,13 +137,13 @@ def read_content(
         config: vLLM's, of the engine.
         weights_id: see the setting.
         digests: of files.
-        loaded: when the engine had loaded its weights, seconds since 1970: files that changed later
-            are not what it has.
+        began: when the engine had not begun to load, seconds since 1970: files that were changed or
+            exchanged later may not be what it has.
 
     Raises:
         StoppedError: the engine ends.
     """
-    reader = _Reader(digests, weights_id, loaded)
+    reader = _Reader(digests, weights_id, began)
     model = config.model_config
     return Content(
         weights=reader.weights(model, config.load_config),
@@ -148,11 +153,23 @@ def read_content(
     )
 
 
+def began_to_load() -> float:
+    """A time, in seconds since 1970, before which the engine has read no file.
+
+    Of a process that vLLM has made for an engine, that is when it was made. Any other one may have
+    written the files itself before it made its engine, which has been loaded by now.
+    """
+    if multiprocessing.parent_process() is None:
+        return time.time()
+    since_boot = this_process().start / os.sysconf("SC_CLK_TCK")
+    return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + since_boot
+
+
 class _Reader:
-    def __init__(self, digests: FileDigests, weights_id: str | None, loaded: float) -> None:
+    def __init__(self, digests: FileDigests, weights_id: str | None, began: float) -> None:
         self._digests = digests
         self._weights_id = weights_id
-        self._loaded = loaded
+        self._began = began
 
     def weights(self, model: Any, load: Any) -> str:
         load_format = str(load.load_format)
@@ -223,6 +240,7 @@ class _Reader:
                 download_dir=getattr(load, "download_dir", None),
                 load_format=str(load.load_format),
             ).weights
+            _check_commit(model, name, files)
             if not files:
                 raise UnreadError(f"no weight files of {name} are on this machine")
             found += self._read(files)
@@ -238,9 +256,9 @@ class _Reader:
     def _read(self, files: Sequence[Path]) -> list[str]:
         digests = self._digests.of(files)
         for file in files:
-            seen = file.stat()
-            if max(seen.st_mtime, seen.st_ctime) > self._loaded:
-                raise UnreadError(f"{file} changed after the engine had loaded it")
+            # What a cache of Hugging Face has linked never changes; vLLM may have fetched it now.
+            if blob_of(file) is None and (other := changed_since(file, self._began)) is not None:
+                raise UnreadError(f"{other} changed after the engine began to load {file.name}")
         return digests
 
 
@@ -248,7 +266,21 @@ def _directory(model: Any) -> Path:
     found = ModelFiles.of(model.model, revision=getattr(model, "revision", None)).directory
     if found is None:
         raise UnreadError("its directory is not on this machine")
+    _check_commit(model, model.model, [found / "any"])
     return found
+
+
+def _check_commit(model: Any, name: str, files: Sequence[Path]) -> None:
+    """Of a branch of a name of Hugging Face, there may be another commit by now.
+
+    Raises:
+        UnreadError: the files are not of the commit that vLLM has read the configuration of.
+    """
+    commit = getattr(model.hf_config, "_commit_hash", None)
+    if commit is None or name != model.model or Path(name).exists():
+        return
+    if any(commit not in file.parts for file in files):
+        raise UnreadError(f"another commit of it was fetched than {commit}")
 
 
 def _remote_code(fields: Any, inside: bool = False) -> set[str]:
