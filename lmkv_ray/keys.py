@@ -12,7 +12,7 @@ Keys travel as NumPy arrays of shape (n, 2) and dtype uint64 (``KeyArray``), and
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from hashlib import blake2b
 
 import msgspec
@@ -123,11 +123,6 @@ def key_list(keys: KeyArray) -> list[bytes]:
     """The rows of a ``KeyArray`` as 16-byte strings."""
     joined = keys.tobytes()
     return [joined[i : i + KEY_BYTES] for i in range(0, len(joined), KEY_BYTES)]
-
-
-def chunk_keys(namespace: bytes, last_block_hashes: Sequence[bytes], group: int = 0) -> KeyArray:
-    """Keys of many chunks, given the engine's hash of each chunk's last block."""
-    return key_array(chunk_key(namespace, block_hash, group) for block_hash in last_block_hashes)
 
 
 def parts_of(keys: KeyArray, parts: int) -> npt.NDArray[np.intp]:

@@ -2,7 +2,7 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkv_ray.keys import Namespace, chunk_key, chunk_keys, key_array, key_list
+from lmkv_ray.keys import Namespace, chunk_key, key_array, key_list
 
 NAMESPACE = Namespace(
     model="m",
@@ -45,7 +45,8 @@ def test_namespace_hash_and_group_all_change_a_key() -> None:
 
 @given(st.lists(st.binary(min_size=8, max_size=32)))
 def test_keys_survive_the_array_form(hashes: list[bytes]) -> None:
-    keys = chunk_keys(b"n" * 16, hashes)
+    names = [chunk_key(b"n" * 16, block_hash) for block_hash in hashes]
+    keys = key_array(names)
     assert keys.shape == (len(hashes), 2)
-    assert key_list(keys) == [chunk_key(b"n" * 16, h) for h in hashes]
+    assert key_list(keys) == names
     assert (key_array(keys.tobytes()) == keys).all()
