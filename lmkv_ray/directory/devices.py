@@ -1,11 +1,11 @@
 """Which engine holds which chunk on its device.
 
-Nobody else can use it: it is no place to fetch from, but a reason to send a request there.
+Only that engine can use these chunks: they cannot be fetched, but a router sends requests there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import NamedTuple
 
 from lmkv_ray.directory.named import NamedTable
@@ -55,17 +55,32 @@ class Devices:
 
     def node_lost(self, node_id: str) -> None:
         """Nothing is known of a node's engines any more."""
-        for engine in [its for its in self._numbers if its.node_id == node_id]:
+        for engine in [engine for engine in self._numbers if engine.node_id == node_id]:
             self._engines.retire(self._numbers.pop(engine))
 
     def lookup(self, keys: KeyArray) -> Iterator[tuple[Engine, list[int]]]:
         """Engines and the positions of the keys that they hold."""
         return self._engines.lookup(keys)
 
+    def validate(self, node_ids: Container[object]) -> None:
+        """Compare engines and table with each other, for tests and simulations.
+
+        Args:
+            node_ids: those of all nodes that are known.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        self._engines.validate()
+        names = {number: engine for engine, number in self._numbers.items()}
+        assert self._engines.names() == names, "numbers of engines that are not known"
+        strangers = [engine for engine in self._numbers if engine.node_id not in node_ids]
+        assert not strangers, f"{strangers} are on nodes that are not known"
+
     def _new_number(self, engine: Engine) -> int:
         table = self._engines.table
-        for its, number in [*self._numbers.items()]:
+        for known, number in [*self._numbers.items()]:
             if table.count(number) == 0:
-                del self._numbers[its]
+                del self._numbers[known]
                 self._engines.retire(number)
         return self._engines.new_number(engine)

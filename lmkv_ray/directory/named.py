@@ -36,6 +36,20 @@ class NamedTable(Generic[N]):
         self._names[number] = name
         return number
 
+    def names(self) -> dict[int, N]:
+        """Holders by number."""
+        return dict(self._names)
+
+    def validate(self) -> None:
+        """Compare numbers and table with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        self.table.validate()
+        named = self.table.numbers()
+        assert named <= self._names.keys(), f"{named - self._names.keys()} have chunks and no name"
+
     def retire(self, number: int) -> None:
         """Nobody has this number any more, nor any chunks by it."""
         if number != NOBODY:

@@ -16,6 +16,7 @@ from lmkv_ray.directory.table import NOBODY
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
 from lmkv_ray.kin import kinds
 from lmkv_ray.messages import Clear, Delta, DeltaReply, Kin, Message
+from lmkv_ray.story import new_story
 
 SILENT_SECONDS = 5.0
 """Nobody is sent to a node that was not heard for so long. Shards speak once a second."""
@@ -50,8 +51,9 @@ class _Sync(enum.Enum):
 @dataclass(slots=True)
 class _Node:
     number: int
-    before: int = NOBODY
-    """Its number before the snapshot that is coming: hints that are not confirmed yet."""
+    previous_number: int = NOBODY
+    """While a snapshot is received: the number under which the previous content is still served, as
+    hints that are not confirmed yet."""
     epoch: int = -1
     seq: int = 0
     sync: _Sync = _Sync.WANTED
@@ -87,6 +89,8 @@ class DirectoryState:
         self._orders_clears = orders_clears
         self._nodes: dict[str, _Node] = {}
         self._numbers = np.empty(0, np.uint16)  # of all nodes, for counting those that hold chunks
+        self.story = new_story()
+        """The last events, oldest first."""
 
     def delta(self, delta: Delta, now: float) -> DeltaReply:
         """A shard's news. Any delta may be lost, repeated, late or lying.
@@ -95,12 +99,23 @@ class DirectoryState:
             ValueError: the keys are not whole.
         """
         keys = [delta.added, delta.removed]
-        keys += [its for device in delta.devices for its in (device.added, device.removed)]
-        if any(len(its) % KEY_BYTES for its in keys):
+        keys += [named for device in delta.devices for named in (device.added, device.removed)]
+        if any(len(named) % KEY_BYTES for named in keys):
             raise ValueError("keys of a delta are 16 bytes each")
         self.table.sweep()
         node = self._nodes.get(delta.node_id) or self._new_node(delta.node_id)
         node.heard = now
+        self.story.append(
+            (
+                "delta",
+                now,
+                delta.node_id,
+                delta.epoch,
+                delta.seq,
+                len(delta.added),
+                len(delta.removed),
+            )
+        )
         same_life = delta.epoch == node.epoch
         if not (same_life and delta.seq <= node.seq):  # else what it said is known already
             self.clears.heard(delta.cleared)
@@ -137,9 +152,10 @@ class DirectoryState:
         node = self._nodes.pop(node_id, None)
         if node is not None:
             self._holders.retire(node.number)
-            self._holders.retire(node.before)
+            self._holders.retire(node.previous_number)
             self.devices.node_lost(node_id)
             self._renumbered()
+            self.story.append(("node_lost", None, node_id))
 
     def lookup(self, keys: KeyArray, asking: str, cleared: int, now: float) -> list[Holding]:
         """Which other nodes hold which of a prompt's chunks, longest leading run first.
@@ -191,7 +207,7 @@ class DirectoryState:
         return [
             NodeStatus(
                 node_id=name,
-                chunks=self.table.count(node.number) + self.table.count(node.before),
+                chunks=self.table.count(node.number) + self.table.count(node.previous_number),
                 synced=node.sync is _Sync.DONE,
                 age=now - node.heard,
                 room=node.room,
@@ -201,13 +217,31 @@ class DirectoryState:
             for name, node in sorted(self._nodes.items())
         ]
 
+    def validate(self) -> None:
+        """Compare nodes, numbers and tables with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        self._holders.validate()
+        self.devices.validate(self._nodes)
+        names = {node.number: name for name, node in self._nodes.items()}
+        previous = {node.previous_number: name for name, node in self._nodes.items()}
+        previous.pop(NOBODY, None)
+        assert not names.keys() & previous.keys(), "a number is in use and replaced"
+        assert self._holders.names() == names | previous, "numbers of nodes that are not known"
+        assert sorted(names) == sorted(self._numbers.tolist()), "counted numbers are not the nodes'"
+        for name, node in self._nodes.items():
+            coming = node.sync is not _Sync.DONE
+            assert coming or node.previous_number == NOBODY, f"{name}: a snapshot that never ends"
+
     def _is_usable(self, node: _Node, now: float) -> bool:
         return node.cleared >= self.clears.highest and now - node.heard <= SILENT_SECONDS
 
     def _begin(self, node: _Node, name: str) -> None:
         """A snapshot comes: what was known before it is not confirmed any more."""
-        self._holders.retire(node.before)
-        node.before, node.number = node.number, self._holders.new_number(name)
+        self._holders.retire(node.previous_number)
+        node.previous_number, node.number = node.number, self._holders.new_number(name)
         self.devices.node_lost(name)
         node.sync = _Sync.COMING
         self._renumbered()
@@ -216,16 +250,16 @@ class DirectoryState:
         if delta.removed:
             removed = key_array(delta.removed)
             self.table.remove(removed, node.number)
-            if node.before != NOBODY:
-                self.table.remove(removed, node.before)
+            if node.previous_number != NOBODY:
+                self.table.remove(removed, node.previous_number)
         if delta.added:
-            self.table.add(key_array(delta.added), node.number, instead_of=node.before)
+            self.table.add(key_array(delta.added), node.number, instead_of=node.previous_number)
         if delta.devices:
             self.devices.apply(delta.node_id, delta.devices)
         node.epoch, node.seq = delta.epoch, delta.seq
         if delta.end and node.sync is _Sync.COMING:
-            self._holders.retire(node.before)
-            node.before, node.sync = NOBODY, _Sync.DONE
+            self._holders.retire(node.previous_number)
+            node.previous_number, node.sync = NOBODY, _Sync.DONE
 
     def _new_node(self, node_id: str) -> _Node:
         node = self._nodes[node_id] = _Node(self._holders.new_number(node_id))

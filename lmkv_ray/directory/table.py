@@ -142,6 +142,31 @@ class ChunkTable:
                 del self._unswept[node]
                 self._retired[node] = False
 
+    def numbers(self) -> set[int]:
+        """Numbers that hold chunks and are not retired."""
+        holding = np.flatnonzero((self._counts > 0) & ~self._retired)
+        return set(holding.tolist())
+
+    def validate(self) -> None:
+        """Compare rows, index and counts with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        present = self._holders != NOBODY
+        counted = np.bincount(self._holders[present], minlength=NOBODY + 1)
+        wrong = np.flatnonzero(counted != self._counts).tolist()
+        assert not wrong, f"numbers {wrong} are in {counted[wrong]} rows, not {self._counts[wrong]}"
+        used = np.flatnonzero(present.any(axis=1))
+        assert len(used) == len(self), f"{len(used)} rows are used, counted {len(self)}"
+        assert len(self._index) == len(used), f"{len(self._index)} keys for {len(used)} rows"
+        assert (self._rows(self._keys[used]) == used).all(), "a key does not lead to its row"
+        freed = self._freed[: self._n_freed]
+        assert len(np.unique(freed)) == len(freed), "a row is free twice"
+        assert not present[freed].any(), "a free row has holders"
+        retired = set(np.flatnonzero(self._retired).tolist())
+        assert retired == self._unswept.keys(), f"{retired} are retired, {self._unswept} unswept"
+
     def _rows(self, keys: KeyArray) -> Rows:
         """Rows of keys, -1 where unknown; the index knows tags only, so whole keys are compared."""
         rows = self._index.lookup(keys)

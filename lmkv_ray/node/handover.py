@@ -129,9 +129,9 @@ class Handover:
                     elsewhere[position].add(holding.node_id)
         held = []
         for key, others in zip(keys, elsewhere, strict=True):
-            place = self._shard.state.chunks.place(key)
-            if place is not None:
-                held.append(Held(key, *place, elsewhere=frozenset(others)))
+            known = self._shard.state.chunks.space_size_and_pin(key)
+            if known is not None:
+                held.append(Held(key, *known, elsewhere=frozenset(others)))
         return held
 
     async def _send(self, order: Order, deadline: float) -> list[bytes]:

@@ -87,8 +87,8 @@ class Operations:
         deadline = self._shard.clock.monotonic() + within
         groups: defaultdict[tuple[int, int, bool], list[bytes]] = defaultdict(list)
         for key in keys:
-            if (place := self._shard.state.chunks.place(key)) is not None:
-                groups[place].append(key)
+            if (kind := self._shard.state.chunks.space_size_and_pin(key)) is not None:
+                groups[kind].append(key)
         given: list[bytes] = []
         for (space, slot_bytes, pinned), group in groups.items():
             take = Take(

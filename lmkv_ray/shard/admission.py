@@ -1,9 +1,9 @@
-"""Which chunks have earned a place below memory."""
+"""Selects the chunks that are also written to tiers."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Literal
 
 Rule = Literal["second_hit", "all"]
@@ -27,7 +27,7 @@ class Admission:
 
     def __init__(self, rule: Rule | None, limit: int = MAX_WAITING) -> None:
         self.missed = 0
-        """Chunks that earned a place and were gone, or too many, before they were written."""
+        """Chunks that were admitted and not written: evicted before, or too many waited."""
         self._rule = rule
         self._limit = limit
         self._waiting: OrderedDict[bytes, None] = OrderedDict()
@@ -60,6 +60,20 @@ class Admission:
     def take(self) -> bytes | None:
         """The next chunk to write; None if none waits."""
         return self._waiting.popitem(last=False)[0] if self._waiting else None
+
+    def validate(self, ready: Collection[bytes]) -> None:
+        """Check bounds, and that only ready chunks wait, for tests and simulations.
+
+        Args:
+            ready: keys of all chunks in memory.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        assert len(self._waiting) <= self._limit, f"{len(self._waiting)} chunks wait"
+        assert len(self._seen) <= MAX_SEEN, f"{len(self._seen)} keys are remembered"
+        assert self._waiting.keys() <= self._admitted, "a chunk waits that was not admitted"
+        assert all(key in ready for key in self._admitted), "a chunk is admitted and not ready"
 
     def _seen_before(self, key: bytes) -> bool:
         seen = key in self._seen

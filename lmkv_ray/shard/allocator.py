@@ -1,4 +1,4 @@
-"""Which chunk is in which slot, and who makes room for whom."""
+"""Which slot holds which chunk, and which chunks are evicted when slots are needed."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Assigned:
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """Slots that are pinned now, and what was done to get them, in order."""
+    """Slots that are reserved now, and the steps taken to get them, in order."""
 
     slots: tuple[int, ...]
     steps: tuple[Evicted | Assigned, ...]
@@ -50,19 +50,19 @@ class Allocator:
     A class that needs room takes an unassigned extent, else evicts its own victims. It takes over
     another class's coldest extent when it has no chunk left to evict, or when everything in that
     extent was used less recently than its own next victim (so a model that is no longer
-    served gives its memory to the others). Extents with pinned slots or chunks cannot be taken
-    over; when only such are left, one is drained: no slot of it is handed out any more, and it
-    becomes unassigned when the last pinned slot is free. So a pinned chunk gives way only to a
+    served gives its memory to the others). Extents with reserved slots or pinned chunks cannot be
+    taken over; when only such are left, one is drained: none of its slots is reserved any more, and
+    it becomes unassigned when its last reserved slot is free. So a pinned chunk gives way only to a
     model that would have no memory at all.
 
-    A policy calculates with what strangers say. An error in it costs the chunk that was to be
-    added, or for a moment the order in which chunks go: never a slot, and no chunk of others.
+    A policy calculates with hints that come from requests. An error in it costs the chunk that was
+    to be added, or for a moment the order in which chunks go: never a slot, and no chunk of others.
 
     Args:
-        extents: how many there are.
-        extent_bytes: size of each.
-        min_slot_bytes: the smallest slot.
-        make_policy: called once for each size class.
+        extents: number of extents in the arena.
+        extent_bytes: size of an extent, in bytes.
+        min_slot_bytes: size of the smallest slot, in bytes.
+        make_policy: makes the eviction policy of a size class.
         request_pins: share of the slots of one size class that requests may pin.
     """
 
@@ -81,10 +81,10 @@ class Allocator:
         self._request_pins = request_pins
         self.extents = Extents(extents, extent_bytes, min_slot_bytes, make_policy)
         self.slot_of: dict[bytes, int] = {}
-        """Every ready chunk."""
+        """Key -> slot, for every ready chunk."""
         self._key_of: dict[int, bytes] = {}
         self._stride, self._class_of = self.extents.stride, self.extents.class_of
-        self._kept = [0] * extents  # pinned chunks
+        self._pinned_chunks = [0] * extents  # how many each extent has
         # When each ready chunk was last used, by a counter of uses; 0 for slots without chunk.
         self._used_at = np.zeros((extents, self._stride), dtype=np.int64)
         self._used = self._used_at.reshape(-1)  # by slot
@@ -92,8 +92,8 @@ class Allocator:
 
     # -- what there is ---------------------------------------------------------------------------
 
-    def place(self, key: bytes) -> tuple[int, bool]:
-        """(slot_bytes, pinned) of a ready chunk."""
+    def size_and_pin(self, key: bytes) -> tuple[int, bool]:
+        """(size of its slot in bytes, whether the chunk is pinned) for the key of a ready chunk."""
         size = self._class_of[self.slot_of[key] // self._stride]
         assert size is not None
         return size.slot_bytes, key in size.policy.pinned
@@ -113,7 +113,7 @@ class Allocator:
     # -- what happens to chunks ------------------------------------------------------------------
 
     def take(self, slot_bytes: int, n: int) -> Taken:
-        """Pin up to ``n`` free slots, evicting and assigning extents as needed."""
+        """Reserve up to ``n`` free slots, evicting and assigning extents as needed."""
         if n <= 0:
             return Taken((), ())
         steps: list[Evicted | Assigned] = []
@@ -128,7 +128,7 @@ class Allocator:
         return Taken(slots, tuple(steps))
 
     def fill(self, slot: int, key: bytes, hints: Hints = NO_HINTS) -> bool:
-        """A pinned slot is ready, as ``key`` (which no other slot has).
+        """A reserved slot is ready: it holds the chunk ``key``, which no other slot holds.
 
         Returns:
             False: the policy does not take the key. Nothing was changed.
@@ -141,7 +141,7 @@ class Allocator:
             self._failed(error)
             self._forget(size, key)
             return False
-        self.extents.keep(slot)
+        self.extents.mark_ready(slot)
         self.slot_of[key] = slot
         self._key_of[slot] = key
         self._mark_used(slot)
@@ -156,7 +156,7 @@ class Allocator:
         for slot, key in zip(slots, keys, strict=True):
             size = self._class_of[slot // self._stride]
             assert size is not None
-            self._kept[slot // self._stride] -= key in size.policy.pinned
+            self._pinned_chunks[slot // self._stride] -= key in size.policy.pinned
             self._forget(size, key)
             del self.slot_of[key], self._key_of[slot]
             self._used[slot] = 0
@@ -180,7 +180,7 @@ class Allocator:
                 self._failed(error)
 
     def pin(self, key: bytes, pinned: bool) -> bool:
-        """Pin a chunk or let it go; whether it is pinned now.
+        """Pin or unpin a chunk; returns whether the chunk is pinned now.
 
         Unknown keys are ignored. Of one size class, half of the slots it may have can be pinned.
         """
@@ -193,18 +193,18 @@ class Allocator:
         keys = size.policy.pinned
         room = 2 * (len(keys) + 1) <= self.extents.capacity(size.slot_bytes)
         if pinned and key not in keys and room:
-            self._kept[extent] += 1
+            self._pinned_chunks[extent] += 1
             size.policy.pin(key, True)
         elif not pinned and key in keys:
-            self._kept[extent] -= 1
+            self._pinned_chunks[extent] -= 1
             size.policy.pin(key, False)
         return key in keys
 
     def pin_for_request(self, key: bytes) -> bool:
-        """Pin a chunk because a request said so: all requests together have a share of their own.
+        """Pin a chunk for a request. All requests together may pin ``request_pins`` of the slots.
 
         Returns:
-            whether it is pinned now, by whomever.
+            whether the chunk is pinned now, by a request or by a user.
         """
         slot = self.slot_of.get(key)
         size = None if slot is None else self._class_of[slot // self._stride]
@@ -214,6 +214,45 @@ class Allocator:
         if key not in policy.pinned and len(policy.of_requests) + 1 <= room and self.pin(key, True):
             policy.of_requests.add(key)
         return key in policy.pinned
+
+    # -- checking --------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Compare chunks, slots and policies with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: they contradict each other; the text says how.
+        """
+        self.extents.validate()
+        assert {slot: key for key, slot in self.slot_of.items()} == self._key_of, (
+            "two chunks are in one slot, or the two maps of slots and keys differ"
+        )
+        ready = [
+            slot for extent in range(self.extents.count) for slot in self.extents.ready(extent)
+        ]
+        assert self._key_of.keys() == set(ready), "ready slots are not those that hold chunks"
+        assert np.flatnonzero(self._used).tolist() == ready, "free slots have a time of use"
+        pinned = [0] * self.extents.count
+        chunks = dict.fromkeys(self.extents.classes, 0)
+        for slot in ready:
+            size = self._class_of[slot // self._stride]
+            assert size is not None
+            chunks[size.slot_bytes] += 1
+            pinned[slot // self._stride] += self._key_of[slot] in size.policy.pinned
+        assert pinned == self._pinned_chunks, f"{pinned} pins, counted {self._pinned_chunks}"
+        for slot_bytes, size in self.extents.classes.items():
+            policy = size.policy
+            assert policy.of_requests <= policy.pinned, "a pin of requests is no pin"
+            for key in policy.pinned:
+                at = self.slot_of.get(key)
+                owner = None if at is None else self._class_of[at // self._stride]
+                assert owner is size, (
+                    f"{key.hex()} is pinned in the class of {slot_bytes} bytes and not there"
+                )
+            if not self.policy_errors:
+                assert len(policy) == chunks[slot_bytes], (
+                    f"the policy knows {len(policy)} of {chunks[slot_bytes]} chunks"
+                )
 
     # -- making room -----------------------------------------------------------------------------
 
@@ -245,8 +284,8 @@ class Allocator:
 
     def _coldest(self, size: SizeClass, older_than: int | None) -> int | None:
         """The extent of another class whose last use is longest ago, if it may be taken over."""
-        pinned, kept = self.extents.pinned, self._kept
-        others = [e for e in self.extents.of_others(size) if not (pinned[e] or kept[e])]
+        reserved, pinned = self.extents.reserved, self._pinned_chunks
+        others = [e for e in self.extents.of_others(size) if not (reserved[e] or pinned[e])]
         if not others:
             return None
         last_used = self._used_at[others].max(axis=1)
@@ -258,16 +297,16 @@ class Allocator:
     def _start_drain(self, size: SizeClass) -> None:
         others = self.extents.of_others(size)
         if self.extents.draining is None and others:
-            pinned, kept = self.extents.pinned, self._kept
-            self.extents.drain(min(others, key=lambda extent: (pinned[extent], kept[extent])))
+            reserved, pinned = self.extents.reserved, self._pinned_chunks
+            self.extents.drain(min(others, key=lambda extent: (reserved[extent], pinned[extent])))
 
     def _finish_drain(self, steps: list[Evicted | Assigned]) -> None:
         extent = self.extents.draining
-        if extent is not None and not self.extents.pinned[extent]:
+        if extent is not None and not self.extents.reserved[extent]:
             steps.append(self._clear(extent))
 
     def _clear(self, extent: int) -> Evicted:
-        """Evict everything in an extent without pinned slots, and leave it unassigned."""
+        """Evict everything in an extent without reserved slots, and leave it unassigned."""
         evicted = self.evict(self._key_of[slot] for slot in self.extents.ready(extent))
         self.extents.vacate(extent)
         return evicted

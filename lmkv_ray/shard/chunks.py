@@ -1,4 +1,4 @@
-"""The ready chunks of a shard, and who follows them: the directory, lower tiers, counters."""
+"""The ready chunks of a shard; tells directory, tiers and counters of every change."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ class Chunks:
     """Keys of ready chunks, in no particular order.
 
     Args:
-        allocator: has their slots.
-        deltas: told of what comes and goes.
-        admission: told of what comes, goes, and is used.
-        counters: of the shard.
+        allocator: knows the slot of each ready chunk, and evicts.
+        deltas: collects the keys that come and go, for the directory.
+        admission: told of chunks that come, go, or are used; selects those that tiers store.
+        counters: the shard's, raised by each change.
     """
 
     def __init__(
         self, allocator: Allocator, deltas: DeltaLog, admission: Admission, counters: Counters
     ) -> None:
         self.nbytes = 0
-        """Bytes of all of them."""
+        """Bytes of all ready chunks."""
         self.admission = admission
         self._allocator = allocator
         self._deltas = deltas
@@ -52,10 +52,10 @@ class Chunks:
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._chunks)
 
-    # -- what is known of them -------------------------------------------------------------------
+    # -- what is known of chunks -------------------------------------------------------------------
 
     def slot(self, key: bytes) -> int | None:
-        """Where a chunk is."""
+        """The slot of a chunk; None: it is not ready."""
         return self._allocator.slot_of.get(key)
 
     def space(self, key: bytes) -> int | None:
@@ -63,26 +63,39 @@ class Chunks:
         chunk = self._chunks.get(key)
         return None if chunk is None else chunk.space
 
-    def place(self, key: bytes) -> tuple[int, int, bool] | None:
-        """(space, slot_bytes, pinned) of a chunk."""
+    def space_size_and_pin(self, key: bytes) -> tuple[int, int, bool] | None:
+        """(space, size of its slot in bytes, whether pinned) of a chunk; None: it is not ready."""
         chunk = self._chunks.get(key)
-        return None if chunk is None else (chunk.space, *self._allocator.place(key))
+        return None if chunk is None else (chunk.space, *self._allocator.size_and_pin(key))
 
     def by_worth(self) -> list[bytes]:
-        """All of them: the pinned ones, then the last used first."""
+        """Keys of all chunks: the pinned ones, then the last used first."""
         return self._allocator.by_worth()
 
     def pinned(self) -> list[bytes]:
-        """Those that are not evicted to make room."""
+        """Keys of chunks that are not evicted to make room."""
         return self._allocator.pinned_chunks()
 
-    # -- what happens to them --------------------------------------------------------------------
+    def validate(self) -> None:
+        """Compare chunks, slots and admission with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: they contradict each other; the text says how.
+        """
+        self._allocator.validate()
+        known = self._allocator.slot_of.keys()
+        assert self._chunks.keys() == known, f"{len(self)} chunks, {len(known)} have slots"
+        nbytes = sum(chunk.nbytes for chunk in self._chunks.values())
+        assert nbytes == self.nbytes, f"chunks have {nbytes} bytes, counted {self.nbytes}"
+        self.admission.validate(known)
+
+    # -- what happens to chunks --------------------------------------------------------------------
 
     def add(self, slot: int, key: bytes, nbytes: int, hints: Hints) -> bool:
-        """A slot that was being filled holds a chunk now. See ``added``.
+        """A reserved slot holds a chunk now. ``added`` then tells the others.
 
         Returns:
-            False: it does not, as the eviction policy failed; nothing was changed.
+            False: the eviction policy failed; nothing was changed.
         """
         if not self._allocator.fill(slot, key, hints):
             return False
@@ -106,7 +119,7 @@ class Chunks:
         self.admission.touched(key for key in reversed(touched) if key in self._chunks)
 
     def pin(self, keys: Iterable[bytes], pinned: bool) -> list[bytes]:
-        """Keep chunks from being evicted to make room, or no longer; which ones are pinned now.
+        """Pin or unpin chunks; returns the keys that are pinned now.
 
         Unknown keys are ignored. At most half of the arena can be pinned.
         """
@@ -123,11 +136,11 @@ class Chunks:
 
     def clear(self, space: int | None) -> list[Retire]:
         """Remove all chunks (of one space)."""
-        keys = [key for key, its in self._chunks.items() if covers(space, its.space)]
+        keys = [key for key, chunk in self._chunks.items() if covers(space, chunk.space)]
         return self.remove(keys, MissReason.CLEARED)
 
     def gone(self, evicted: Evicted, reason: MissReason) -> list[Retire]:
-        """The allocator has removed these."""
+        """The allocator has removed these chunks."""
         if not evicted.slots:
             return []
         for key in evicted.keys:

@@ -9,7 +9,8 @@ from lmkv_ray.keys import key_array, parts_of
 from lmkv_ray.messages import Delta, DeviceDelta
 
 ARENA = ""
-"""Where chunks are that others can have. Elsewhere: on the device of the engine with that id."""
+"""Location of chunks in the arena, which other nodes can fetch. Any other location is an engine_id:
+the chunks are on the device of that engine, and cannot be fetched."""
 PIECE = 8192
 """Chunks of the whole content that one delta carries: a few milliseconds for the directory."""
 
@@ -22,9 +23,9 @@ class DeltaLog:
     snapshot, so the log never outgrows the shard.
 
     Args:
-        node_id: the shard's node.
-        epoch: this life of the shard.
-        parts: into how many the directory is cut, by key.
+        node_id: id of the shard's node, by which the directory knows it.
+        epoch: number of this life of the shard; a later life has a higher number.
+        parts: number of parts of the directory; each key belongs to one of them.
         limit: pending changes of a part above which a snapshot is sent instead.
         piece: chunks of a snapshot that one delta carries.
     """
@@ -37,37 +38,37 @@ class DeltaLog:
         limit: int = 1 << 16,
         piece: int = PIECE,
     ) -> None:
-        self._piece = piece * parts
+        self._piece, self._limit = piece * parts, limit
         self._node_id = node_id
         self._epoch = epoch
         self._parts = [_Part(limit) for _ in range(parts)]
 
     @property
     def parts(self) -> int:
-        """How many parts are told."""
+        """Number of parts of the directory."""
         return len(self._parts)
 
     def pending(self, part: int) -> bool:
         """Whether there is something to tell this part."""
-        its = self._parts[part]
-        return its.resync or its.pieces is not None or bool(its.changes)
+        told = self._parts[part]
+        return told.resync or told.pieces is not None or bool(told.changes)
 
     def midway(self, part: int) -> bool:
         """Whether this part has been told some pieces of a snapshot, and others are left."""
         return self._parts[part].pieces is not None
 
-    def added(self, keys: Collection[bytes], where: str = ARENA) -> None:
+    def added(self, keys: Collection[bytes], location: str = ARENA) -> None:
         """Chunks came to the arena, or to the device of an engine."""
-        self._note(where, keys, True)
+        self._note(location, keys, True)
 
-    def removed(self, keys: Collection[bytes], where: str = ARENA) -> None:
-        """Chunks went."""
-        self._note(where, keys, False)
+    def removed(self, keys: Collection[bytes], location: str = ARENA) -> None:
+        """Chunks were removed from the arena, or from the device of an engine."""
+        self._note(location, keys, False)
 
     def resync(self, part: int | None = None) -> None:
         """A part of the directory (None: all) must be told the whole content."""
-        for its in self._parts if part is None else [self._parts[part]]:
-            its.start_over()
+        for restarted in self._parts if part is None else [self._parts[part]]:
+            restarted.start_over()
 
     def take(
         self,
@@ -78,72 +79,84 @@ class DeltaLog:
         """The next delta for a part (an empty one is a heartbeat).
 
         Args:
-            content: all ready keys now.
-            part: whom it is for.
-            devices: all keys on the devices of engines now.
+            content: keys of all chunks that are ready now.
+            part: number of the part that receives the delta.
+            devices: keys of all chunks on devices now, by engine_id.
         """
-        its = self._parts[part]
-        its.seq += 1
-        begin, changes = its.resync, its.changes
-        its.resync, its.changes = False, {}
+        told = self._parts[part]
+        told.seq += 1
+        begin, changes = told.resync, told.changes
+        told.resync, told.changes = False, {}
         contents = {ARENA: content, **(devices or {})}
         if begin:
-            its.pieces = [*self._pieces(contents)][::-1]
-        told = {where: _Told.of(changed) for where, changed in changes.items()}
+            told.pieces = [*self._pieces(contents)][::-1]
+        news = {location: _News.of(changed) for location, changed in changes.items()}
         ended = False
-        if its.pieces is not None:
+        if told.pieces is not None:
             # Keys that went meanwhile are not named, those that came are among the changes.
-            where, keys = its.pieces.pop()
-            piece = [key for key in keys if key in contents.get(where, ())]
-            told.setdefault(where, _Told()).added += self._of_part(piece, part)
-            ended = not its.pieces
+            location, keys = told.pieces.pop()
+            piece = [key for key in keys if key in contents.get(location, ())]
+            news.setdefault(location, _News()).added += self._of_part(piece, part)
+            ended = not told.pieces
             if ended:
-                its.pieces = None
-        arena = told.pop(ARENA, _Told())
+                told.pieces = None
+        arena = news.pop(ARENA, _News())
         return Delta(
             node_id=self._node_id,
             epoch=self._epoch,
-            seq=its.seq,
+            seq=told.seq,
             added=b"".join(arena.added),
             removed=b"".join(arena.removed),
             begin=begin,
             end=ended,
             devices=[
                 DeviceDelta(
-                    engine_id=where, added=b"".join(its.added), removed=b"".join(its.removed)
+                    engine_id=engine_id,
+                    added=b"".join(device.added),
+                    removed=b"".join(device.removed),
                 )
-                for where, its in told.items()
+                for engine_id, device in news.items()
             ],
         )
+
+    def validate(self) -> None:
+        """Check that pending changes are bounded, for tests and simulations.
+
+        Raises:
+            AssertionError: a part has more pending changes than the limit.
+        """
+        for number, part in enumerate(self._parts):
+            pending = sum(map(len, part.changes.values()))
+            assert pending <= self._limit, f"{pending} changes wait for part {number}"
 
     def _pieces(
         self, contents: Mapping[str, Collection[bytes]]
     ) -> Iterator[tuple[str, list[bytes]]]:
-        for where, content in contents.items():
+        for location, content in contents.items():
             whole = list(content)
             for i in range(0, len(whole) or 1, self._piece):
-                yield where, whole[i : i + self._piece]
+                yield location, whole[i : i + self._piece]
 
-    def _note(self, where: str, keys: Collection[bytes], added: bool) -> None:
-        for part, its in enumerate(self._parts):
-            its.note(where, self._of_part(keys, part), added)
+    def _note(self, location: str, keys: Collection[bytes], added: bool) -> None:
+        for number, part in enumerate(self._parts):
+            part.note(location, self._of_part(keys, number), added)
 
     def _of_part(self, keys: Collection[bytes], part: int) -> Collection[bytes]:
         if len(self._parts) == 1 or not keys:
             return keys
         mine = (parts_of(key_array(keys), self.parts) == part).tolist()
-        return [key for key, its in zip(keys, mine, strict=True) if its]
+        return [key for key, is_mine in zip(keys, mine, strict=True) if is_mine]
 
 
 @dataclass(slots=True)
-class _Told:
-    """What one delta says of the arena, or of one device."""
+class _News:
+    """Keys that one delta names for one location."""
 
     added: list[bytes] = field(default_factory=list)
     removed: list[bytes] = field(default_factory=list)
 
     @classmethod
-    def of(cls, changes: Mapping[bytes, bool]) -> _Told:
+    def of(cls, changes: Mapping[bytes, bool]) -> _News:
         return cls(
             [key for key, new in changes.items() if new],
             [key for key, new in changes.items() if not new],
@@ -155,16 +168,16 @@ class _Part:
 
     def __init__(self, limit: int) -> None:
         self.seq = 0
-        self.changes: dict[str, dict[bytes, bool]] = {}  # where -> key -> added (True) or removed
+        self.changes: dict[str, dict[bytes, bool]] = {}  # location -> key -> added, or removed
         self.resync = True  # a new life starts with its whole content
-        # Of a snapshot under way: where, and keys; the last piece first.
+        # What is left of a snapshot: (location, keys), the last piece first.
         self.pieces: list[tuple[str, list[bytes]]] | None = None
         self._limit = limit
 
-    def note(self, where: str, keys: Collection[bytes], added: bool) -> None:
+    def note(self, location: str, keys: Collection[bytes], added: bool) -> None:
         if self.resync or not keys:
             return
-        self.changes.setdefault(where, {}).update(dict.fromkeys(keys, added))
+        self.changes.setdefault(location, {}).update(dict.fromkeys(keys, added))
         if sum(map(len, self.changes.values())) > self._limit:
             self.start_over()
 

@@ -53,6 +53,19 @@ class Devices:
         """There are no other engines."""
         self.forget([name for name in self._keys if name not in engine_ids])
 
+    def validate(self, engine_ids: Container[object]) -> None:
+        """Check bounds, and that only attached engines are known, for tests and simulations.
+
+        Args:
+            engine_ids: those of all attached engines.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        for engine_id, keys in self._keys.items():
+            assert engine_id in engine_ids, f"{engine_id} is not attached"
+            assert 0 < len(keys) <= MAX_KEYS, f"{engine_id} holds {len(keys)} chunks"
+
 
 def _whole(keys: bytes) -> Iterable[bytes]:
     whole = len(keys) - len(keys) % KEY_BYTES

@@ -2,8 +2,8 @@
 
 Slot ids are ``extent * stride + i``. A slot of an assigned extent is
 
-    free  --take-->  pinned  --keep-->  ready  --release-->  free
-                     pinned  --free-->  free
+    free  --take-->  reserved  --mark_ready-->  ready  --release-->  free
+                     reserved  --free-->  free
 
 Freed slots join the tail of their class's queue and are taken from its head, so that a reader that
 is still copying a chunk out is disturbed as late as possible.
@@ -26,21 +26,21 @@ class SlotUse(IntEnum):
 
     NONE = 0
     FREE = 1
-    PINNED = 2
+    RESERVED = 2
     READY = 3
 
 
 # Looking up a member of an enum takes longer than all else that is done with it.
-_NONE, _FREE, _PINNED, _READY = (int(use) for use in SlotUse)
+_NONE, _FREE, _RESERVED, _READY = (int(use) for use in SlotUse)
 
 
 @dataclass(slots=True)
 class SizeClass:
-    """Slots of one size, in as many extents as they have now."""
+    """All slots of one size, and the extents that are cut into them now."""
 
     slot_bytes: int
     policy: Pins
-    """Which of its chunks make room."""
+    """Names the chunks of this class that are evicted to make room."""
     extents: list[int] = field(default_factory=list)
     free: deque[int] = field(default_factory=deque)
 
@@ -49,10 +49,11 @@ class Extents:
     """Assigns extents to size classes, and keeps each class's free slots.
 
     Args:
-        count: how many there are.
-        extent_bytes: size of each.
-        min_slot_bytes: the smallest slot, which decides the slot ids of an extent.
-        make_policy: called once for each size class.
+        count: number of extents in the arena.
+        extent_bytes: size of an extent, in bytes.
+        min_slot_bytes: size of the smallest slot, in bytes; decides how many slot ids each
+            extent has.
+        make_policy: makes the eviction policy of a size class.
     """
 
     def __init__(
@@ -70,14 +71,14 @@ class Extents:
         self.use = np.full((count, self.stride), SlotUse.NONE, dtype=np.uint8)
         self.classes: dict[int, SizeClass] = {}
         """By the size of their slots."""
-        self.pinned = [0] * count
-        """Pinned slots of each extent."""
+        self.reserved = [0] * count
+        """Number of reserved slots in each extent."""
         self.draining: int | None = None
         """The extent of which no slot is handed out any more."""
         self.class_of: list[SizeClass | None] = [None] * count
         """The class of each extent; None: unassigned."""
         self._unassigned = deque(range(count))
-        self._lost: list[int] = []
+        self._unavailable: list[int] = []
         self._new = set(range(count))
         self._make_policy = make_policy
         self._use = self.use.reshape(-1)  # by slot
@@ -85,12 +86,16 @@ class Extents:
     # -- what there is ---------------------------------------------------------------------------
 
     def fits(self, slot_bytes: int) -> bool:
-        """Whether slots of this size can exist here."""
+        """Whether slots of this size can exist in the arena."""
         return self.min_slot_bytes <= slot_bytes <= self.extent_bytes
 
     def capacity(self, slot_bytes: int) -> int:
-        """Slots of this size if the whole arena were theirs."""
-        return (self.count - len(self._lost)) * (self.extent_bytes // slot_bytes)
+        """Number of slots of this size if the whole arena were cut into them."""
+        return (self.count - len(self._unavailable)) * (self.extent_bytes // slot_bytes)
+
+    def most(self, slot_bytes: int) -> int:
+        """The same if memory can be had for every extent."""
+        return self.count * (self.extent_bytes // slot_bytes)
 
     def slot_bytes(self, slot: int) -> int | None:
         """The size of a slot; None if it does not exist at present."""
@@ -100,10 +105,10 @@ class Extents:
         size = self.class_of[extent]
         return size.slot_bytes if size else None
 
-    def pinned_slots(self, slot_bytes: int) -> int:
-        """Pinned slots of one size class."""
+    def reserved_slots(self, slot_bytes: int) -> int:
+        """Number of reserved slots of one size class."""
         size = self.classes.get(slot_bytes)
-        return sum(self.pinned[extent] for extent in size.extents) if size else 0
+        return sum(self.reserved[extent] for extent in size.extents) if size else 0
 
     def of_others(self, size: SizeClass) -> list[int]:
         """Extents that are assigned to other classes."""
@@ -121,7 +126,7 @@ class Extents:
     # -- extents ---------------------------------------------------------------------------------
 
     def size_class(self, slot_bytes: int) -> SizeClass:
-        """The class of slots of this size, maybe a new one without any."""
+        """The class of slots of this size; a new one has no extents yet."""
         size = self.classes.get(slot_bytes)
         if size is None:
             size = self.classes[slot_bytes] = SizeClass(slot_bytes, Pins(self._make_policy()))
@@ -136,11 +141,11 @@ class Extents:
         return extent
 
     def vacate(self, extent: int) -> None:
-        """An extent in which nothing is pinned or ready becomes unassigned, and the next to be."""
+        """Unassign an extent without reserved and ready slots; it is assigned next."""
         self._withdraw(extent)
         if self.draining == extent:
             self.draining = None
-        self._part(extent)
+        self._unassign(extent)
         self._new.discard(extent)
         self._unassigned.appendleft(extent)
 
@@ -150,33 +155,40 @@ class Extents:
         self._withdraw(extent)
 
     def adopt(self, extent: int, slot_bytes: int, slots: Iterable[int]) -> None:
-        """Take an unassigned extent as a predecessor left it: these slots pinned, others free."""
+        """Take an unassigned extent as a predecessor left it.
+
+        Args:
+            extent: number of the extent.
+            slot_bytes: size of its slots, in bytes.
+            slots: those that are reserved from now on; all others are free.
+        """
         self._unassigned.remove(extent)
         self._new.discard(extent)
         size = self.size_class(slot_bytes)
         self._cut(size, extent)
-        pinned = set(slots)
-        size.free = deque(slot for slot in size.free if slot not in pinned)
-        for slot in pinned:
-            self._use[slot] = _PINNED
-        self.pinned[extent] = len(pinned)
+        reserved = set(slots)
+        size.free = deque(slot for slot in size.free if slot not in reserved)
+        for slot in reserved:
+            self._use[slot] = _RESERVED
+        self.reserved[extent] = len(reserved)
 
-    def lose(self, extent: int) -> None:
+    def mark_unavailable(self, extent: int) -> None:
         """There is no memory for an extent that was assigned just now.
 
-        So there is none for others that never had any: do without all of them until ``regain``.
+        So there is none for other extents that never had memory: none of them is assigned until
+        ``mark_available``.
         """
         self._withdraw(extent)
         self.use[extent] = _NONE
-        self.pinned[extent] = 0
-        self._part(extent)
-        self._lost += [extent, *(other for other in self._unassigned if other in self._new)]
+        self.reserved[extent] = 0
+        self._unassign(extent)
+        self._unavailable += [extent, *(other for other in self._unassigned if other in self._new)]
         self._unassigned = deque(other for other in self._unassigned if other not in self._new)
 
-    def regain(self) -> None:
-        """There may be memory again for what was lost."""
-        self._unassigned.extend(sorted(self._lost))
-        self._lost.clear()
+    def mark_available(self) -> None:
+        """There may be memory again: unavailable extents may be assigned."""
+        self._unassigned.extend(sorted(self._unavailable))
+        self._unavailable.clear()
 
     def discard(self, size: SizeClass) -> None:
         """Forget a class if it has no extents."""
@@ -186,22 +198,21 @@ class Extents:
     # -- slots -----------------------------------------------------------------------------------
 
     def take(self, size: SizeClass, n: int) -> tuple[int, ...]:
-        """Pin up to ``n`` free slots."""
+        """Reserve up to ``n`` free slots."""
         slots = tuple(size.free.popleft() for _ in range(min(n, len(size.free))))
         for slot in slots:
-            self._use[slot] = _PINNED
-            self.pinned[slot // self.stride] += 1
+            self._use[slot] = _RESERVED
+            self.reserved[slot // self.stride] += 1
         return slots
 
-    def keep(self, slot: int) -> SizeClass:
-        """A pinned slot holds a chunk now; returns its class."""
-        size = self._unpin(slot)
+    def mark_ready(self, slot: int) -> None:
+        """A reserved slot holds a chunk now."""
+        self._end_reservation(slot)
         self._use[slot] = _READY
-        return size
 
     def free(self, slot: int) -> None:
-        """A pinned slot is free again."""
-        self._unpin(slot)
+        """A reserved slot is free again."""
+        self._end_reservation(slot)
         self.release(slot)
 
     def release(self, slot: int) -> None:
@@ -215,15 +226,41 @@ class Extents:
         self._use[slot] = _FREE
         size.free.append(slot)
 
+    # -- checking --------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Compare the tables with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: they contradict each other; the text says how.
+        """
+        assigned = [extent for extent, size in enumerate(self.class_of) if size is not None]
+        everywhere = [*assigned, *self._unassigned, *self._unavailable]
+        assert sorted(everywhere) == list(range(self.count)), (
+            f"extents {everywhere} are assigned, unassigned or unavailable, of {self.count}"
+        )
+        counted = np.count_nonzero(self.use == _RESERVED, axis=1).tolist()
+        assert counted == self.reserved, f"reserved slots {counted}, counted {self.reserved}"
+        idle = [extent for extent, size in enumerate(self.class_of) if size is None]
+        assert not self.use[idle].any(), "slots of an unassigned extent are in use"
+        free: list[int] = []
+        for slot_bytes, size in self.classes.items():
+            assert size.slot_bytes == slot_bytes, f"the class of {slot_bytes} has {size.slot_bytes}"
+            owned = {extent for extent in assigned if self.class_of[extent] is size}
+            assert owned == set(size.extents), f"class {slot_bytes}: {owned}, {size.extents}"
+            beyond = self.use[size.extents, self.extent_bytes // slot_bytes :]
+            assert not beyond.any(), f"slots of {slot_bytes} bytes are used beyond their extent"
+            free += size.free
+        known = np.flatnonzero(self._use == _FREE).tolist()
+        assert sorted(free) == known, f"free slots: queues {sorted(free)}, table {known}"
+        draining = self.draining
+        assert draining is None or draining in assigned, f"unassigned extent {draining} is drained"
+
     # -- inside ----------------------------------------------------------------------------------
 
-    def _unpin(self, slot: int) -> SizeClass:
-        extent = slot // self.stride
-        size = self.class_of[extent]
-        assert size is not None
-        assert self._use[slot] == _PINNED
-        self.pinned[extent] -= 1
-        return size
+    def _end_reservation(self, slot: int) -> None:
+        assert self._use[slot] == _RESERVED
+        self.reserved[slot // self.stride] -= 1
 
     def _cut(self, size: SizeClass, extent: int) -> None:
         size.extents.append(extent)
@@ -233,7 +270,7 @@ class Extents:
         first = extent * self.stride
         size.free.extend(range(first, first + count))
 
-    def _part(self, extent: int) -> None:
+    def _unassign(self, extent: int) -> None:
         size = self.class_of[extent]
         assert size is not None
         self.class_of[extent] = None

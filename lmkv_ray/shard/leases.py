@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -135,8 +135,26 @@ class Leases:
         for owner, slots in self.orphans.items():  # of which space is not known
             self.orphans[owner] = dict.fromkeys(slots, SPOILED)
 
-    def lose(self, slots: range) -> frozenset[int]:
-        """There are no such slots; returns those that were leased."""
+    def withdraw(self, slots: range) -> frozenset[int]:
+        """End the leases of slots that do not exist any more; returns those that were leased."""
         return frozenset(
             slot for holder in self.holders.values() for slot in holder.take_back(slots)
         )
+
+    def validate(self) -> set[int]:
+        """Check that no slot has two owners, for tests and simulations.
+
+        Returns:
+            all slots that are reserved.
+
+        Raises:
+            AssertionError: a slot is named twice; the text says which.
+        """
+        slots = [slot for holder in self.holders.values() for slot in holder.leases]
+        slots += [slot for orphans in self.orphans.values() for slot in orphans]
+        slots += [slot for _, resting in self.resting for slot in resting]
+        reserved = set(slots)
+        assert len(slots) == len(reserved), (
+            f"slots {[slot for slot, count in Counter(slots).items() if count > 1]} have two owners"
+        )
+        return reserved

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 from msgspec.structs import replace
 
 from lmkv_ray.errors import UnsupportedError
@@ -34,6 +35,7 @@ from lmkv_ray.shard.allocator import Allocator, Assigned
 from lmkv_ray.shard.chunks import Chunks
 from lmkv_ray.shard.deltas import DeltaLog
 from lmkv_ray.shard.devices import Devices
+from lmkv_ray.shard.extents import SlotUse
 from lmkv_ray.shard.instructions import (
     AssignExtent,
     Free,
@@ -44,6 +46,7 @@ from lmkv_ray.shard.instructions import (
 )
 from lmkv_ray.shard.leases import Holder, Leases
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
+from lmkv_ray.story import new_story
 from lmkv_ray.tenants import overlap, tenant_within
 
 
@@ -51,11 +54,11 @@ class ShardState:
     """Everything a shard knows, except the bytes.
 
     Args:
-        allocator: a new one.
+        allocator: has no chunks yet; knows the size of the arena.
         owner: the shard's own process, which reserves slots for staging.
         deltas: collects changes for the directory.
-        admission: collects chunks for lower tiers; default: there are none.
-        limits: bounds.
+        admission: collects chunks that are written to tiers; None: there are no tiers.
+        limits: bounds on leases and times.
     """
 
     def __init__(
@@ -73,13 +76,15 @@ class ShardState:
         self._allocator, self._extents = allocator, allocator.extents
         admission = Admission(None) if admission is None else admission
         self.chunks = Chunks(allocator, deltas, admission, self.counters)
-        """The ready ones."""
+        """The ready chunks."""
         self.devices = Devices(deltas)
-        """What attached engines hold themselves."""
+        """Chunks in the prefix caches of attached engines."""
         self.kin_elsewhere: list[Kin] = []
         """Engines of other nodes, as the directory has told."""
         self._leases = Leases()
-        self._regain_at = float("inf")
+        self.story = new_story()
+        """The last events, oldest first."""
+        self._memory_again_at = float("inf")
 
     # -- engines ---------------------------------------------------------------------------------
 
@@ -106,6 +111,7 @@ class ShardState:
         )
         self._free(back, out)
         self.devices.forget([hello.engine_id])
+        self.story.append(("hello", now, hello.engine_id, len(holder.leases), len(back)))
         return Grant(slots=list(holder.leases), deadline=deadline), out
 
     def exchange(self, exchange: Exchange, now: float) -> tuple[ExchangeReply, list[Instruction]]:
@@ -123,6 +129,10 @@ class ShardState:
             deadline = now + self.limits.grant_seconds
             slots = self._lease(holder, exchange.want, deadline, out)
             grant = Grant(slots=list(slots), deadline=deadline) if slots else None
+        granted = len(grant.slots) if grant else 0
+        self.story.append(
+            ("exchange", now, exchange.engine_id, len(exchange.commits), len(refused), granted)
+        )
         differs = differing(holder.kin, [*self.kin(), *self.kin_elsewhere])
         return ExchangeReply(grant=grant, refused=refused, differs=differs), out
 
@@ -134,26 +144,31 @@ class ShardState:
         """All processes of an owner have ended; its slots are quarantined, then free (``tick``)."""
         self._leases.owner_gone(owner, now + self.limits.grace_seconds)
         self.devices.keep(self._leases.holders)
+        self.story.append(("owner_gone", now, owner.pid))
 
     def tick(self, now: float) -> list[Instruction]:
         """Time passes: slots whose quarantine is over become free."""
         out: list[Instruction] = []
-        self._free(self._leases.rested(now), out)
-        if now >= self._regain_at:
-            self._regain_at = float("inf")
-            self._extents.regain()
+        rested = self._leases.rested(now)
+        self._free(rested, out)
+        if rested:
+            self.story.append(("rested", now, len(rested)))
+        if now >= self._memory_again_at:
+            self._memory_again_at = float("inf")
+            self._extents.mark_available()
         return out
 
     def extent_failed(self, extent: int, now: float) -> frozenset[int]:
         """The memory of an extent that was just assigned could not be had; tried again later.
 
         Returns:
-            slots of it that were leased by the same event; nobody must be told of them.
+            slots of the extent that were leased by the same event; no engine must be told of them.
         """
-        self._extents.lose(extent)
-        self._regain_at = now + self.limits.memory_seconds
+        self._extents.mark_unavailable(extent)
+        self._memory_again_at = now + self.limits.memory_seconds
+        self.story.append(("extent_failed", now, extent))
         stride = self._extents.stride
-        return self._leases.lose(range(extent * stride, (extent + 1) * stride))
+        return self._leases.withdraw(range(extent * stride, (extent + 1) * stride))
 
     # -- staging: the shard fills slots itself ---------------------------------------------------
 
@@ -166,6 +181,7 @@ class ShardState:
         """Up to ``n`` slots for the shard itself; they do not expire, but ``clear`` spoils them."""
         out: list[Instruction] = []
         slots = self._lease(self._leases.own(self.owner, space, slot_bytes), n, float("inf"), out)
+        self.story.append(("reserve", None, space, n, len(slots)))
         return list(slots), out
 
     def commit(
@@ -173,19 +189,25 @@ class ShardState:
     ) -> tuple[list[int], list[Instruction]]:
         """Publish what the shard staged; returns refused slots (cleared meanwhile), now free."""
         out: list[Instruction] = []
-        return self._commit(self._leases.own(self.owner, space, slot_bytes), commits, now, out), out
+        refused = self._commit(self._leases.own(self.owner, space, slot_bytes), commits, now, out)
+        self.story.append(("commit", now, space, len(commits), len(refused)))
+        return refused, out
 
     def release(self, space: int, slot_bytes: int, slots: Iterable[int]) -> list[Instruction]:
         """The shard will not fill these after all, and nobody writes into them any more."""
         out: list[Instruction] = []
-        self._free(self._leases.own(self.owner, space, slot_bytes).take_back(slots), out)
+        back = self._leases.own(self.owner, space, slot_bytes).take_back(slots)
+        self._free(back, out)
+        self.story.append(("release", None, space, len(back)))
         return out
 
     # -- chunks ----------------------------------------------------------------------------------
 
     def evict(self, keys: Iterable[bytes]) -> list[Instruction]:
         """Remove these chunks, pinned or not; unknown keys are ignored."""
-        return [*self.chunks.remove(keys, MissReason.EVICTED)]
+        out = self.chunks.remove(keys, MissReason.EVICTED)
+        self.story.append(("evict", None, sum(len(retire.slots) for retire in out)))
+        return [*out]
 
     def clear(self, space: int | None = None) -> list[Instruction]:
         """Remove all chunks (of one space), and refuse those that are being filled right now."""
@@ -193,7 +215,8 @@ class ShardState:
         # What is being filled began before the clear; published after it, it would come back.
         self._leases.spoil(space)
         engines = self._leases.engines().items()
-        self.devices.forget(name for name, its in engines if overlap(space, its.space))
+        self.devices.forget(name for name, holder in engines if overlap(space, holder.space))
+        self.story.append(("clear", None, space, len(out)))
         return out
 
     def limit(self, slot_bytes: int) -> int:
@@ -255,7 +278,35 @@ class ShardState:
             else:
                 self._leases.rest([row.slot], now + self.limits.grace_seconds)
         self.deltas.resync()
+        self.story.append(("recover", now, len(rows), len(self.chunks)))
         return out
+
+    # -- checking --------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Compare everything the shard knows with itself, for tests and simulations.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        self.chunks.validate()
+        self.deltas.validate()
+        self.devices.validate(self._leases.holders)
+        reserved = self._leases.validate()
+        use = self._extents.use.reshape(-1)
+        known = set(np.flatnonzero(use == SlotUse.RESERVED).tolist())
+        assert reserved == known, (
+            f"slots {reserved ^ known} are reserved without an owner, or owned"
+        )
+        for name, holder in self._leases.holders.items():
+            sizes = {self._extents.slot_bytes(slot) for slot in holder.leases}
+            assert sizes <= {holder.slot_bytes}, f"{name} leases slots of {sizes} bytes"
+            most = min(self.limits.holder_slots, self._extents.most(holder.slot_bytes) // 4)
+            assert len(holder.leases) <= max(1, most), f"{name} leases {len(holder.leases)} slots"
+        for slot_bytes in self._extents.classes:
+            count = self._extents.reserved_slots(slot_bytes)
+            most = max(1, self._extents.most(slot_bytes) // 2)
+            assert count <= most, f"{count} slots of {slot_bytes} bytes are reserved, of {most}"
 
     # -- steps shared by the events --------------------------------------------------------------
 
@@ -267,7 +318,7 @@ class ShardState:
         n = min(
             want,
             self.limit(holder.slot_bytes) - len(holder.leases),
-            max(1, capacity // 2) - self._extents.pinned_slots(holder.slot_bytes),
+            max(1, capacity // 2) - self._extents.reserved_slots(holder.slot_bytes),
         )
         taken = self._allocator.take(holder.slot_bytes, n)
         for step in taken.steps:

@@ -217,6 +217,7 @@ class DirectoryMachine(RuleBasedStateMachine):
     @invariant()
     def bounded(self) -> None:
         for part in self.parts:
+            part.validate()
             assert len(part.table) <= 64
             assert len(part._holders) <= 2 * len(NODES)
             assert len(part.devices) <= 2 * len(NODES)

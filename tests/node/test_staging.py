@@ -197,7 +197,7 @@ async def test_the_deadline_holds_when_a_peer_hangs(
     reply = await staging.stage(request(here, KEYS, within=0.2))
     assert reply == StageReply(ready=0, reason=MissReason.STAGE_TIMEOUT)
     assert time.monotonic() - start < 5
-    assert here.shard.state._extents.pinned_slots(40960) == 0
+    assert here.shard.state._extents.reserved_slots(40960) == 0
 
 
 @pytest.mark.parametrize(

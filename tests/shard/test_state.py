@@ -323,7 +323,7 @@ def test_pinned_chunks_are_worth_most_then_the_last_used(
     state.chunks.pin([A], True)
     assert state.chunks.by_worth() == [A, B, C]
     assert state.chunks.pinned() == [A]
-    assert [state.chunks.place(key) for key in (A, B, b"x" * 16)] == [
+    assert [state.chunks.space_size_and_pin(key) for key in (A, B, b"x" * 16)] == [
         (7, 8, True),
         (7, 8, False),
         None,

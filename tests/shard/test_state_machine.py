@@ -268,6 +268,10 @@ class ShardMachine(RuleBasedStateMachine):
             assert known.any(axis=1).tolist() == [key in self.state.chunks for key in KEYS]
 
     @invariant()
+    def valid(self) -> None:
+        self.state.validate()
+
+    @invariant()
     def no_two_hold_a_slot(self) -> None:
         leases = [s for holder in self.state._leases.holders.values() for s in holder.leases]
         resting = [s for _, slots in self.state._leases.resting for s in slots]
@@ -293,7 +297,7 @@ class ShardMachine(RuleBasedStateMachine):
         assert len(free) == len(set(free))
         assert set(free) == {s for s, u in enumerate(use) if u == SlotUse.FREE}
         assert set(self.arena.ready) == {s for s, u in enumerate(use) if u == SlotUse.READY}
-        assert set(self.arena.reserved) == {s for s, u in enumerate(use) if u == SlotUse.PINNED}
+        assert set(self.arena.reserved) == {s for s, u in enumerate(use) if u == SlotUse.RESERVED}
         assert all(self.arena.exists(slot) for slot in free)
 
     @invariant()
