@@ -96,6 +96,9 @@ def check_calm(cluster: Cluster) -> None:
         leased = {slot for holder in leases.holders.values() for slot in holder.leases}
         if leased != held:
             raise Violation(f"{name}: {len(leased)} slots are leased, engines hold {len(held)}")
+        for engine in cluster.engines.values():
+            if not len(engine.slots):
+                raise Violation(f"{engine.name} has no slot to save into")
         newest = max(cluster.contents.clears, default=0)
         if node.shard.cleared < newest:
             raise Violation(f"{name}: clear {newest} was never carried out")

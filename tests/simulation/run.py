@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -104,15 +105,29 @@ async def _scenario(cluster: Cluster, failures: list[str]) -> None:
                 engine.busy = False
         await asyncio.sleep(CHECK_SECONDS)
         _verify(cluster, verified, failures)
-    check_calm(cluster)
+    await _soon(lambda: check_calm(cluster))
     await _check_reach(cluster)
-    await asyncio.sleep(1)
     _verify(cluster, verified, failures)
-    check_calm(cluster)
+    await _soon(lambda: check_calm(cluster))
+
+
+async def _soon(holds: Callable[[], None]) -> None:
+    """Wait for a condition that messages under way may break for a moment.
+
+    Raises:
+        Violation: it does not come true.
+    """
+    for _ in range(50):
+        try:
+            holds()
+            return
+        except Violation:
+            await asyncio.sleep(0.1)
+    holds()
 
 
 async def _check_reach(cluster: Cluster) -> None:
-    """What some node holds is a hit on every other one, and every engine can save.
+    """What some node holds is a hit on every other one.
 
     Raises:
         Violation: it is not.
@@ -132,9 +147,6 @@ async def _check_reach(cluster: Cluster) -> None:
                     await engine.stage([key], 5.0)
                     if not await engine.load([key]):
                         raise Violation(f"{name} cannot have {key.hex()[:8]}, which {other} holds")
-    for engine in cluster.engines.values():
-        if not len(engine.slots):
-            raise Violation(f"{engine.name} has no slot to save into")
 
 
 def _verify(cluster: Cluster, verified: Verified, failures: list[str]) -> None:
