@@ -12,7 +12,9 @@ import numpy.typing as npt
 from lmkv_ray.tenants import covers
 from tests.simulation.story import Violation
 
-CHUNK_BYTES = 16 << 10
+CHUNK_BYTES = 1 << 10
+SLOT_BYTES = 64 << 10
+"""Slots are larger than chunks: so an arena of the smallest size is full with few of them."""
 UNIT = 32
 """Bytes that a chunk repeats: key, version, checksum of both."""
 

@@ -23,7 +23,7 @@ from lmkv_ray.messages import (
     encode,
 )
 from lmkv_ray.vllm.link.slots import GrantedSlot, Slots
-from tests.simulation.content import CHUNK_BYTES, Contents, key_of
+from tests.simulation.content import CHUNK_BYTES, SLOT_BYTES, Contents, key_of
 from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.machine import SimulatedMachine
 from tests.simulation.network import Network, UnreachableError
@@ -163,7 +163,7 @@ class SimulatedEngine:
             owner=self.process,
             space=self.space,
             model="simulated",
-            slot_bytes=CHUNK_BYTES,
+            slot_bytes=SLOT_BYTES,
             held=self.slots.held(),
             writers=[self.worker_process],
             attachment=number,
@@ -205,7 +205,7 @@ class SimulatedEngine:
 
     async def _work(self) -> None:
         while True:
-            await asyncio.sleep(self._random.expovariate(1.0))
+            await asyncio.sleep(self._random.expovariate(2.0))
             if self.busy and self.reader is not None:
                 await self.prompt(self._prompt())
 
@@ -235,7 +235,7 @@ class SimulatedEngine:
     async def stage(self, keys: Sequence[bytes], within: float) -> StageReply | None:
         """Ask the shard for chunks from elsewhere; None if it did not answer in time."""
         stage = Stage(
-            engine_id=self.name, keys=b"".join(keys), slot_bytes=CHUNK_BYTES, within=within
+            engine_id=self.name, keys=b"".join(keys), slot_bytes=SLOT_BYTES, within=within
         )
         try:
             return decode(await self._call("stage", encode(stage), within), StageReply)
@@ -297,7 +297,8 @@ class SimulatedEngine:
         self._writes.begin(granted.arena_id, granted.slot, self.worker.name)
         half = CHUNK_BYTES // 2
         view[:half] = data[:half]
-        await asyncio.sleep(self._random.expovariate(1 / 0.02))
+        slow = self._random.random() < 0.1
+        await asyncio.sleep(self._random.expovariate(1 / (1.0 if slow else 0.02)))
         view[half:] = data[half:]
         self._writes.end(granted.arena_id, granted.slot)
         written.set_result(True)

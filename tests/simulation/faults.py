@@ -19,7 +19,7 @@ class Faults:
         # Each as often as it stands here.
         self._acts: list[Callable[[], object]] = [
             *3 * [self._kill_shard],
-            *3 * [self._kill_engine],
+            *4 * [self._kill_engine],
             self._kill_machine,
             *2 * [self._kill_part],
             *2 * [self._freeze_shard],
