@@ -109,6 +109,10 @@ class Cluster:
             wire = Wire(self.network.travel, self._memory, lambda: self.network.damage)
             for machine in self.machines.values():
                 machine.card = SimulatedTransport(machine.name, wire, machine.clock, self.random)
+        if self.random.random() < 0.5:
+            wire = Wire(self.network.travel, self._memory_of, lambda: self.network.damage)
+            for machine in self.machines.values():
+                machine.wire = wire
         self.head = SimulatedMachine(DIRECTORY_MACHINE, self.loop, self.random, disk=False)
         self.writes = {name: Writes() for name in self.machines}
         self.memory = SimulatedMemory(self.random)
@@ -123,6 +127,11 @@ class Cluster:
             for _ in range(self.random.randint(1, 2)):
                 self.start_engine(name)
         self.loop.start(self._keep())
+
+    def _memory_of(self, peer: PeerInfo) -> ArenaReader | None:
+        """What a network card of another machine can read."""
+        shard = self.shards.get(peer.node_id)
+        return None if shard is None or shard.node is None else shard.node.shard.reader
 
     # -- services --------------------------------------------------------------------------------
 
@@ -200,6 +209,8 @@ class Cluster:
             shard.machine.writer = None
         if shard.node is not None:
             shard.node.shard.reader.close()
+        if shard.machine.disk is not None:
+            shard.machine.disk.kill()
         self.loop.call_later(self.random.uniform(0.2, 5), self._again_shard, name)
 
     def _again_shard(self, name: str) -> None:

@@ -54,8 +54,11 @@ class Faults:
         network.delay = 0.001
         for machine in cluster.machines.values():
             machine.full = False
-            if machine.disk is not None:
-                machine.disk.works, machine.disk.pace = True, 0.001
+            disk = machine.disk
+            if disk is not None:
+                disk.read_only = disk.broken = disk.gone = False
+                disk.lies, disk.pace = 0.0, 0.001
+                disk.unstick()
         for incarnation in [*cluster.asleep]:
             cluster.thaw(incarnation)
 
@@ -74,8 +77,11 @@ class Faults:
             self._cluster.kill_engine(self._cluster.engines[name])
 
     def _kill_machine(self) -> None:
-        """The arena goes with it, the disk does not."""
+        """The arena goes with it; of the disk only what was not synced."""
         name = self._machine()
+        disk = self._cluster.machines[name].disk
+        if disk is not None:
+            disk.crash()
         self._cluster.kill_shard(name)
         for engine in [*self._cluster.engines.values()]:
             if engine.machine.name == name:
@@ -169,10 +175,20 @@ class Faults:
         self._task(self._cluster.operate(self._machine(), "drain", encode(Drain(within=5.0))))
 
     def _break_disk(self) -> None:
-        disk = self._cluster.machines[self._machine()].disk
-        if disk is not None:
-            disk.works = self._random.random() < 0.5
-            disk.pace = self._random.choice([0.001, 0.1, 1.0])
+        name = self._machine()
+        disk = self._cluster.machines[name].disk
+        if disk is None:
+            return
+        what = self._random.choice(["read_only", "broken", "gone", "stuck", "slow", "lies", "sync"])
+        self._cluster.story.tell(f"disk of {name}: {what}")
+        if what == "slow":
+            disk.pace = self._random.choice([0.1, 1.0])
+        elif what == "lies":
+            disk.lies = 0.3
+        elif what == "sync":
+            disk.sync()
+        else:
+            setattr(disk, what, True)
 
     def _fill_memory(self) -> None:
         machine = self._cluster.machines[self._machine()]

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from random import Random
 from typing import cast
-
-import numpy as np
-import numpy.typing as npt
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.arena.crews import Crews
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import ArenaError
-from lmkv_ray.fetch import Failure, Fetch, Outcome
-from lmkv_ray.keys import KeyArray, key_list
 from lmkv_ray.messages import Owner
+from lmkv_ray.policies import make_policy
 from lmkv_ray.status import TierStatus
-from lmkv_ray.tiers import Tier, TierChunk
+from lmkv_ray.tiers import Tier
+from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.transports import NixlSource, ObjectStoreTransport, Transport
+from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import VirtualLoop
-from tests.tiers.memory_tier import MemoryTier
+from tests.simulation.transport import Wire
 
+FOLDER = Path("/simulated")
+DISK_BYTES = 4 << 20
 PIDS = itertools.count(1 << 22)  # beyond what Linux gives to processes
 
 
@@ -54,54 +56,6 @@ class SimulatedClock:
         return self._random.randbytes(count)
 
 
-class SimulatedDisk(MemoryTier):
-    """A disk tier that outlives the shard; it may be slow, full, or not there."""
-
-    def __init__(self, random: Random) -> None:
-        super().__init__("disk")
-        self.random = random
-        self.works = True
-        self.pace = 0.001
-        """Mean seconds for a chunk."""
-
-    async def lookup(self, keys: KeyArray, within: float) -> npt.NDArray[np.bool_]:
-        if not self.works:
-            return np.zeros(len(keys), np.bool_)
-        return await super().lookup(keys, within)
-
-    async def fetch(self, fetch: Fetch) -> AsyncGenerator[Outcome, None]:
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + fetch.within
-        for position, key in enumerate(key_list(fetch.keys)):
-            pause = self.random.expovariate(1 / self.pace)
-            if loop.time() + pause > deadline:
-                yield Outcome(position, failure=Failure.LATE)
-                continue
-            await asyncio.sleep(pause)
-            found = self.chunks.get(key) if self.works else None
-            if found is None:
-                yield Outcome(position, failure=Failure.MISSING)
-                continue
-            fetch.destinations[position][: len(found[1])] = np.frombuffer(found[1], np.uint8)
-            yield Outcome(position, len(found[1]))
-
-    async def store(self, chunks: Sequence[TierChunk]) -> list[bool]:
-        stored = []
-        for chunk in chunks:
-            half = len(chunk.data) // 2
-            first = chunk.data[:half].tobytes()
-            await asyncio.sleep(self.random.expovariate(1 / self.pace))
-            data = first + chunk.data[half:].tobytes()
-            stored.append(self.works and chunk.intact())
-            if stored[-1]:
-                self.chunks[chunk.key] = (chunk.space, data)
-        return stored
-
-    async def clear(self, space: int | None, number: int) -> None:
-        await super().clear(space, number)
-        self.cleared = max(self.cleared, number)
-
-
 class _NoNixl:
     obstacle = "there is no NIXL in a simulation"
 
@@ -119,7 +73,7 @@ class SimulatedMachine:
         name: the node's id.
         loop: has the virtual time.
         random: for all that is a matter of chance.
-        disk: whether it has one.
+        disk: whether it has a disk.
     """
 
     def __init__(self, name: str, loop: VirtualLoop, random: Random, *, disk: bool) -> None:
@@ -132,7 +86,10 @@ class SimulatedMachine:
         """The shard's."""
         self.readers: list[ArenaReader] = []
         """What the engines of this machine map."""
-        self.disk = SimulatedDisk(random) if disk else None
+        self.disk = SimulatedDisk(self.clock, random, DISK_BYTES) if disk else None
+        self._random = random
+        self.wire: Wire | None = None
+        """For network cards that read the memory of other machines; None: it has none."""
         self.card: Transport | None = None
         """Reads the memory of other machines, if it has one."""
         self.full = False
@@ -167,7 +124,16 @@ class SimulatedMachine:
         return writer
 
     async def open_tiers(self, settings: Settings) -> tuple[list[Tier], list[TierStatus]]:
-        return ([] if self.disk is None else [cast(Tier, self.disk)]), []
+        if self.disk is None:
+            return [], []
+        tier = await DiskTier.open(
+            FOLDER,
+            DISK_BYTES,
+            make_policy=partial(make_policy, settings.eviction_policy),
+            clock=self.clock,
+            medium=self.disk,
+        )
+        return [tier], []
 
     def transports(self, arena: ArenaWriter) -> list[Transport]:
         by_asking = ObjectStoreTransport(self.clock, batch_bytes=256 << 10)

@@ -105,6 +105,7 @@ class Network:
         self._loop.start(_answer(service, method, arguments, answer))
 
     async def travel(self, start: str, end: str, nbytes: int) -> None:
+        """Return when bytes have arrived at another machine; never if they are lost."""
         """Return when a message from one machine has arrived at another; never if it is lost."""
         if (start, end) in self.cuts or (start != end and self._random.random() < self.loss):
             await asyncio.get_running_loop().create_future()  # nothing arrives, ever
