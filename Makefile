@@ -1,4 +1,4 @@
-# make demo | test | test-vllm | test-gpu | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
+# make demo | test | simulate | test-vllm | test-gpu | test-faults | soak | bench | bench-gpu | lint. The first one run makes .venv;
 # after that nothing is installed unless pyproject.toml changed, and no network is needed.
 
 SHELL := /bin/sh
@@ -17,7 +17,7 @@ export VLLM_NO_USAGE_STATS = 1
 VERSION ?= 0.29
 VLLM_VENV := $(if $(filter 0.32,$(VERSION)),.venv,.venv-vllm-$(VERSION))
 
-.PHONY: demo test test-vllm test-gpu test-faults soak bench bench-gpu lint
+.PHONY: demo test simulate test-vllm test-gpu test-faults soak bench bench-gpu lint
 .NOTPARALLEL:
 
 demo: $(INSTALLED)
@@ -42,6 +42,10 @@ test-gpu: $(GPU_VENV)/installed
 test-faults: $(INSTALLED)
 	@FAULTS_TABLE=docs/faults.md $(RUN) pytest -m "faults or fault" tests/faults tests/serve/test_ray_up.py \
 		tests/vllm/test_with_ray.py
+
+# A cluster under simulated time: make simulate SEEDS=20000; with MUTATIONS=1 how soon it finds known bugs.
+simulate: $(INSTALLED)
+	@$(RUN) $(if $(MUTATIONS),tests.simulation.table,tests.simulation --seeds 0:$(or $(SEEDS),1000))
 
 # Half an hour of traffic and random kills: make soak SECONDS=1800 [OUTPUT=build/soak.json].
 soak: $(INSTALLED)
