@@ -178,6 +178,7 @@ class SimulatedTree:
     def __init__(self, disk: SimulatedDisk, root: _Root) -> None:
         self._disk = disk
         self._root = root
+        self._closed = False
 
     def names(self) -> set[str]:
         self._called()
@@ -225,6 +226,13 @@ class SimulatedTree:
             del self._root.names[path]
             self._changed()
 
+    def sync(self, path: str) -> None:
+        self._called()
+        inode = self._inode(path)
+        inode.synced = bytes(inode.content)
+        for names in self._root.history:
+            names[path] = inode
+
     def replaced(self) -> bool:
         self._called()
         return False
@@ -234,10 +242,13 @@ class SimulatedTree:
         return max(self._disk.capacity - self._disk.used, 0)
 
     def close(self) -> None:
+        self._closed = True
         if self._root.owner is self:
             self._root.owner = None
 
     def _called(self, *, changes: bool = False) -> None:
+        if self._closed:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
         if self._root.owner is not self:
             raise KilledError  # a process that was killed is still at work
         self._disk.called(changes=changes)

@@ -205,3 +205,14 @@ def test_a_slot_that_changes_while_it_is_written_is_noticed() -> None:
         await tier.close()
 
     tell(story)
+
+
+def test_after_a_crash_the_folder_is_still_taken_for_ours() -> None:
+    async def story(disk: SimulatedDisk) -> None:
+        tier = await open_tier(disk)
+        await store(tier, KEYS)
+        disk.crash()
+        await well(await open_tier(disk))
+
+    for seed in range(20):
+        tell(story, seed)

@@ -233,6 +233,9 @@ class DiskFolder:
                 "directory gets deleted.",
             )
         self._write(_TAG, _TAG_TEXT)
+        # Once in the life of the folder: without it, a crash of the machine could leave chunks in
+        # a folder that we would not take for ours.
+        self.tree.sync(_TAG)
 
     def _write(self, path: str, content: bytes) -> None:
         with contextlib.closing(self.tree.create(path, direct=False)) as file:

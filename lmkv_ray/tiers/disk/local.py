@@ -115,6 +115,15 @@ class LocalTree:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path, dir_fd=self._fd)
 
+    def sync(self, path: str) -> None:
+        """See ``Tree``."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self._fd)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.fsync(self._fd)
+
     def replaced(self) -> bool:
         """See ``Tree``."""
         return not os.path.samestat(self._path.stat(), os.fstat(self._fd))

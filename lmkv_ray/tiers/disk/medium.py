@@ -100,6 +100,10 @@ class Tree(Protocol):
         """Remove a file, if it is there."""
         ...
 
+    def sync(self, path: str) -> None:
+        """Let a file and its name survive a crash of the machine from now on."""
+        ...
+
     def replaced(self) -> bool:
         """Whether the path that was opened names another directory by now."""
         ...
