@@ -14,7 +14,7 @@ from lmkv_ray.neighbours import Neighbour, Neighbours
 
 SILENT_SECONDS = 3.0
 """A directory that owes an answer for longer is not asked, nor waited for."""
-ANSWER_SECONDS = 30.0
+ANSWER_SECONDS = 10.0
 """A delta that is not answered for so long is given up."""
 
 _HOLDINGS = msgspec.msgpack.Decoder(list[Holding])
