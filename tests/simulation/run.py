@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from tests.simulation.cluster import Cluster
+from tests.simulation.engine import SimulatedEngine
 from tests.simulation.faults import Faults
 from tests.simulation.invariants import Verified, check, check_calm
 from tests.simulation.loop import NothingLeftError, VirtualLoop
@@ -111,6 +112,24 @@ async def _scenario(cluster: Cluster, failures: list[str]) -> None:
     await _soon(lambda: check_calm(cluster))
 
 
+async def _reach(cluster: Cluster, engine: SimulatedEngine, key: bytes, other: str) -> None:
+    """Have an engine load a chunk that another node holds: it may take a moment until the directory
+    knows, and the chunk may be evicted everywhere meanwhile.
+
+    Raises:
+        Violation: the engine cannot have it.
+    """
+    for _ in range(20):
+        await engine.stage([key], 5.0)
+        if await engine.load([key]):
+            return
+        shards = cluster.shards.values()
+        if not any(key in s.node.shard.state.chunks for s in shards if s.node is not None):
+            return
+        await asyncio.sleep(0.2)
+    raise Violation(f"{engine.machine.name} cannot have {key.hex()[:8]}, which {other} holds")
+
+
 async def _soon(holds: Callable[[], None]) -> None:
     """Wait for a condition that messages under way may break for a moment.
 
@@ -144,9 +163,7 @@ async def _check_reach(cluster: Cluster) -> None:
                     if cluster.shards[other].node.shard.state.chunks.space(key) == engine.space  # type: ignore[union-attr]
                 ]
                 for key in held[:2]:
-                    await engine.stage([key], 5.0)
-                    if not await engine.load([key]):
-                        raise Violation(f"{name} cannot have {key.hex()[:8]}, which {other} holds")
+                    await _reach(cluster, engine, key, other)
 
 
 def _verify(cluster: Cluster, verified: Verified, failures: list[str]) -> None:

@@ -216,3 +216,23 @@ def test_after_a_crash_the_folder_is_still_taken_for_ours() -> None:
 
     for seed in range(20):
         tell(story, seed)
+
+
+def test_a_damaged_number_of_a_clear_is_no_number() -> None:
+    """A wrong one that is higher would keep later clears from being carried out."""
+
+    async def story(disk: SimulatedDisk) -> None:
+        tier = await open_tier(disk)
+        await tier.clear(None, 1234)
+        await well(tier)
+        assert tier.cleared == 1234
+        await tier.close()
+        content = disk._roots[FOLDER].names["CLEARED"].content
+        for position in range(len(content)):
+            content[position] ^= 1
+            tier = await open_tier(disk)
+            assert tier.cleared == 0
+            await tier.close()
+            content[position] ^= 1
+
+    tell(story)

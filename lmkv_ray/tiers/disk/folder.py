@@ -19,6 +19,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+import xxhash
+
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TierError
 from lmkv_ray.tiers.disk.medium import FileStatus, Medium, Tree
@@ -186,10 +188,11 @@ class DiskFolder:
             file = self.tree.open(_CLEARED, direct=False)
         except FileNotFoundError:
             return 0
-        text = bytearray(32)
+        text = bytearray(64)
         with contextlib.closing(file):
-            text = text[: file.read([memoryview(text)], 0)]
-        return int(text) if text.isdigit() else 0
+            number, _, check = bytes(text[: file.read([memoryview(text)], 0)]).partition(b" ")
+        # A wrong number that is higher would keep later clears from being carried out.
+        return int(number) if number.isdigit() and check == _check_of(number) else 0
 
     def note_cleared(self, number: int) -> None:
         """Note the number of a clear, of which no file is left.
@@ -199,7 +202,8 @@ class DiskFolder:
         """
         self.check()
         path = self.temporary()
-        self._write(path, str(number).encode())
+        text = b"%d" % number
+        self._write(path, text + b" " + _check_of(text))
         self.tree.rename(path, _CLEARED)
 
     def close(self) -> None:
@@ -255,3 +259,7 @@ class DiskFolder:
                 if file.read([view], 0) != PAGE or page[:] != wrote:
                     raise OSError(errno.EIO, "what was written is not what is read")
             file.allocate(max(nbytes, PAGE))
+
+
+def _check_of(text: bytes) -> bytes:
+    return xxhash.xxh3_64_hexdigest(text).encode()
