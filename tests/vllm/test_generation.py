@@ -260,7 +260,7 @@ def test_a_pause_or_sleep_of_one_replica_costs_nobody_a_chunk(
     engine.core().sleep(1)
     engine.core().wake_up()
     assert keys(shard) == kept
-    assert engine.generate([prompt])[0].cached == 288
+    assert engine.generate([prompt])[0].cached == 288, engine.counted()
 
 
 @pytest.mark.parametrize(
