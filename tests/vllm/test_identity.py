@@ -181,7 +181,9 @@ def test_what_was_computed_while_weights_were_others_for_a_moment_is_not_saved(
 
     from tests.vllm.two_places import SIZE, prompt
 
-    monkeypatch.setattr("lmkv_ray.vllm.worker.REST_SECONDS", 0.0)  # it takes longer to write them
+    monkeypatch.setattr(
+        "lmkv_ray.vllm.worker.half.REST_SECONDS", 0.0
+    )  # it takes longer to write them
 
     def scale(factor: float) -> None:
         weight = engine.model.weight
