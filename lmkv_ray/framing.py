@@ -12,6 +12,8 @@ import msgspec
 from lmkv_ray.messages import Message, encode
 
 _LENGTH = struct.Struct("<I")
+LONGEST = 1 << 28
+"""Bytes of a message: who announces more is not understood."""
 M = TypeVar("M", bound=Message)
 
 
@@ -42,10 +44,17 @@ class Incoming(Generic[M]):
         self._data = bytearray()
 
     def feed(self, data: bytes) -> Iterator[M]:
-        """The messages that are complete with this piece."""
+        """The messages that are complete with this piece.
+
+        Raises:
+            ValueError: this is no such message; nothing that follows can be understood.
+        """
         self._data += data
         while len(self._data) >= _LENGTH.size:
-            end = _LENGTH.size + _LENGTH.unpack_from(self._data)[0]
+            length = _LENGTH.unpack_from(self._data)[0]
+            if length > LONGEST:
+                raise ValueError(f"a message of {length} bytes is announced")
+            end = _LENGTH.size + length
             if len(self._data) < end:
                 return
             message = self._decoder.decode(self._data[_LENGTH.size : end])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 import socket
 import struct
@@ -44,12 +45,16 @@ class Courier:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._lock = threading.Lock()
+        self._finding = threading.Lock()
         self._life: _Life | None = None
         self._closed = False
         self._cluster = ""
 
     def shard(self, *, start: bool, host: str | None = None) -> Shard:
         """Find a shard; blocks, and ends within the time that the settings give.
+
+        One search follows the other, so that a courier is given up for its own slowness, never for
+        what stands in line before it.
 
         Args:
             start: start the cache if there is none. In another Ray cluster than the one before it
@@ -61,6 +66,10 @@ class Courier:
             ConnectionError: the courier ended.
             OSError: it could not be started.
         """
+        with self._finding:
+            return self._find(start, host)
+
+    def _find(self, start: bool, host: str | None) -> Shard:
         life = self._living()
         # A new one has to join, and may have to start the cache.
         within = FIND_SECONDS if life.found else self._settings.connect_seconds + START_SECONDS
@@ -151,7 +160,7 @@ class _Life:
         self._number = 0
         self._open: dict[int, Future[Reply | Found | Failed]] = {}
         self.process: subprocess.Popen[bytes]
-        self.process, self._link = start_child(PROGRAM, [])
+        self.process, self._link = start_child(PROGRAM, [str(os.getpid())])
         limit = struct.pack("@ll", int(SEND_SECONDS), 0)
         self._link.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
         try:
@@ -198,11 +207,16 @@ class _Life:
 
     def _listen(self) -> None:
         answers = Incoming(Answer)
-        while data := self._receive():
-            for answer in answers.feed(data):
-                waiting = self._open.pop(answer.number, None)
-                if waiting is not None:
-                    waiting.set_result(answer.result)
+        try:
+            while data := self._receive():
+                for answer in answers.feed(data):
+                    waiting = self._open.pop(answer.number, None)
+                    if waiting is not None:
+                        waiting.set_result(answer.result)
+        except ValueError as error:
+            logger.warning("lmkv_ray: the process that talks to Ray is not understood: %s", error)
+        # It has ended, or cannot be heard any more: another one is started.
+        self.process.kill()
         self._over()
         self.process.wait()
         self._link.close()

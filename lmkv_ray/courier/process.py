@@ -26,6 +26,7 @@ from lmkv_ray.actors.cache import Cache
 from lmkv_ray.actors.cluster import cluster_id, join
 from lmkv_ray.actors.connect import connect
 from lmkv_ray.actors.launch import Handle
+from lmkv_ray.child import watch
 from lmkv_ray.config import Settings
 from lmkv_ray.courier.wire import Answer, Begin, Call, Failed, Find, Found, Reply, Request, Result
 from lmkv_ray.errors import ConnectError, LmkvError
@@ -167,15 +168,19 @@ def _failed(error: Exception) -> Failed:
     return Failed(kind="", what=f"{type(error).__name__}: {error}")
 
 
-def main(descriptor: str) -> None:
+def main(engine: str, descriptor: str, kind: type[Process] = Process) -> None:
     """Run.
 
     Args:
-        descriptor: of the socket to the engine.
+        engine: pid of the engine that started this process.
+        descriptor: number of the file descriptor of the socket to the engine.
+        kind: of the server.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the engine
     os.nice(NICENESS)
-    Process(socket.socket(fileno=int(descriptor))).run()
+    link = socket.socket(fileno=int(descriptor))
+    watch(int(engine), link)
+    kind(link).run()
 
 
 if __name__ == "__main__":

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 
 from lmkv_ray.actors.cache import Cache
 from lmkv_ray.actors.launch import Handle, find
 from lmkv_ray.actors.names import shard_name
-from lmkv_ray.courier.process import Process
+from lmkv_ray.courier.process import Process, main
 
 
 class OfNode(Process):
@@ -19,4 +18,4 @@ class OfNode(Process):
 
 
 if __name__ == "__main__":
-    OfNode(socket.socket(fileno=int(sys.argv[1]))).run()
+    main(*sys.argv[1:], kind=OfNode)

@@ -6,6 +6,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from lmkv_ray.errors import ArenaError, ChunkSizeError
 from lmkv_ray.keys import chunk_key, key_array
 from lmkv_ray.messages import Hello
 from lmkv_ray.vllm.link.device_watch import DeviceWatch
-from lmkv_ray.vllm.link.shard_link import MAX_STAGES, ShardLink
+from lmkv_ray.vllm.link.shard_link import MAX_STAGES, RETRY_SECONDS, ShardLink
 from tests.vllm.conftest import wait_for
 from tests.vllm.local_shard import LocalShard
 from tests.vllm.test_device import Pool, track
@@ -336,3 +338,41 @@ def test_a_thread_that_cannot_be_started_is_started_later(monkeypatch: pytest.Mo
     for each in (link, late):
         each.stop()
     shard.close()
+
+
+def test_an_engine_with_much_to_tell_does_not_hurry_a_shard_that_is_away() -> None:
+    looked: list[float] = []
+
+    def nowhere() -> LocalShard:
+        looked.append(time.monotonic())
+        link.slots.take()  # as an engine does that wants to save
+        raise ConnectionError("no shard")
+
+    link = ShardLink(nowhere, hello(), want_slots=8, period=0.01)
+    wait_for(lambda: len(looked) >= 3)
+    link.stop()
+    pauses = [later - earlier for earlier, later in pairwise(looked)]
+    assert pauses[0] >= RETRY_SECONDS[0]
+    assert pauses[1] >= 2 * RETRY_SECONDS[0]
+
+
+def test_what_could_not_be_asked_is_not_under_way_for_ever(
+    make_link: Callable[..., ShardLink], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = LocalShard(16 << 20)
+    link = make_link(shard)
+    call, broken = shard.call, threading.Event()
+    broken.set()
+
+    def refuse(method: str, payload: bytes) -> Future[bytes]:
+        if broken.is_set() and method != "exchange":
+            raise MemoryError
+        return call(method, payload)
+
+    monkeypatch.setattr(shard, "call", refuse)
+    asked = 0
+    while asked < MAX_STAGES:
+        asked += link.stage(key(1), 0.0) is not None
+    broken.clear()
+    wait_for(lambda: link.stage(key(1), 0.0) is not None)
+    assert shard.stages <= 1, "the shard was asked for what no request waits for any more"

@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import msgspec
@@ -246,7 +247,7 @@ class ShardLink:
                 if isinstance(error, ChunkSizeError):
                     self._stopping.wait(MISFIT_SECONDS)
                 else:
-                    self._wake.wait(pause)
+                    self._stopping.wait(pause)  # whatever the engine has to tell meanwhile
                     pause = min(2 * pause, RETRY_SECONDS[1])
 
     def _complain(self, error: Exception) -> None:
@@ -333,15 +334,22 @@ class ShardLink:
     def _send_stages(self) -> None:
         assert self._client is not None
         while self._stages:
-            request, ticket = self._stages.popleft()
-            future = self._client.call("stage", encode(request))
-            future.add_done_callback(lambda f, t=ticket: self._staged(f, t))  # type: ignore[misc]
+            request, ticket = self._stages[0]  # stays there if it cannot be sent
+            if ticket.pending:
+                answer = self._client.call("stage", encode(request))
+                answer.add_done_callback(partial(self._staged, ticket))
+            else:  # the shard was away for long
+                self._end_stage(ticket)
+            self._stages.popleft()
 
-    def _staged(self, future: Future[bytes], ticket: StageTicket) -> None:
+    def _staged(self, ticket: StageTicket, future: Future[bytes]) -> None:
         try:
             ticket.reply = decode(future.result(), StageReply)
         except Exception as error:
             logger.debug("lmkv_ray: staging failed: %s", error)
+        self._end_stage(ticket)
+
+    def _end_stage(self, ticket: StageTicket) -> None:
         ticket.over = True
         with self._lock:
             self._staging -= 1
