@@ -168,7 +168,7 @@ def _failed(error: Exception) -> Failed:
     return Failed(kind="", what=f"{type(error).__name__}: {error}")
 
 
-def main(engine: str, descriptor: str, kind: type[Process] = Process) -> None:
+def main(engine: str, descriptor: str, *, kind: type[Process] = Process) -> None:
     """Run.
 
     Args:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ray.cluster_utils import Cluster
@@ -35,15 +35,14 @@ class Observed(Engine):
         return ray.is_initialized()
 
 
-def head(port: int) -> Cluster:
-    return Cluster(
-        initialize_head=True,
-        head_node_args={"gcs_server_port": port, "include_dashboard": False, "num_cpus": 1},
-    )
+def start_head(port: int) -> Any:
+    """Ray's own handle of a head, which is a cluster."""
+    options = {"gcs_server_port": port, "include_dashboard": False, "num_cpus": 1}
+    return Cluster(initialize_head=True, head_node_args=options).head_node
 
 
 @pytest.fixture
-def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+def port(monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setenv(LOST, "5")
     with socket.create_server(("127.0.0.1", 0)) as free:
         number: int = free.getsockname()[1]
@@ -57,8 +56,8 @@ def runs(pid: int) -> bool:
 def test_an_engine_outlives_its_cluster_and_saves_into_the_next(
     port: int, float32_model: str
 ) -> None:
-    cluster = head(port)
-    settings = {"ray_address": cluster.address, "capacity": "8MiB"}
+    head = start_head(port)
+    settings = {"ray_address": head.gcs_address, "capacity": "8MiB"}
     engine = EngineProcess(float32_model, kind=Observed, connector=settings)
     try:
         engine.call("wait_attached")
@@ -68,9 +67,9 @@ def test_an_engine_outlives_its_cluster_and_saves_into_the_next(
         [own] = engine.call("generate", [known])
         assert own.cached == CACHED, "vLLM's own hit"
         courier, arena, _ = engine.call("line")
-        raylet = cluster.head_node.all_processes["raylet"][0].process
+        raylet = head.all_processes["raylet"][0].process
 
-        cluster.head_node.kill_gcs_server()
+        head.kill_gcs_server()
         wait_for(lambda: raylet.poll() is not None, 120)
         wait_for(lambda: not runs(courier), 120)
         for prompt, cached in ((known, CACHED), (new, 0)):
@@ -82,8 +81,8 @@ def test_an_engine_outlives_its_cluster_and_saves_into_the_next(
         assert hit.tokens == cold.tokens
         assert engine.call("line")[1] == arena
 
-        cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
-        cluster = head(port)
+        head.kill_all_processes(check_alive=False, allow_graceful=False)
+        head = start_head(port)
         wait_for(lambda: engine.call("line")[1] != arena and engine.call("line")[2] > 0, 120)
         [own] = engine.call("generate", [later])
         engine.call("wait_saved")
@@ -95,4 +94,4 @@ def test_an_engine_outlives_its_cluster_and_saves_into_the_next(
         assert not engine.call("driver")
     finally:
         engine.close()
-        cluster.head_node.kill_all_processes(check_alive=False, allow_graceful=False)
+        head.kill_all_processes(check_alive=False, allow_graceful=False)
