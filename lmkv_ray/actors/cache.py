@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -185,10 +186,16 @@ class Cache:
             ConnectError: the cache was stopped, or does not answer.
         """
         shards = self._shards([node.node_id for node in self.status().nodes if not node.problem])
-        answers = [shard.address.remote() for shard in shards]
-        for shard, answer in zip(shards, answers, strict=True):
-            if decode(wait_for(answer, CALL_SECONDS), PeerAddress).host == host:
-                return shard
+        asked = {shard.address.remote(): shard for shard in shards}
+        deadline = time.monotonic() + CALL_SECONDS
+        while asked:  # whichever answers first: one that hangs is not waited for
+            done, _ = ray.wait(list(asked), timeout=max(deadline - time.monotonic(), 0))
+            if not done:
+                break
+            shard = asked.pop(done[0])
+            with contextlib.suppress(LmkvError):  # its node was lost
+                if decode(wait_for(done[0], 0), PeerAddress).host == host:
+                    return shard
         return None
 
     def _everywhere(self, method: str, *args: object, within: float = CALL_SECONDS) -> set[bytes]:

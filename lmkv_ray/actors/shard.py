@@ -70,7 +70,13 @@ class ShardActor:
             machine = ThisMachine(self._node_id, restarted, memory, store)
             neighbours = NamedActors(settings.ray_namespace)
             self._found = await Node.open(settings, self._node_id, machine, neighbours)
-        except LmkvError as error:
+        except Exception as error:
+            if not isinstance(error, LmkvError):  # no files, threads or memory are left
+                error = ArenaError(
+                    f"The shard could not begin: {error!r}.",
+                    next_step="none, if the machine is short of something for a moment: the shard "
+                    "tries again. Else look into its log.",
+                )
             if str(error) != str(self._failure):
                 logger.error("lmkv_ray: no arena on node %s: %s", self._node_id, error)
             self._failure = error

@@ -7,11 +7,11 @@ with. So the *opened* file is judged, which cannot be exchanged any more.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from pathlib import Path
 
+from lmkv_ray.arena.shortage import check_shortage
 from lmkv_ray.errors import ArenaError
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -60,9 +60,14 @@ def is_ours(process: Path) -> bool:
 
     All its user ids count: real, effective, saved, and for files. The owner of ``/proc/<pid>`` says
     less, as it is root for each process that another user may not look into.
+
+    Raises:
+        ShortageError: that cannot be known now.
     """
-    with contextlib.suppress(OSError):
-        for line in (process / "status").read_text().splitlines():
-            if line.startswith("Uid:"):
-                return {int(uid) for uid in line.split()[1:]} == {os.geteuid()}
-    return False
+    try:
+        lines = (process / "status").read_text().splitlines()
+    except OSError as error:
+        check_shortage(error)
+        return False
+    uids = (line.split()[1:] for line in lines if line.startswith("Uid:"))
+    return any({int(uid) for uid in its} == {os.geteuid()} for its in uids)

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.arena.format import SlotArray, SlotState, Tables, is_readable
+from lmkv_ray.arena.format import PAGE, SlotArray, SlotState, Tables, is_readable
+from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import Owner
 
@@ -53,6 +54,26 @@ def scan(tables: Tables) -> Content:
             for slot, pid, start, engine in zip(reserved.tolist(), *owners, strict=True)
         },
     )
+
+
+def check_extents(tables: Tables, path: str) -> None:
+    """Raise if the table of extents cannot be what a shard wrote.
+
+    Args:
+        tables: of the arena.
+        path: of the arena, for the message.
+
+    Raises:
+        ArenaError: an extent has slots of a size that there is not.
+    """
+    size, geometry = tables.slot_bytes, tables.geometry
+    made = (size >= geometry.min_slot_bytes) & (size <= geometry.extent_bytes) & (size % PAGE == 0)
+    if not (made | (size == 0)).all():
+        raise ArenaError(
+            f"The tables of {path} are damaged.",
+            next_step="none: the shard starts with a new arena. Look for a process of this user "
+            "that writes into it.",
+        )
 
 
 def repair(tables: Tables) -> None:

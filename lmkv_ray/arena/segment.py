@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmkv_ray.arena.ownership import check_ours, is_ours
+from lmkv_ray.arena.shortage import check_shortage
 from lmkv_ray.errors import ArenaError
 
 DEFAULT_DIRECTORY = Path("/dev/shm")
@@ -96,11 +97,13 @@ class Segment:
         Raises:
             ArenaError: nobody holds it any more, this process may not see it, it is something
                 else, or it is not this user's alone.
+            ShortageError: it may be there.
         """
         try:
             # What is no file must not make us wait, or become our terminal, before it is judged.
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
         except OSError as error:
+            check_shortage(error)
             raise ArenaError(
                 f"The arena {path} cannot be opened: {error.strerror}.",
                 next_step="run the shard and the engine as one user in one container (one pid "
@@ -124,18 +127,20 @@ class Segment:
             name: as given to ``create``.
             directory: as given to ``create``.
             below: find those whose name goes on after a dot, instead: ``name.x``.
+
+        Raises:
+            ShortageError: there may be more.
         """
         start = re.escape(f"{directory.resolve()}/lmkv-{name}")
         rest = rf"\.{_NAME.pattern}" if below else ""
         link = re.compile(rf"{start}{rest}-{_RANDOM} \(deleted\)")
         seen = set()
-        for process in Path("/proc").iterdir():
+        for process in _entries(Path("/proc")):
             for descriptor in _descriptors(process) if process.name.isdigit() else ():
-                with contextlib.suppress(OSError):  # closed meanwhile
-                    target = str(descriptor.readlink())
-                    if link.fullmatch(target) and target not in seen:
-                        seen.add(target)
-                        yield str(descriptor)
+                target = _target(descriptor)
+                if link.fullmatch(target) and target not in seen:
+                    seen.add(target)
+                    yield str(descriptor)
 
     @property
     def path(self) -> str:
@@ -146,7 +151,7 @@ class Segment:
         """Make sure that the pages of a range exist; all or nothing. Releases the GIL.
 
         Raises:
-            ArenaError: there is no memory left.
+            ArenaError: there is no memory left, or the file system gives none.
         """
         while True:
             try:
@@ -154,8 +159,12 @@ class Segment:
             except InterruptedError:
                 continue
             except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.ENOMEM):
-                    raise
+                if error.errno not in (errno.ENOSPC, errno.ENOMEM, errno.EDQUOT):
+                    raise ArenaError(
+                        f"The file system of the arena gives no memory: {error.strerror}.",
+                        next_step="set LMKV_ARENA_DIR to a directory on a tmpfs, normally "
+                        "/dev/shm.",
+                    ) from error
                 status = os.fstatvfs(self.fd)
                 raise _no_space(None, nbytes, status.f_bavail * status.f_frsize) from error
 
@@ -199,10 +208,25 @@ _LIBC = _libc()
 
 def _descriptors(process: Path) -> list[Path]:
     """Links of the open files of one of this user's processes; none if it has ended."""
-    with contextlib.suppress(OSError):
-        if is_ours(process):
-            return list((process / "fd").iterdir())
-    return []
+    return _entries(process / "fd") if is_ours(process) else []
+
+
+def _entries(directory: Path) -> list[Path]:
+    """What is in a directory of /proc; nothing if its process has ended."""
+    try:
+        return list(directory.iterdir())
+    except OSError as error:
+        check_shortage(error)
+        return []
+
+
+def _target(descriptor: Path) -> str:
+    """What an open file is called; nothing if it was closed meanwhile."""
+    try:
+        return str(descriptor.readlink())
+    except OSError as error:
+        check_shortage(error)
+        return ""
 
 
 def _sweep(directory: Path) -> None:

@@ -36,8 +36,9 @@ from lmkv_ray.arena.numa import place_near_gpus
 from lmkv_ray.arena.owners import is_ending, this_process
 from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.arena.reader import read_header
-from lmkv_ray.arena.recovery import Content, repair, scan
+from lmkv_ray.arena.recovery import Content, check_extents, repair, scan
 from lmkv_ray.arena.segment import DEFAULT_DIRECTORY, Segment
+from lmkv_ray.arena.shortage import ShortageError
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason, Owner
@@ -119,6 +120,7 @@ class ArenaWriter:
             header = read_header(segment)
             _lock(segment)
             writer = cls(segment, header)
+            check_extents(writer._tables, segment.path)
             writer._sign()
             repair(writer._tables)
         except BaseException:
@@ -139,11 +141,14 @@ class ArenaWriter:
 
         Raises:
             ArenaHeldError: there is one, and it can be adopted when its last writer has ended.
+            ShortageError: there may be one; look again.
         """
         candidates = []
         for path in Segment.find(name, directory):
             try:
                 segment = Segment.open(path)
+            except ShortageError:
+                raise
             except ArenaError:
                 continue
             try:
@@ -157,7 +162,7 @@ class ArenaWriter:
         for _, path in sorted(candidates, reverse=True):
             try:
                 return cls.adopt(path)
-            except ArenaHeldError:
+            except (ArenaHeldError, ShortageError):
                 raise
             except ArenaError:
                 continue
@@ -211,6 +216,8 @@ class ArenaWriter:
             self._segment.allocate(geometry.slots_offset + extent * nbytes, nbytes)
             start = geometry.data_offset + extent * geometry.extent_bytes
             self._segment.allocate(start, geometry.extent_bytes)
+        # Of rows that were in no slot a successor knows only that nobody should have written there.
+        self._slots["state"][geometry.slots_of(extent, geometry.min_slot_bytes)] = SlotState.FREE
         self._tables.slot_bytes[extent] = slot_bytes
         return geometry.slots_of(extent, slot_bytes)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Iterator
@@ -126,3 +127,17 @@ def test_no_fd_is_lost(name: str) -> None:
         assert not np.any(view[:10])
         del view
     assert count() == before
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EOPNOTSUPP, errno.EFBIG, errno.EPERM])
+def test_memory_that_is_refused_for_any_reason_is_a_typed_error(
+    segment: Segment, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A shard goes on with less memory after an ``ArenaError``, and loses count after another."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "posix_fallocate", refuse)
+    with pytest.raises(ArenaError, match="LMKV_"):
+        segment.allocate(0, 4096)

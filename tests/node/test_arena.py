@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import pytest
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.arena.capacity import MachineLimits
+from lmkv_ray.arena.shortage import ShortageError
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ArenaError
@@ -103,3 +106,29 @@ def test_an_arena_is_made_within_the_limits_of_the_machine(monkeypatch: pytest.M
     wish = load_settings({"capacity": "64MiB"})
     with pytest.raises(ArenaError, match="64 MiB, but the memory limit of this container"):
         asyncio.run(open_arena(wish, "testlimits", SYSTEM_CLOCK, restarted=False))
+
+
+@pytest.mark.parametrize("number", [errno.ENFILE, errno.EMFILE, errno.ENOMEM])
+@pytest.mark.parametrize(
+    "what", ["pathlib.Path.read_text", "pathlib.Path.iterdir", "pathlib.Path.readlink", "os.open"]
+)
+def test_a_shard_that_cannot_look_for_its_arena_makes_no_other_one(
+    clock: FakeClock, what: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A machine without files for a moment would cost all chunks, and their memory once more."""
+    writer = ArenaWriter.create("test.short", CAPACITY)
+    engine = ArenaReader.attach(writer.path)
+    writer.close()
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(what, refuse)
+        with pytest.raises(ShortageError):
+            ArenaWriter.find_and_adopt("test.short")
+    heir = ArenaWriter.find_and_adopt("test.short")
+    assert heir is not None
+    assert heir.arena_id == engine.arena_id
+    heir.close()
+    engine.close()
