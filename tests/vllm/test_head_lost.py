@@ -94,4 +94,4 @@ def test_an_engine_outlives_its_cluster_and_saves_into_the_next(
         assert not engine.call("driver")
     finally:
         engine.close()
-        head.kill_all_processes(check_alive=False, allow_graceful=False)
+        head.kill_all_processes(check_alive=False, allow_graceful=True)
