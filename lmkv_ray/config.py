@@ -238,7 +238,7 @@ class Settings(BaseSettings):
         "or ten million chunks.",
     )
     reconcile_seconds: float = Field(
-        2.0,
+        5.0,
         gt=0,
         json_schema_extra=CLUSTER,
         description="Seconds between checks that every live node has a shard.",
