@@ -2,7 +2,9 @@
 
 One small file for each, under the user's cache directory, named after device and inode. It is
 believed only while the file it is about has the same size and times to the nanosecond. The time of
-change (ctime) is one of them: a program can set a file's mtime back, but not that.
+change (ctime) is one of them: a program can set a file's mtime back, but not that. File systems of
+images have none: in two images that were built alike, other weights have the same inode and times,
+and a device's number is given again. What lies on those is not remembered.
 """
 
 from __future__ import annotations
@@ -22,6 +24,12 @@ MAX_REMEMBERED = 4096
 """Files; past it those that were noted first are forgotten."""
 
 MAX_NOTE_BYTES = 512
+
+
+IMAGES = frozenset({"squashfs", "erofs", "iso9660", "cramfs", "romfs", "fuse.squashfuse"})
+"""File systems whose ctime is what the builder of the image said."""
+
+MOUNTS = Path("/proc/self/mountinfo")
 
 
 class _Note(msgspec.Struct, frozen=True):
@@ -59,7 +67,7 @@ class DigestMemory:
 
     def recall(self, seen: os.stat_result) -> str | None:
         """The SHA-256 of the file that is this one, as hex; None: not known."""
-        if not self._usable:
+        if not self._usable or _is_of_an_image(seen):
             return None
         try:
             fd = os.open(self._path(seen), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -77,7 +85,7 @@ class DigestMemory:
 
     def note(self, seen: os.stat_result, sha256: str) -> None:
         """Remember the digest of a file."""
-        if not self._usable:
+        if not self._usable or _is_of_an_image(seen):
             return
         path = self._path(seen)
         temporary = path.with_suffix(f".{os.getpid()}")
@@ -101,6 +109,19 @@ class DigestMemory:
         notes.sort(key=lambda entry: entry.stat(follow_symlinks=False).st_mtime_ns)
         for entry in notes[: len(notes) - MAX_REMEMBERED * 7 // 8]:
             Path(entry.path).unlink(missing_ok=True)
+
+
+def _is_of_an_image(seen: os.stat_result) -> bool:
+    """Whether a file lies on one of ``IMAGES``; False as well if that cannot be known."""
+    device = f"{os.major(seen.st_dev)}:{os.minor(seen.st_dev)}"
+    try:
+        lines = MOUNTS.read_text(errors="replace").splitlines()
+    except OSError:
+        return False
+    mounts = (line.partition(" - ") for line in lines)
+    return any(
+        kind.partition(" ")[0] in IMAGES for where, _, kind in mounts if where.split()[2] == device
+    )
 
 
 def _note(seen: os.stat_result, sha256: str) -> _Note:

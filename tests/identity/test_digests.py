@@ -72,6 +72,24 @@ def test_a_file_in_the_place_of_another_is_read(tmp_path: Path, memory: DigestMe
     assert reader(memory).of([file]) == [wanted]
 
 
+@pytest.mark.parametrize(("kind", "read"), [("ext4", 0), ("squashfs", 7), ("erofs", 7)])
+def test_what_lies_on_an_image_without_times_of_its_own_is_not_remembered(
+    kind: str, read: int, tmp_path: Path, memory: DigestMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, mounts = tmp_path / "w", tmp_path / "mountinfo"
+    write(file, b"weights")
+    device = file.stat().st_dev
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts.write_text(
+        f"36 35 0:999 / /x rw - squashfs a rw\n37 35 {number} / /m ro shared:1 - {kind} /dev/l ro\n"
+    )
+    monkeypatch.setattr("lmkv_ray.identity.memory.MOUNTS", mounts)
+    for _ in range(2):
+        digests = reader(memory)
+        digests.of([file])
+    assert digests.bytes_read == read
+
+
 def test_a_file_that_is_still_young_is_not_remembered(tmp_path: Path, memory: DigestMemory) -> None:
     file = tmp_path / "w"
     write(file, b"weights")
