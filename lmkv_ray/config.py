@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import ByteSize, Field, ValidationError, field_validator
@@ -26,6 +26,10 @@ from pydantic_settings import (
 
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.masking import MASK, mask_options, mask_text, mask_urls
+
+LONGEST_SECONDS = 30 * 86_400.0
+Seconds = Annotated[float, Field(le=LONGEST_SECONDS)]
+"""A wait: never without an end, and no longer than the system's timers can count."""
 
 CONFIG_FILE_VARIABLE = "LMKV_CONFIG_FILE"
 
@@ -121,13 +125,13 @@ class Settings(BaseSettings):
         json_schema_extra=ENGINE,
         description="Free slots an engine asks for ahead of need, within its share of the arena.",
     )
-    grant_seconds: float = Field(
+    grant_seconds: Seconds = Field(
         30.0,
         gt=0,
         json_schema_extra=CLUSTER,
         description="Seconds in which a granted slot must be filled.",
     )
-    stage_seconds: float = Field(
+    stage_seconds: Seconds = Field(
         5.0,
         ge=0,
         json_schema_extra=ENGINE,
@@ -139,7 +143,7 @@ class Settings(BaseSettings):
         json_schema_extra=ENGINE,
         description="Missing tokens below which other nodes are not asked: computing is quicker.",
     )
-    exchange_seconds: float = Field(
+    exchange_seconds: Seconds = Field(
         0.1,
         gt=0,
         json_schema_extra=ENGINE,
@@ -237,20 +241,20 @@ class Settings(BaseSettings):
         description="Actors that share the directory's keys; one is enough for some ten nodes "
         "or ten million chunks.",
     )
-    reconcile_seconds: float = Field(
+    reconcile_seconds: Seconds = Field(
         5.0,
         gt=0,
         json_schema_extra=CLUSTER,
         description="Seconds between checks that every live node has a shard.",
     )
-    drain_seconds: float = Field(
+    drain_seconds: Seconds = Field(
         30.0,
         gt=0,
         json_schema_extra=CLUSTER,
         description="Seconds in which a node that leaves hands over what only it holds; less if "
         "Ray says that it ends earlier.",
     )
-    release_idle_seconds: float | None = Field(
+    release_idle_seconds: Seconds | None = Field(
         None,
         gt=0,
         json_schema_extra=CLUSTER,
@@ -276,7 +280,7 @@ class Settings(BaseSettings):
         json_schema_extra=ENGINE,
         description="Ray namespace of the actors; one cache per namespace.",
     )
-    connect_seconds: float = Field(
+    connect_seconds: Seconds = Field(
         60.0,
         gt=0,
         json_schema_extra=ENGINE,

@@ -132,3 +132,11 @@ def test_a_file_that_is_not_settings_is_refused(
     monkeypatch.setenv("LMKV_CONFIG_FILE", str(file))
     with pytest.raises(ConfigError):
         load_settings()
+
+
+@pytest.mark.parametrize("value", ["inf", "nan", "1e300", "-1"])
+@pytest.mark.parametrize("name", [n for n in Settings.model_fields if n.endswith("_seconds")])
+def test_every_wait_has_an_end(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"LMKV_{name.upper()}", value)
+    with pytest.raises(ConfigError, match=name):
+        load_settings()
