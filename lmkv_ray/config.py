@@ -144,10 +144,11 @@ class Settings(BaseSettings):
         description="Missing tokens below which other nodes are not asked: computing is quicker.",
     )
     exchange_seconds: Seconds = Field(
-        0.1,
+        1.0,
         gt=0,
         json_schema_extra=ENGINE,
-        description="Seconds between an engine's batched messages to its shard.",
+        description="Seconds between an engine's messages to its shard while nothing is urgent: "
+        "what it has saved, or wants, is told at once.",
     )
     eviction_policy: Literal["arc", "hinted", "lru", "s3fifo"] = Field(
         "arc",

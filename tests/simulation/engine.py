@@ -1,8 +1,9 @@
-"""A simulated engine: the real ``Slots`` and messages, a copying worker, made-up prompts."""
+"""A simulated engine: the real conversation with its shard, a copying worker, made-up prompts."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from random import Random
 
@@ -12,16 +13,8 @@ from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import key_array
-from lmkv_ray.messages import (
-    Exchange,
-    ExchangeReply,
-    Hello,
-    Stage,
-    StageReply,
-    Welcome,
-    decode,
-    encode,
-)
+from lmkv_ray.messages import Hello, Stage, StageReply, decode, encode
+from lmkv_ray.vllm.link.conversation import Conversation
 from lmkv_ray.vllm.link.slots import GrantedSlot, Slots
 from tests.simulation.content import CHUNK_BYTES, SLOT_BYTES, Contents, key_of
 from tests.simulation.loop import Incarnation, VirtualLoop
@@ -101,8 +94,18 @@ class SimulatedEngine:
         self._story = story
         self._wake = asyncio.Event()
         self.slots = Slots(WANT, self._wake.set, machine.clock.monotonic)
-        self._attached = 0
-        self._number = 0
+        hello = Hello(
+            engine_id=name,
+            owner=self.process,
+            space=space,
+            model="simulated",
+            slot_bytes=SLOT_BYTES,
+            held=[],
+            writers=[self.worker_process],
+        )
+        self._talk = Conversation(
+            hello, self.slots, HEARTBEAT_SECONDS, monotonic=machine.clock.monotonic
+        )
 
     def start(self) -> None:
         """Begin; see ``Incarnation``."""
@@ -139,16 +142,13 @@ class SimulatedEngine:
         while True:
             try:
                 await self._attach()
-                pause, heartbeat = RETRY_SECONDS[0], 0.0
+                pause = RETRY_SECONDS[0]
                 while True:
-                    if self.slots.has_news or self.machine.clock.monotonic() >= heartbeat:
+                    if self._talk.exchange_is_due:
                         await self._exchange()
-                        heartbeat = self.machine.clock.monotonic() + HEARTBEAT_SECONDS
-                    try:
-                        async with asyncio.timeout(HEARTBEAT_SECONDS):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(max(self._talk.quiet_for, 0)):
                             await self._wake.wait()
-                    except TimeoutError:
-                        pass
                     self._wake.clear()
                     await asyncio.sleep(0.02)
             except (TimeoutError, UnreachableError, LmkvError, ConnectionError):
@@ -156,19 +156,7 @@ class SimulatedEngine:
                 pause = min(2 * pause, RETRY_SECONDS[1])
 
     async def _attach(self) -> None:
-        self._number += 1
-        number = self._number
-        hello = Hello(
-            engine_id=self.name,
-            owner=self.process,
-            space=self.space,
-            model="simulated",
-            slot_bytes=SLOT_BYTES,
-            held=self.slots.held(),
-            writers=[self.worker_process],
-            attachment=number,
-        )
-        welcome = decode(await self._call("hello", encode(hello)), Welcome)
+        welcome = self._talk.welcomed(await self._call("hello", self._talk.hello()))
         if self.reader is None or self.reader.arena_id != welcome.arena_id:
             reader = ArenaReader.attach(welcome.arena_path, welcome.arena_id)
             if self.reader is not None:
@@ -176,30 +164,17 @@ class SimulatedEngine:
                 self.reader.close()
             self.reader = reader
             self.machine.readers.append(reader)
-        self.slots.welcomed(welcome.arena_id, welcome.grant, 0.0)
-        self._attached = number
+        self._talk.attached(welcome)
         self._story.tell(f"{self.name} attached, {len(welcome.grant.slots)} slots")
 
     async def _exchange(self) -> None:
-        news = self.slots.news()
-        message = Exchange(
-            engine_id=self.name,
-            attachment=self._attached,
-            commits=news.commits,
-            released=news.released,
-            touched=b"".join(news.touched),
-            want=news.want,
-        )
+        message, news = self._talk.exchange()
         try:
-            reply = decode(await self._call("exchange", encode(message)), ExchangeReply)
-        finally:
-            self.slots.told(news)
-        if not reply.known:
-            raise ConnectionError("the shard does not know this engine")
-        if reply.refused:
-            self.slots.return_free()
-        if reply.grant is not None:
-            self.slots.granted(reply.grant)
+            answer = await self._call("exchange", message)
+        except BaseException:
+            self._talk.failed(news)
+            raise
+        self._talk.answered(news, answer)
 
     # -- the engine -------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def asked(shard: LocalShard, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[l
 def on_device(engine: Engine, shard: LocalShard) -> set[bytes]:
     """What the shard knows of the engine's device."""
     connector = engine.connector()
-    assert set(shard.state.devices.content) <= {connector._link._hello.engine_id}
+    assert set(shard.state.devices.content) <= {connector._link._talk.engine_id}
     return {key for keys in shard.state.devices.content.values() for key in keys}
 
 

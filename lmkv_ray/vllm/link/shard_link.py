@@ -18,21 +18,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-import msgspec
-
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.errors import ChunkSizeError, LmkvError
 from lmkv_ray.messages import (
-    Exchange,
-    ExchangeReply,
     Hello,
     Stage,
     StageReply,
-    Welcome,
     decode,
     encode,
-    encode_exchange,
 )
+from lmkv_ray.vllm.link.conversation import Conversation
 from lmkv_ray.vllm.link.device_watch import DeviceWatch
 from lmkv_ray.vllm.link.slots import Slots
 
@@ -45,9 +40,6 @@ RETRY_SECONDS = (0.1, 5.0)
 MISFIT_SECONDS = 60.0
 """Between attempts while the chunks do not fit: the shard must be started with other settings."""
 """First and longest pause before a new attempt to attach."""
-
-HEARTBEAT_SECONDS = 1.0
-"""How often a shard hears of an engine that has nothing to say but which chunks it used."""
 
 MAX_STAGES = 64
 """Stage requests under way."""
@@ -111,11 +103,7 @@ class ShardLink:
         device: DeviceWatch | None = None,
     ) -> None:
         self._connect = connect
-        self._hello = hello
-        self._space, self._fields = hello.space, hello.fields
-        self._period = period
         self._maps = maps
-        self._device = device
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._stopping = threading.Event()
@@ -123,13 +111,11 @@ class ShardLink:
         self._staging = 0
         self._complaint = ""
         self._client: ShardClient | None = None
-        self._number = 0  # of the last Hello that was answered
         self.slots = Slots(want_slots, self._wake.set)
         """What this engine may fill."""
+        self._talk = Conversation(hello, self.slots, period, maps=maps, device=device)
         self.attachment: Attachment | None = None
         """The arena, once attached. It stays readable while the shard is away."""
-        self.peers = 0
-        """Other nodes that hold chunks."""
         self.differs: list[str] = []
         """Fields of the namespace in which engines of this model's name differ from this one."""
         self._thread: threading.Thread | None = None
@@ -163,9 +149,9 @@ class ShardLink:
             answer = within + (ANSWER_SECONDS if locate else 0)
             ticket = StageTicket(time.monotonic() + answer)
             request = Stage(
-                engine_id=self._hello.engine_id,
+                engine_id=self._talk.engine_id,
                 keys=keys,
-                slot_bytes=self._hello.slot_bytes,
+                slot_bytes=self._talk.slot_bytes,
                 within=within,
                 remaining=list(remaining),
                 locate=locate,
@@ -182,10 +168,13 @@ class ShardLink:
             space: the new one.
             fields: of its namespace, for people.
         """
-        self._fields = fields
-        self._space = space
-        self.slots.start_over()
+        self._talk.rename(space, fields)
         self._wake.set()
+
+    @property
+    def peers(self) -> int:
+        """Other nodes and tiers that hold chunks."""
+        return self._talk.peers
 
     @property
     def readable(self) -> ArenaReader | None:
@@ -229,15 +218,14 @@ class ShardLink:
         while not self._stopping.is_set():
             try:
                 self._attach()
-                pause, heartbeat = RETRY_SECONDS[0], 0.0
+                pause = RETRY_SECONDS[0]
                 while not self._stopping.is_set():
-                    if self._hello.space != self._space:
+                    if self._talk.hello_is_due:
                         self._attach()
                     self._send_stages()
-                    if self.slots.has_news or time.monotonic() >= heartbeat:
+                    if self._talk.exchange_is_due:
                         self._exchange()
-                        heartbeat = time.monotonic() + HEARTBEAT_SECONDS
-                    self._wake.wait(self._period)
+                    self._wake.wait(max(self._talk.quiet_for, 0))
                     self._wake.clear()
             except Exception as error:
                 self._client = None
@@ -262,16 +250,7 @@ class ShardLink:
 
     def _attach(self) -> None:
         client = self._connect()
-        if self._hello.space != self._space:
-            self.slots.return_free()  # they may have been granted since ``rename``
-            self._hello = msgspec.structs.replace(
-                self._hello, fields=self._fields, space=self._space
-            )
-        sent = time.monotonic()
-        hello = msgspec.structs.replace(
-            self._hello, held=self.slots.held(), attachment=time.monotonic_ns()
-        )
-        welcome = decode(_call(client, "hello", encode(hello)), Welcome)
+        welcome = self._talk.welcomed(_call(client, "hello", self._talk.hello()))
         attached = self.attachment
         if not self._maps:
             reader = None
@@ -279,45 +258,23 @@ class ShardLink:
             reader = attached.reader  # the path may be a new one: of the restarted shard
         else:
             reader = ArenaReader.attach(welcome.arena_path, welcome.arena_id)
-        # Of a far clock no more is known than that it said so after we had asked.
-        self.slots.welcomed(
-            welcome.arena_id, welcome.grant, 0.0 if self._maps else welcome.clock - sent
-        )
+        self._talk.attached(welcome)
         self.attachment = Attachment(welcome.arena_path, welcome.arena_id, reader)
-        self.peers = welcome.peers
-        if self._device is not None:
-            self._device.start_over()
-        self._client, self._complaint, self._number = client, "", hello.attachment
+        self._client, self._complaint = client, ""
         logger.info("lmkv_ray: attached to the shard of node %s", welcome.node_id)
 
     def _exchange(self) -> None:
         assert self._client is not None
-        news = self.slots.news()
-        added, removed = self._device.news() if self._device is not None else (b"", b"")
-        message = Exchange(
-            engine_id=self._hello.engine_id,
-            attachment=self._number,
-            commits=news.commits,
-            released=news.released,
-            touched=b"".join(news.touched),
-            want=news.want,
-            device_added=added,
-            device_removed=removed,
-        )
-        # If this fails, nothing is sent again: slots that the next Hello does not list as held are
-        # the shard's, whether or not it saw these commits.
+        message, news = self._talk.exchange()
         try:
-            reply = decode(_call(self._client, "exchange", encode_exchange(message)), ExchangeReply)
+            answer = _call(self._client, "exchange", message)
+        except BaseException:
+            self._talk.failed(news)
+            raise
+        try:
+            self._talk.answered(news, answer)
         finally:
-            self.slots.told(news)
-        self.peers = reply.peers
-        self._note_kin(reply.differs)
-        if not reply.known:
-            raise ConnectionError("the shard does not know this engine (any more)")
-        if reply.refused:  # the grant was overtaken by a clear, or by its deadline
-            self.slots.return_free()
-        if reply.grant is not None:
-            self.slots.granted(reply.grant)
+            self._note_kin(self._talk.differs)
 
     def _note_kin(self, differs: list[str]) -> None:
         """Log, when it is news, why engines of this model's name share nothing with this one."""
@@ -327,7 +284,7 @@ class ShardLink:
                 logger.warning(
                     "lmkv_ray: other engines of %s share no chunks with this one: they differ in "
                     "%s. 'lmkv status' shows the values.",
-                    self._hello.model,
+                    self._talk.model,
                     ", ".join(differs),
                 )
 
