@@ -84,7 +84,9 @@ SLOT = np.dtype(
         ("nbytes", "i8"),
         ("owner_pid", "u4"),
         ("state", "u2"),
-        ("pinned", "u2"),  # of a ready slot: a successor must not evict it either
+        # Of a ready slot: a successor must not evict it either. Of a reserved one: a clear came
+        # while it was being filled, so a successor must refuse it too.
+        ("pinned", "u2"),
     ]
 )
 assert SLOT.itemsize == 64, "a slot row is one cache line"

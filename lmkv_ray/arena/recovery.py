@@ -32,6 +32,8 @@ class Content:
     pinned: npt.NDArray[np.bool_]
     reserved: dict[int, Owner]
     """Slots that a process may still be writing into."""
+    spoiled: frozenset[int]
+    """Those of them that a clear came for."""
 
 
 def scan(tables: Tables) -> Content:
@@ -53,6 +55,7 @@ def scan(tables: Tables) -> Content:
             slot: Owner(pid=pid, start=start, engine=engine)
             for slot, pid, start, engine in zip(reserved.tolist(), *owners, strict=True)
         },
+        spoiled=frozenset(reserved[owned["pinned"] != 0].tolist()),
     )
 
 

@@ -229,6 +229,7 @@ class ArenaWriter:
         rows["owner_pid"][slots] = owner.pid
         rows["owner_start"][slots] = owner.start
         rows["space"][slots] = owner.engine
+        rows["pinned"][slots] = False
         rows["state"][slots] = SlotState.RESERVED
 
     def publish(
@@ -283,6 +284,10 @@ class ArenaWriter:
         """Note the ``format.checksum`` of a payload, unless the slot has changed meanwhile."""
         if self._slots["generation"][slot] == generation:
             self._slots["checksum"][slot] = checksum
+
+    def spoil(self, slots: SlotArray) -> None:
+        """Note for a successor that what is being filled in reserved slots must be refused."""
+        self._slots["pinned"][self._expect(slots, SlotState.RESERVED)] = True
 
     def set_pinned(self, slots: SlotArray, pinned: bool) -> None:
         """Note for a successor whether the chunks in these slots are pinned."""

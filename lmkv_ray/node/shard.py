@@ -41,6 +41,7 @@ from lmkv_ray.shard import (
     Reserve,
     Retire,
     ShardState,
+    Spoil,
 )
 
 logger = logging.getLogger(__name__)
@@ -243,7 +244,7 @@ class Shard:
             for slot, key, space, nbytes, pinned in ready
         ]
         rows += [
-            RecoveredSlot(slot=slot, key=None, owner=owner)
+            RecoveredSlot(slot=slot, key=None, owner=owner, spoiled=slot in content.spoiled)
             for slot, owner in content.reserved.items()
         ]
         now, alive = self.clock.monotonic(), self.writer.crews.alive
@@ -280,6 +281,8 @@ class Shard:
                     )
                 case Retire(slots, reason):
                     self.writer.retire(_slots(slots), reason)
+                case Spoil(slots):
+                    self.writer.spoil(_slots(slots))
                 case Free(slots):
                     self.writer.free(_slots(slots))
         self.changed()

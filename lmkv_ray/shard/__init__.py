@@ -3,7 +3,15 @@
 from lmkv_ray.shard.admission import Admission, Rule
 from lmkv_ray.shard.allocator import Allocator
 from lmkv_ray.shard.deltas import DeltaLog
-from lmkv_ray.shard.instructions import AssignExtent, Free, Instruction, Publish, Reserve, Retire
+from lmkv_ray.shard.instructions import (
+    AssignExtent,
+    Free,
+    Instruction,
+    Publish,
+    Reserve,
+    Retire,
+    Spoil,
+)
 from lmkv_ray.shard.plan import Plan, plan_fetches
 from lmkv_ray.shard.refusals import Refusals
 from lmkv_ray.shard.state import ShardState
@@ -26,5 +34,6 @@ __all__ = [
     "Retire",
     "Rule",
     "ShardState",
+    "Spoil",
     "plan_fetches",
 ]

@@ -49,4 +49,11 @@ class Free:
     slots: tuple[int, ...]
 
 
-Instruction: TypeAlias = AssignExtent | Reserve | Publish | Retire | Free
+@dataclass(frozen=True, slots=True)
+class Spoil:
+    """What is being filled in reserved slots is refused, by a successor too."""
+
+    slots: tuple[int, ...]
+
+
+Instruction: TypeAlias = AssignExtent | Reserve | Publish | Retire | Free | Spoil

@@ -127,13 +127,17 @@ class Leases:
             slots += self.resting.popleft()[1]
         return slots
 
-    def spoil(self, space: int | None) -> None:
-        """Refuse whatever is being filled now (in one space)."""
+    def spoil(self, space: int | None) -> list[int]:
+        """Refuse whatever is being filled now (in one space); which slots these are."""
+        spoiled: list[int] = []
         for holder in self.holders.values():
             if overlap(space, holder.space):
                 holder.leases = dict.fromkeys(holder.leases, SPOILED)
+                spoiled += holder.leases
         for owner, slots in self.orphans.items():  # of which space is not known
             self.orphans[owner] = dict.fromkeys(slots, SPOILED)
+            spoiled += slots
+        return spoiled
 
     def withdraw(self, slots: range) -> frozenset[int]:
         """End the leases of slots that do not exist any more; returns those that were leased."""

@@ -43,8 +43,9 @@ from lmkv_ray.shard.instructions import (
     Publish,
     Reserve,
     Retire,
+    Spoil,
 )
-from lmkv_ray.shard.leases import Holder, Leases
+from lmkv_ray.shard.leases import SPOILED, Holder, Leases
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
 from lmkv_ray.story import new_story
 from lmkv_ray.tenants import overlap, tenant_within
@@ -109,6 +110,8 @@ class ShardState:
         holder, back = self._leases.attach(
             hello, deadline, lambda slot: self._extents.slot_bytes(slot) == hello.slot_bytes
         )
+        if spoiled := tuple(slot for slot, at in holder.leases.items() if at == SPOILED):
+            out.append(Spoil(spoiled))
         self._free(back, out)
         self.devices.forget([hello.engine_id])
         self.story.append(("hello", now, hello.engine_id, len(holder.leases), len(back)))
@@ -213,7 +216,8 @@ class ShardState:
         """Remove all chunks (of one space), and refuse those that are being filled right now."""
         out: list[Instruction] = [*self.chunks.clear(space)]
         # What is being filled began before the clear; published after it, it would come back.
-        self._leases.spoil(space)
+        if spoiled := self._leases.spoil(space):
+            out.append(Spoil(tuple(spoiled)))
         engines = self._leases.engines().items()
         self.devices.forget(name for name, holder in engines if overlap(space, holder.space))
         self.story.append(("clear", None, space, len(out)))
@@ -274,7 +278,8 @@ class ShardState:
                 self._extents.free(row.slot)
                 out.append(Retire((row.slot,), MissReason.EVICTED))
             elif row.owner is not None and alive(row.owner):
-                self._leases.orphans.setdefault(row.owner, {})[row.slot] = now
+                deadline = SPOILED if row.spoiled else now
+                self._leases.orphans.setdefault(row.owner, {})[row.slot] = deadline
             else:
                 self._leases.rest([row.slot], now + self.limits.grace_seconds)
         self.deltas.resync()

@@ -32,6 +32,8 @@ class RecoveredSlot:
     nbytes: int = 0
     pinned: bool = False
     owner: Owner | None = None
+    spoiled: bool = False
+    """A clear came while the slot was being filled."""
 
 
 @dataclass(kw_only=True)

@@ -230,3 +230,23 @@ def test_clear_removes_what_is_there_and_what_is_coming(
     reply = engine.save(keys[2:])
     assert sorted(reply.refused) == sorted(slots)[:2]
     assert engine.intact(keys) == 0
+
+
+def test_what_was_being_filled_during_a_clear_is_refused_by_a_successor_too(
+    shard: LocalShard, engine: FakeEngine, settings: Settings
+) -> None:
+    """Found by the simulation: the clear was answered, and the chunk came back after a restart."""
+    engine.exchange(want=2)
+    slots = list(engine.slots)
+    shard.clear(None)
+    name = Path(shard.writer._segment.path).readlink().name.split("-")[1]
+    shard.reader.close()
+    shard.writer.close()
+    heir = LocalShard(adopt(name), settings)
+    engine.call = heir.call
+    engine.hello()
+    keys = make_keys(2)
+    assert sorted(engine.save(keys).refused) == sorted(slots)
+    assert engine.intact(keys) == 0
+    assert engine.save(keys).refused == [], "slots that were granted since are good"
+    heir.close()

@@ -12,6 +12,7 @@ from lmkv_ray.shard import (
     RecoveredSlot,
     Reserve,
     Retire,
+    Spoil,
 )
 
 EXTENTS, EXTENT_BYTES, MIN_SLOT_BYTES = 5, 48, 8
@@ -22,6 +23,7 @@ STRIDE = EXTENT_BYTES // MIN_SLOT_BYTES
 class FakeArena:
     sizes: list[int] = field(default_factory=lambda: [0] * EXTENTS)
     reserved: dict[int, Owner] = field(default_factory=dict)
+    spoiled: set[int] = field(default_factory=set)
     ready: dict[int, RecoveredSlot] = field(default_factory=dict)
     content: dict[int, object] = field(default_factory=dict)
     """What was last written into a slot."""
@@ -38,6 +40,7 @@ class FakeArena:
                         assert slot not in self.reserved
                         assert slot not in self.ready
                         self.reserved[slot] = owner
+                        self.spoiled.discard(slot)
                 case Publish(slots, keys, nbytes, spaces):
                     for slot, key, size, space in zip(slots, keys, nbytes, spaces, strict=True):
                         del self.reserved[slot]
@@ -47,6 +50,9 @@ class FakeArena:
                 case Retire(slots, _):
                     for slot in slots:
                         del self.ready[slot]
+                case Spoil(slots):
+                    assert self.reserved.keys() >= set(slots)
+                    self.spoiled.update(slots)
                 case Free(slots):
                     for slot in slots:
                         del self.reserved[slot]
@@ -60,7 +66,10 @@ class FakeArena:
         return size > 0 and slot % STRIDE < EXTENT_BYTES // size
 
     def rows(self) -> list[RecoveredSlot]:
-        reserved = [RecoveredSlot(slot=s, key=None, owner=o) for s, o in self.reserved.items()]
+        reserved = [
+            RecoveredSlot(slot=slot, key=None, owner=owner, spoiled=slot in self.spoiled)
+            for slot, owner in self.reserved.items()
+        ]
         return [*self.ready.values(), *reserved]
 
     def available(self, slot_bytes: int, without: int | None) -> int:

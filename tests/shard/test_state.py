@@ -18,6 +18,7 @@ from lmkv_ray.shard import (
     Reserve,
     Retire,
     ShardState,
+    Spoil,
 )
 
 A, B, C = b"a" * 16, b"b" * 16, b"c" * 16
@@ -137,7 +138,7 @@ def test_what_was_being_saved_when_the_user_cleared_stays_away(
     one, two = grant(state, 2)
     commit(state, one, A, 1)
     assert state.clear(8) == []
-    assert state.clear(7) == [Retire((one,), MissReason.CLEARED)]
+    assert state.clear(7) == [Retire((one,), MissReason.CLEARED), Spoil((two,))]
     assert commit(state, two, B, 2)[0].refused == [two]
     assert len(state.chunks) == 0
 

@@ -249,7 +249,6 @@ class ShardMachine(RuleBasedStateMachine):
         self.arena.apply(out)
         self.staging.clear()
         for i in range(4):
-            self.engines[i].spoiled.clear()  # the one thing a successor does not know
             self.hello(i, lost=False)
         self.dead = [  # the successor does not know how long they have been dead
             (self.now, engine)

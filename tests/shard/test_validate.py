@@ -142,5 +142,5 @@ def test_the_story_is_bounded_and_ends_with_the_last_event(state: ShardState) ->
     assert len(state.story) == LENGTH
     assert list(state.story)[-2:] == [
         ("exchange", 1, "e", 0, 0, 0),
-        ("clear", None, None, 1),
+        ("clear", None, None, 2),
     ]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+from lmkv_ray.directory import DirectoryState
 from lmkv_ray.keys import key_list
 from lmkv_ray.node import Node
+from lmkv_ray.shard import ShardState
 from tests.simulation.cluster import Cluster
 from tests.simulation.content import CHUNK_BYTES
 from tests.simulation.story import Violation
@@ -28,6 +30,16 @@ def check(cluster: Cluster, verified: Verified) -> None:
     for name, shard in cluster.shards.items():
         if shard.node is not None:
             _check_node(cluster, verified, name, shard.node)
+            _validate(name, shard.node.shard.state)
+    for number, part in cluster.directory.items():
+        _validate(f"directory {number}", part.service.state)
+
+
+def _validate(name: str, state: ShardState | DirectoryState) -> None:
+    try:
+        state.validate()
+    except AssertionError as error:
+        raise Violation(f"{name}: {error}") from error
 
 
 def _check_node(cluster: Cluster, verified: Verified, name: str, node: Node) -> None:

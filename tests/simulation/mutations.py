@@ -67,9 +67,16 @@ MUTATIONS = [
     Mutation(
         "clear_spares_what_is_being_filled",
         "lmkv_ray.shard.state",
-        "        self._leases.spoil(space)\n",
-        "",
+        "if spoiled := self._leases.spoil(space):",
+        "if spoiled := []:",
         "a chunk that was being filled during a clear is published after it",
+    ),
+    Mutation(
+        "successor_accepts_what_a_clear_came_for",
+        "lmkv_ray.shard.state",
+        "deadline = SPOILED if row.spoiled else now",
+        "deadline = now",
+        "a restarted shard publishes what was being filled when its predecessor cleared",
     ),
     Mutation(
         "clear_forgotten_by_the_directory",
