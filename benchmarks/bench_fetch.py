@@ -33,6 +33,7 @@ from benchmarks.table import Row, show, write
 from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.fetch import Fetch
+from lmkv_ray.host import host_id
 from lmkv_ray.messages import decode
 from lmkv_ray.transports import (
     Batch,
@@ -43,7 +44,6 @@ from lmkv_ray.transports import (
     ObjectStoreTransport,
     PeerInfo,
     Transport,
-    host_id,
 )
 from lmkv_ray.transports.nixl import Located
 from lmkv_ray.transports.nixl.process import load_nixl

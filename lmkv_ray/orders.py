@@ -10,7 +10,7 @@ class PeerAddress(Message, frozen=True):
 
     node_id: str
     host: str
-    """See ``transports.host_id``."""
+    """See ``host.host_id``."""
     arena_path: str
     arena_id: int
     nixl_obstacle: str | None

@@ -10,12 +10,13 @@ from lmkv_ray.arena import ArenaReader, ArenaWriter, is_alive, this_process
 from lmkv_ray.arena.names import arena_name
 from lmkv_ray.clock import SYSTEM_CLOCK, Clock
 from lmkv_ray.config import Settings
+from lmkv_ray.host import host_id
 from lmkv_ray.messages import Owner
 from lmkv_ray.node.arena import open_arena
 from lmkv_ray.node.tiers import open_tiers
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers import Tier
-from lmkv_ray.transports import Helper, NixlSource, Transport, all_transports, host_id
+from lmkv_ray.transports import Helper, NixlSource, Transport, all_transports
 
 
 class Machine(Protocol):

@@ -19,12 +19,12 @@ What a shard actor does with this package:
             else:
                 ...  # free the slot, count outcome.failure
 
-``host_id()`` is what a shard tells others as its ``host``. What a fetch promises: ``Transport``.
+``lmkv_ray.host.host_id()`` is what a shard tells others as its ``host``. What a fetch promises:
+``Transport``.
 """
 
 from lmkv_ray.transports.base import Capabilities, PeerInfo, Transport
 from lmkv_ray.transports.chunk_reader import Batch, ChunkReader
-from lmkv_ray.transports.host import host_id
 from lmkv_ray.transports.nixl import Helper, NixlSource, NixlTransport
 from lmkv_ray.transports.object_store import ObjectStoreTransport
 from lmkv_ray.transports.select import Transports, all_transports
@@ -43,5 +43,4 @@ __all__ = [
     "Transport",
     "Transports",
     "all_transports",
-    "host_id",
 ]

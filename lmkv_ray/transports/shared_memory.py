@@ -12,8 +12,8 @@ from lmkv_ray.arena import ArenaReader, Hits
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.fetch import Failure, Fetch, Outcome, groups
+from lmkv_ray.host import host_id
 from lmkv_ray.transports.base import Capabilities, PeerInfo
-from lmkv_ray.transports.host import host_id
 from lmkv_ray.waits import to_the_end
 
 STEP_BYTES = 8 << 20

@@ -2,6 +2,8 @@
 
 Interface: vLLM 0.29 to 0.33, ``KVConnectorBase_V1``. Loads are asynchronous, between steps; no
 per-layer hook does anything, so CUDA graphs stay whole.
+
+Each half is imported where it runs: a worker does not pay for what only the engine's thread needs.
 """
 
 from __future__ import annotations
@@ -26,21 +28,12 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 )
 
 from lmkv_ray.config import load_settings
-from lmkv_ray.courier import Courier
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.vllm.engine import log
-from lmkv_ray.vllm.engine.groups import derive_groups
+from lmkv_ray.vllm.engine.groups import chunk_tokens, derive_groups
 from lmkv_ray.vllm.engine.metadata import LayoutReport, StepMetadata, WorkerReport
 from lmkv_ray.vllm.engine.stats import LmkvPromMetrics, LmkvStats
 from lmkv_ray.vllm.engine.support import check_engine, kv_replicas
-from lmkv_ray.vllm.identity.content import ContentThread
-from lmkv_ray.vllm.identity.namespace import chunk_tokens
-from lmkv_ray.vllm.link.device_watch import DeviceWatch
-from lmkv_ray.vllm.link.shard_link import ShardClient, ShardLink
-from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
-from lmkv_ray.vllm.scheduler.half import SchedulerHalf
-from lmkv_ray.vllm.scheduler.startup import open_places
-from lmkv_ray.vllm.worker.half import WorkerHalf
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -53,6 +46,12 @@ if TYPE_CHECKING:
     from vllm.v1.kv_cache_interface import KVCacheConfig
     from vllm.v1.outputs import KVConnectorOutput
     from vllm.v1.request import Request
+
+    from lmkv_ray.courier import Courier
+    from lmkv_ray.vllm.identity.content import ContentThread
+    from lmkv_ray.vllm.link.shard_link import ShardClient, ShardLink
+    from lmkv_ray.vllm.scheduler.half import SchedulerHalf
+    from lmkv_ray.vllm.worker.half import WorkerHalf
 
 
 class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
@@ -81,11 +80,13 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._engine_id = f"{transfer.engine_id or uuid.uuid4().hex}-{os.getpid()}"
         self._scheduler: SchedulerHalf | None = None
         self._links: tuple[ShardLink, ...] = ()
-        self._courier = Courier(self._settings)
+        self._courier: Courier | None = None
         self._content: ContentThread | None = None
         self._pool: BlockPool | None = None
         self._worker: WorkerHalf | None = None
         if role is KVConnectorRole.WORKER:
+            from lmkv_ray.vllm.worker.half import WorkerHalf
+
             self._worker = WorkerHalf(
                 vllm_config,
                 kv_cache_config,
@@ -111,7 +112,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             self._content.stop()
         for link in self._links:
             link.end()
-        self._courier.close()
+        if self._courier is not None:
+            self._courier.close()
         for link in self._links:
             link.stop()
         if self._worker is not None:
@@ -120,9 +122,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def get_kv_connector_stats(self) -> KVConnectorStats | None:
         """Counts of this half since the last call."""
         half = self._scheduler if self._scheduler is not None else self._worker
-        if isinstance(half, SchedulerHalf):
-            return half.take_stats()
-        return half.stats() if half is not None else None
+        return half.take_stats() if half is not None else None
 
     @classmethod
     def build_kv_connector_stats(cls, data: dict[str, Any] | None = None) -> KVConnectorStats:
@@ -268,7 +268,15 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return events is not None and events.enable_kv_cache_events
 
     def _start(self, metadata: Iterable[KVConnectorHandshakeMetadata]) -> None:
+        from lmkv_ray.courier import Courier
+        from lmkv_ray.vllm.identity.content import ContentThread
+        from lmkv_ray.vllm.link.device_watch import DeviceWatch
+        from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
+        from lmkv_ray.vllm.scheduler.half import SchedulerHalf
+        from lmkv_ray.vllm.scheduler.startup import open_places
+
         device = DeviceWatch()
+        self._courier = Courier(self._settings)
         self._content = ContentThread(self._vllm_config, self._settings)
         places = open_places(
             self._vllm_config,
@@ -291,6 +299,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def _find_shard(self, host: str | None) -> ShardClient:
         # Once attached, a cache that is gone was stopped by somebody: do not start it again.
         first = all(link.attachment is None for link in self._links)
+        assert self._courier is not None, "not the engine's half"
         return self._courier.shard(start=first, host=host)
 
     @property

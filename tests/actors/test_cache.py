@@ -16,9 +16,9 @@ from lmkv_ray.actors import connect
 from lmkv_ray.actors.launch import actor_names
 from lmkv_ray.config import load_settings
 from lmkv_ray.errors import ArenaError, ConnectError
+from lmkv_ray.host import host_id
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import MissReason, Stage, StageReply, decode, encode
-from lmkv_ray.transports import host_id
 from tests.actors.conftest import NODE, SETTINGS, Nodes, directory_pid, eventually
 from tests.node.fakes import make_keys
 

@@ -8,8 +8,8 @@ from typing import Any
 from lmkv_ray.arena import ArenaReader, this_process
 from lmkv_ray.config import load_settings
 from lmkv_ray.courier import Courier
+from lmkv_ray.host import host_id
 from lmkv_ray.messages import Hello, Owner, StageReply
-from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.link.shard_link import ShardLink
 from tests.faults.standin import SPACE, document
 

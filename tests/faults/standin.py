@@ -33,7 +33,8 @@ from lmkv_ray.directory import Holding
 from lmkv_ray.errors import ConnectError
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Delta, Hello, MissReason, encode
-from lmkv_ray.vllm.link.shard_link import ShardLink, StageTicket
+from lmkv_ray.vllm.link.shard_link import ShardLink
+from lmkv_ray.vllm.link.ticket import StageTicket
 
 T = TypeVar("T")
 SPACE = 7

@@ -16,6 +16,7 @@ import numpy as np
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter, Hits, this_process
 from lmkv_ray.clock import SYSTEM_CLOCK
+from lmkv_ray.host import host_id
 from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import MissReason, decode, encode
 from lmkv_ray.transports import (
@@ -25,7 +26,6 @@ from lmkv_ray.transports import (
     NixlSource,
     NixlTransport,
     PeerInfo,
-    host_id,
 )
 from lmkv_ray.transports.nixl import Located
 

@@ -18,6 +18,7 @@ from lmkv_ray.arena import checksum
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.errors import TransportError
 from lmkv_ray.fetch import groups
+from lmkv_ray.host import host_id
 from lmkv_ray.messages import MissReason
 from lmkv_ray.transports import (
     ChunkReader,
@@ -25,7 +26,6 @@ from lmkv_ray.transports import (
     Transport,
     Transports,
     all_transports,
-    host_id,
     select,
 )
 from lmkv_ray.transports.chunk_reader import MISSING

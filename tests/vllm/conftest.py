@@ -82,7 +82,7 @@ class LocalCourier:
 def engine_on(shard: Connects, model: str, **options: Any) -> Iterator[Engine]:
     """An engine in this process, attached to one or more shards in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lmkv_ray.vllm.connector.Courier", lambda made: LocalCourier(shard, made))
+        patch.setattr("lmkv_ray.courier.Courier", lambda made: LocalCourier(shard, made))
         engine = Engine(model, **({"connector": {}} | options))
         try:
             engine.wait_attached()

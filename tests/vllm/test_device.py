@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.link import device_watch as device
-from lmkv_ray.vllm.link.device_watch import DeviceWatch, device_prefix
+from lmkv_ray.vllm.link.device_watch import DeviceWatch
 from lmkv_ray.vllm.link.watch_list import Watched
+from lmkv_ray.vllm.scheduler.own_cache import device_prefix
 from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 from tests.vllm.test_identity import known_identity
 
@@ -66,7 +67,7 @@ class DeviceMachine(RuleBasedStateMachine):
         for group in (FULL, WINDOW):
             for key in tracked.keys(group)[: chunks * 64 // group.tokens]:
                 self.pool.cached.add(self.chunks[key.tobytes()])
-        self.watch.note(tracked, chunks * 64)
+        self.watch.note(tracked.runs_to_note(chunks * 64))
 
     @rule(prompt=st.integers(0, 2), chunks=st.integers(0, 3))
     def evict_tail(self, prompt: int, chunks: int) -> None:
@@ -123,7 +124,7 @@ def test_a_reset_is_told_at_once_and_anything_less_in_turn() -> None:
     watch, pool, tracked = DeviceWatch(), Pool(), track(1, 80)
     watch.pool = pool
     pool.cached = {(block, 0) for block in tracked.request.block_hashes}
-    watch.note(tracked, 80 * 16)
+    watch.note(tracked.runs_to_note(80 * 16))
     assert len(watch.news()[0]) == 20 * 16
     last = tracked.request.block_hashes[FULL.hash_index(19)]
     pool.cached.discard((last, 0))
@@ -135,7 +136,7 @@ def test_a_reset_is_told_at_once_and_anything_less_in_turn() -> None:
 
 def test_without_a_pool_nothing_is_known() -> None:
     watch = DeviceWatch()
-    watch.note(track(1, 16), 256)
+    watch.note(track(1, 16).runs_to_note(256))
     assert watch.news() == (b"", b"")
     assert device_prefix(None, [FULL], [b"h"] * 16, limit=64, align=16) == 0
 
@@ -171,7 +172,7 @@ def test_a_step_costs_the_engine_microseconds() -> None:
         tracked = track(prompt, 512, (group,))
         tracked.keys(group)  # which saving needs as well
         began = time.thread_time()
-        watch.note(tracked, 8192)
+        watch.note(tracked.runs_to_note(8192))
         took.append(time.thread_time() - began)
     assert statistics.median(took) < 20e-6
 
@@ -184,8 +185,8 @@ def test_a_request_that_was_preempted_is_noted_anew() -> None:
     keys = tracked.keys(FULL).tobytes()
     for _ in range(2):
         pool.cached = set(cached)
-        watch.begin(tracked)
-        watch.note(tracked, 256)
+        tracked.forget_noted()
+        watch.note(tracked.runs_to_note(256))
         assert watch.news()[0] == keys
         pool.cached = set()
         assert sorted(key_list(key_array(watch.news()[1]))) == sorted(key_list(key_array(keys)))

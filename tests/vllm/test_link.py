@@ -308,7 +308,7 @@ def test_a_shard_is_told_of_the_device_and_told_again_after_its_restart(
     watch.pool = pool
     pool.cached = {(block, 0) for block in tracked.request.block_hashes}
     make_link(shard, device=watch)
-    watch.note(tracked, 256)
+    watch.note(tracked.runs_to_note(256))
     wait_for(lambda: shard.state.devices.count("e") == 4)
     shard.restart()
     assert shard.state.devices.count("e") == 0

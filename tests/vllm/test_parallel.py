@@ -99,7 +99,7 @@ def engine(shape: tuple[str, int], sliding_model: str, shards: Shards) -> Iterat
     options: dict[str, Any] = {f"{kind}_parallel_size": 2}
     with pytest.MonkeyPatch.context() as patch:
         if nodes == 2:
-            patch.setattr("lmkv_ray.vllm.connector.open_places", spread)
+            patch.setattr("lmkv_ray.vllm.scheduler.startup.open_places", spread)
         if kind == "pipeline":
             patch.setenv("VLLM_PP_LAYER_PARTITION", "1,3")
         with engine_on(

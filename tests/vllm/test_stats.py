@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ast
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import lmkv_ray.vllm
 from lmkv_ray.messages import MissReason
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.stats import COUNTERS, LmkvPromMetrics, LmkvStats
@@ -82,3 +85,19 @@ def test_errors_that_end_here_are_counted(caplog: pytest.LogCaptureFixture) -> N
     [record] = caplog.records
     assert "fails" in record.message
     assert "of ours" in caplog.text
+
+
+def test_every_name_that_is_counted_is_declared() -> None:
+    """Names stand as texts in the calls of ``add``; one that a direction begins is of both."""
+    named = set()
+    for file in Path(lmkv_ray.vllm.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            match node:
+                case ast.Call(ast.Attribute(_, "add"), [ast.Constant(str(name)), _]):
+                    named.add(name)
+                case ast.Call(
+                    ast.Attribute(_, "add"),
+                    [ast.JoinedStr([ast.FormattedValue(), ast.Constant(str(end))]), _],
+                ):
+                    named |= {"load" + end, "save" + end}
+    assert named == COUNTERS.keys()

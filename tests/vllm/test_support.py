@@ -10,7 +10,7 @@ import pytest
 
 from lmkv_ray.arena import this_process
 from lmkv_ray.errors import LmkvError, UnsupportedError
-from lmkv_ray.transports import host_id
+from lmkv_ray.host import host_id
 from lmkv_ray.vllm.engine import support, versions
 
 

@@ -98,7 +98,7 @@ def test_one_rank_writes_a_chunk_and_all_read_it(
             return len(done) == len(slots)
 
         wait_for(all_saved)
-    written = [half.stats() for half, _ in workers]
+    written = [half.take_stats() for half, _ in workers]
     assert [stats.data["save_bytes"] for stats in written if stats] == [2 * nbytes[0]] * 2
     keys = [chunk_key(b"n" * 16, bytes([i])) for i in range(4)]
     commits = [Commit(slot=s, key=k, nbytes=nbytes[0]) for s, k in zip(slots, keys, strict=True)]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.errors import UnsupportedError
-from lmkv_ray.transports import host_id
+from lmkv_ray.host import host_id
 from lmkv_ray.vllm.engine.versions import FAILED_LOADS_SINCE, vllm_version
 
 if TYPE_CHECKING:

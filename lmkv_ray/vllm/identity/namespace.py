@@ -19,19 +19,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-ACCELERATOR_CHUNK_TOKENS = 256
-
-
-def chunk_tokens(config: VllmConfig, settings: Settings) -> int:
-    """Tokens in one chunk, before rounding to whole blocks of a group.
-
-    On a CPU the default is one block: recomputing a chunk's tail costs milliseconds a token there,
-    copying in smaller pieces costs microseconds.
-    """
-    if settings.chunk_tokens is not None:
-        return settings.chunk_tokens
-    return 1 if config.device_config.device_type == "cpu" else ACCELERATOR_CHUNK_TOKENS
-
 
 def derive_namespace(
     config: VllmConfig,

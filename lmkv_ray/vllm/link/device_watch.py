@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.link.watch_list import Watched
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
-
-    from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 
 MAX_WATCHED = 1 << 16
 """Chunks that are known to be on the device."""
@@ -32,7 +29,7 @@ CHECKED = 512
 """Chunks that are looked at again at a time; less than a millisecond."""
 
 
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """Chunks of one group that were on the device a moment ago."""
 
     group: int
@@ -47,30 +44,16 @@ class DeviceWatch:
     def __init__(self) -> None:
         self.pool: BlockPool | None = None
         """vLLM's; nothing is known without it."""
-        self._noted: deque[_Run] = deque(maxlen=MAX_NOTED)
+        self._noted: deque[Run] = deque(maxlen=MAX_NOTED)
         self._watched: Watched[tuple[bytes, int]] = Watched(MAX_WATCHED)
         self._checked_at = 0.0
         self._untold = self._renamed = False
 
     # -- the engine's thread --------------------------------------------------------------------
 
-    def begin(self, tracked: TrackedRequest) -> None:
-        """A request begins, maybe again: what was noted of one that was preempted may have gone."""
-        tracked.noted = [0] * len(tracked.groups)
-        tracked.note_at = 0
-
-    def note(self, tracked: TrackedRequest, computed: int) -> None:
-        """A request's first ``computed`` tokens are on the device."""
-        hashes = tracked.request.block_hashes
-        for group in tracked.groups:
-            begin, keys = tracked.noted[group.number], tracked.keys(group)
-            end = min(computed // group.tokens, len(keys))
-            if end > begin:
-                first, last = group.hash_index(begin), group.hash_index(end - 1)
-                last_blocks = hashes[first : last + 1 : group.tokens // group.hash_tokens]
-                self._noted.append(_Run(group.number, keys[begin:end].tobytes(), last_blocks))
-                tracked.noted[group.number] = end
-        tracked.note_at = min((tracked.noted[g.number] + 1) * g.tokens for g in tracked.groups)
+    def note(self, runs: Iterable[Run]) -> None:
+        """Chunks of a request have come to the device."""
+        self._noted.extend(runs)
 
     def rename(self) -> None:
         """Keys are made anew: those known so far name nothing any more."""
@@ -130,42 +113,3 @@ def is_on_device(pool: BlockPool, block: bytes, group: int) -> bool:
         return pool.get_cached_block(block, [group]) is not None
     except (RuntimeError, StopIteration):
         return True  # there were several, and one of them went while we looked
-
-
-def device_prefix(
-    pool: BlockPool | None,
-    groups: Sequence[Group],
-    hashes: Sequence[bytes],
-    *,
-    limit: int,
-    align: int,
-) -> int:
-    """Tokens of a prompt that are on the device, about as vLLM will find them.
-
-    Args:
-        pool: vLLM's.
-        groups: of the engine.
-        hashes: the prompt's.
-        limit: no more than so many tokens; a multiple of ``align``.
-        align: whole blocks of every group.
-    """
-    if pool is None:
-        return 0
-
-    def reaches(end: int) -> bool:
-        return all(
-            is_on_device(pool, hashes[end // group.hash_tokens - 1], group.number)
-            for group in groups
-        )
-
-    # What is there is a prefix, or nearly so: look for its end by halves.
-    there, missing = 0, limit // align + 1
-    if limit and reaches(limit):
-        return limit
-    while missing - there > 1:
-        middle = (there + missing) // 2
-        if reaches(middle * align):
-            there = middle
-        else:
-            missing = middle
-    return there * align

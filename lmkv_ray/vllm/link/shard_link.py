@@ -30,6 +30,7 @@ from lmkv_ray.messages import (
 from lmkv_ray.vllm.link.conversation import Conversation
 from lmkv_ray.vllm.link.device_watch import DeviceWatch
 from lmkv_ray.vllm.link.slots import Slots
+from lmkv_ray.vllm.link.ticket import StageTicket
 
 logger = logging.getLogger(__name__)
 
@@ -53,21 +54,6 @@ class ShardClient(Protocol):
 
     def call(self, method: str, payload: bytes) -> Future[bytes]:
         """Send; the future ends with the answer's bytes."""
-
-
-@dataclass(slots=True)
-class StageTicket:
-    """A stage under way, or over."""
-
-    deadline: float
-    """``time.monotonic()`` after which nobody waits for it any more."""
-    reply: StageReply | None = None
-    over: bool = False
-
-    @property
-    def pending(self) -> bool:
-        """Whether an answer may still come in time."""
-        return not self.over and time.monotonic() < self.deadline
 
 
 @dataclass(frozen=True, slots=True)

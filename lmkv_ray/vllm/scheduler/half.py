@@ -106,7 +106,7 @@ class SchedulerHalf:
             return None, False
         tracked = self._track(request)
         tracked.mixed = computed > 0 and self._own.stale(_adapter_name(request))
-        self._device.begin(tracked)
+        tracked.forget_noted()
         answer = self._loader.match(tracked, computed)
         if answer[0] is not None:
             self._asking.add(request.request_id)
@@ -223,7 +223,7 @@ class SchedulerHalf:
                 continue
             computed = tracked.request.num_computed_tokens + tokens
             if computed >= tracked.note_at:
-                self._device.note(tracked, computed)
+                self._device.note(tracked.runs_to_note(computed))
             if tables := tables_of(request_id):
                 for saver in self._savers:
                     saver.plan(tracked, computed, tables)

@@ -19,10 +19,10 @@ from lmkv_ray.vllm.engine.groups import Bools, Group, hit_alignment, longest_hit
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.metadata import LoadJob
 from lmkv_ray.vllm.engine.stats import LmkvStats
-from lmkv_ray.vllm.link.device_watch import device_prefix
 from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
 from lmkv_ray.vllm.scheduler.far_places import FarPlaces
 from lmkv_ray.vllm.scheduler.misses import MissCounter
+from lmkv_ray.vllm.scheduler.own_cache import device_prefix
 from lmkv_ray.vllm.scheduler.pace import Pace
 from lmkv_ray.vllm.scheduler.places import Place
 from lmkv_ray.vllm.scheduler.requests import Claim, FoundChunks, TrackedRequest

@@ -13,7 +13,7 @@ from lmkv_ray.messages import MissReason
 from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.stats import LmkvStats
-from lmkv_ray.vllm.link.shard_link import StageTicket
+from lmkv_ray.vllm.link.ticket import StageTicket
 from lmkv_ray.vllm.scheduler.places import Place
 from lmkv_ray.vllm.scheduler.requests import TrackedRequest
 

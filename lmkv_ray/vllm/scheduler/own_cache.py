@@ -1,4 +1,5 @@
-"""vLLM's own prefix cache: when it was emptied, and whether it holds KV of an earlier age.
+"""vLLM's own prefix cache: what it has of a prompt, when it was emptied, and whether it holds KV of
+an earlier age.
 
 It is vLLM's, or its user's, to empty it when weights change. Until that has happened, what is
 computed on top of a hit in it is of no age (see ``identity.ages``), and is not saved.
@@ -6,7 +7,11 @@ computed on top of a hit in it is of no age (see ``identity.ages``), and is not 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+from lmkv_ray.vllm.engine.groups import Group
+from lmkv_ray.vllm.link.device_watch import is_on_device
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
@@ -43,3 +48,42 @@ class OwnCache:
         now = self._pool.cached_block_hash_to_block
         self._stale = {name: its for name, its in self._stale.items() if its is now}
         return "" in self._stale or adapter in self._stale
+
+
+def device_prefix(
+    pool: BlockPool | None,
+    groups: Sequence[Group],
+    hashes: Sequence[bytes],
+    *,
+    limit: int,
+    align: int,
+) -> int:
+    """Tokens of a prompt that are on the device, about as vLLM will find them.
+
+    Args:
+        pool: vLLM's.
+        groups: of the engine.
+        hashes: the prompt's.
+        limit: no more than so many tokens; a multiple of ``align``.
+        align: whole blocks of every group.
+    """
+    if pool is None:
+        return 0
+
+    def reaches(end: int) -> bool:
+        return all(
+            is_on_device(pool, hashes[end // group.hash_tokens - 1], group.number)
+            for group in groups
+        )
+
+    # What is there is a prefix, or nearly so: look for its end by halves.
+    there, missing = 0, limit // align + 1
+    if limit and reaches(limit):
+        return limit
+    while missing - there > 1:
+        middle = (there + missing) // 2
+        if reaches(middle * align):
+            there = middle
+        else:
+            missing = middle
+    return there * align

@@ -16,7 +16,8 @@ from lmkv_ray.tenants import tenant_of
 from lmkv_ray.vllm.engine.groups import Bools, Group
 from lmkv_ray.vllm.identity.ages import Identity
 from lmkv_ray.vllm.identity.unnamed_request import UnnamedRequest
-from lmkv_ray.vllm.link.shard_link import StageTicket
+from lmkv_ray.vllm.link.device_watch import Run
+from lmkv_ray.vllm.link.ticket import StageTicket
 from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
@@ -141,10 +142,28 @@ class TrackedRequest:
     def start_over(self) -> None:
         """The engine's identity is another one: what was asked, found and saved counts no more."""
         self.saved = [[0] * len(self.groups) for _ in range(self.identity.places)]
-        self.noted, self.note_at = [0] * len(self.groups), 0
+        self.forget_noted()
         self.tickets, self.asked, self.claim = [], None, None
         self._keys = [[b""] * len(self.groups) for _ in range(self.identity.places)]
         self._ends = [[b""] * len(self.groups) for _ in range(self.identity.places)]
+
+    def forget_noted(self) -> None:
+        """The request begins, maybe again: what was noted before a preemption may have gone."""
+        self.noted, self.note_at = [0] * len(self.groups), 0
+
+    def runs_to_note(self, computed: int) -> list[Run]:
+        """Chunks of its first ``computed`` tokens that ``DeviceWatch`` was not told of yet."""
+        runs, hashes = [], self.request.block_hashes
+        for group in self.groups:
+            begin, keys = self.noted[group.number], self.keys(group)
+            end = min(computed // group.tokens, len(keys))
+            if end > begin:
+                first, last = group.hash_index(begin), group.hash_index(end - 1)
+                last_blocks = hashes[first : last + 1 : group.tokens // group.hash_tokens]
+                runs.append(Run(group.number, keys[begin:end].tobytes(), last_blocks))
+                self.noted[group.number] = end
+        self.note_at = min((self.noted[g.number] + 1) * g.tokens for g in self.groups)
+        return runs
 
     @property
     def adapter_id(self) -> int:

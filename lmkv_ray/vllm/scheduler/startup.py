@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from lmkv_ray.arena import this_process
 from lmkv_ray.config import Settings
+from lmkv_ray.host import host_id
 from lmkv_ray.messages import Hello
-from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.engine.metadata import LayoutReport, share_chunks
 from lmkv_ray.vllm.engine.support import check_workers

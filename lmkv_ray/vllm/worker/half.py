@@ -20,8 +20,8 @@ from lmkv_ray.arena import ArenaReader, find_arena, this_process
 from lmkv_ray.arena.names import arena_family
 from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
+from lmkv_ray.host import host_id
 from lmkv_ray.transfer import Ended, Load, Save
-from lmkv_ray.transports import host_id
 from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.metadata import (
@@ -228,7 +228,7 @@ class WorkerHalf:
         report, self._report = self._report, WorkerReport()
         return None if report == WorkerReport() else report
 
-    def stats(self) -> LmkvStats | None:
+    def take_stats(self) -> LmkvStats | None:
         """Bytes and seconds since the last call."""
         return self._stats.take()
 
