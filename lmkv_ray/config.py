@@ -26,6 +26,7 @@ from pydantic_settings import (
 
 from lmkv_ray.errors import ConfigError
 from lmkv_ray.masking import MASK, mask_options, mask_text, mask_urls
+from lmkv_ray.policies import POLICIES
 
 LONGEST_SECONDS = 30 * 86_400.0
 Seconds = Annotated[float, Field(le=LONGEST_SECONDS)]
@@ -150,10 +151,12 @@ class Settings(BaseSettings):
         description="Seconds between an engine's messages to its shard while nothing is urgent: "
         "what it has saved, or wants, is told at once.",
     )
-    eviction_policy: Literal["arc", "hinted", "lru", "s3fifo"] = Field(
+    eviction_policy: str = Field(
         "arc",
         json_schema_extra=CLUSTER,
-        description="Which chunks make room when the arena is full (docs/policies.md).",
+        description="Which chunks make room when the arena is full (docs/policies.md): one of "
+        + ", ".join(f"`{name}`" for name in sorted(POLICIES))
+        + ".",
     )
     tenant_share: float | None = Field(
         None,
@@ -293,6 +296,13 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Any) -> Any:
         """Paths mean the same in every process: with ``~`` expanded, and never relative."""
         return absolute(value) if isinstance(value, (str, Path)) else value
+
+    @field_validator("eviction_policy")
+    @classmethod
+    def _known_policy(cls, value: str) -> str:
+        if value not in POLICIES:
+            raise ValueError(f"should be one of: {', '.join(sorted(POLICIES))}")
+        return value
 
     @field_validator("remote_url")
     @classmethod

@@ -42,8 +42,8 @@ def explain(engines: Mapping[str, Iterable[Kin]]) -> list[str]:
         engines: by node.
     """
     by_model: dict[str, list[tuple[str, Kin]]] = {}
-    for node, its in engines.items():
-        for kin in its:
+    for node, attached in engines.items():
+        for kin in attached:
             if kin.space:
                 by_model.setdefault(kin.model, []).append((node, kin))
     lines = []

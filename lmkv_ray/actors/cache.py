@@ -107,7 +107,7 @@ class Cache:
             for holding in msgspec.msgpack.decode(answer, type=list[Holding]):
                 for position in holding.positions:
                     locations[position].append(holding.location)
-        return [sorted(its, key=_by_speed) for its in locations]
+        return [sorted(of_key, key=_by_speed) for of_key in locations]
 
     def pin(self, keys: Sequence[bytes]) -> int:
         """Keep chunks from being evicted to make room, wherever they are; at most half of a node.

@@ -12,6 +12,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from lmkv_ray.actors.launch import Handle, find
 from lmkv_ray.actors.names import directory_name, shard_name
+from lmkv_ray.complaints import Complaints
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class NamedActor:
         self._namespace = namespace
         self._handle: Handle | None = None
         self._finding: asyncio.Task[Handle | None] | None = None
-        self._complaint = ""
+        self._complaints = Complaints(logger)
 
     @property
     def is_sought(self) -> bool:
@@ -90,10 +91,11 @@ class NamedActor:
             result: bytes = await asyncio.wait_for(answer, max(deadline - time.monotonic(), 0))
             return result
         except RayTaskError as error:
-            self._complain(method, error)
+            # The actor's own code raised: a fault of the program, at every call perhaps.
+            self._complaints.say(f"{method} of {self._name} failed: {error}")
         except (TimeoutError, RayError):
             pass
-        self._handle = None  # maybe it was ended for good and there is a new one
+        self._handle = None  # the actor may have ended, and a new one may have its name
         return None
 
     async def call(self, method: str, *arguments: object) -> Any:
@@ -102,12 +104,6 @@ class NamedActor:
         if handle is None:
             raise LookupError(f"There is no actor {self._name}.")
         return await getattr(handle, method).remote(*arguments)
-
-    def _complain(self, method: str, error: RayTaskError) -> None:
-        """Its code failed, and may do so at every call: say so once."""
-        if str(error) != self._complaint:
-            self._complaint = str(error)
-            logger.warning("lmkv_ray: %s of %s failed: %s", method, self._name, error)
 
 
 def _ignore_error(task: asyncio.Task[Handle | None]) -> None:

@@ -59,9 +59,9 @@ class Crews:
             ArenaError: there is no room for so many.
         """
         self._forget(
-            (its, member)
-            for its, member in self._rows
-            if its == owner and not self._is_alive(member)
+            (owned_by, member)
+            for owned_by, member in self._rows
+            if owned_by == owner and not self._is_alive(member)
         )
         new = [member for member in dict.fromkeys(processes) if (owner, member) not in self._rows]
         free = np.flatnonzero(self._table["owner_pid"] == 0).tolist()
@@ -71,21 +71,21 @@ class Crews:
                 next_step="run fewer engines on this node.",
             )
         for row, member in zip(free, new, strict=False):
-            place = self._table[row : row + 1]
-            place["pid"], place["start"] = member.pid, member.start
-            place["owner_start"], place["owner_engine"] = owner.start, owner.engine
-            place["owner_pid"] = owner.pid  # last: a row counts when it is whole
+            entry = self._table[row : row + 1]
+            entry["pid"], entry["start"] = member.pid, member.start
+            entry["owner_start"], entry["owner_engine"] = owner.start, owner.engine
+            entry["owner_pid"] = owner.pid  # last: a row counts when it is whole
             self._rows[owner, member] = row
 
     def alive(self, owner: Owner) -> bool:
         """Whether any process that may write into the owner's slots may still do so."""
         return self._is_alive(owner) or any(
-            self._is_alive(member) for its, member in self._rows if its == owner
+            self._is_alive(member) for owned_by, member in self._rows if owned_by == owner
         )
 
     def dismiss(self, owner: Owner) -> None:
         """Forget an owner."""
-        self._forget((its, member) for its, member in self._rows if its == owner)
+        self._forget((owned_by, member) for owned_by, member in self._rows if owned_by == owner)
 
     def _forget(self, pairs: Iterable[tuple[Owner, Owner]]) -> None:
         for pair in list(pairs):

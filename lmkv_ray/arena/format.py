@@ -248,7 +248,7 @@ class Header:
         return cls(row["arena_id"].item(), row["created_ns"].item(), geometry)
 
 
-_RESTART = "restart the shard (lmkv restart), so that it starts with a fresh arena."
+_RESTART = "run lmkv stop; the next engine that starts also starts the cache, with a new arena."
 
 
 def _seal(row: npt.NDArray[np.void]) -> int:

@@ -1,4 +1,4 @@
-"""Who holds which chunks of a run: the answer to a lookup, whole or from several parts."""
+"""Which locations hold which chunks of a run: the answer to a lookup, merged from several parts."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Location(NamedTuple):
     tier: str = MEMORY
     """``gpu``, ``memory``, or the name of a tier below."""
     engine_id: str = ""
-    """Whose, where the tier is ``gpu``."""
+    """The engine on whose device the chunks are, if the tier is ``gpu``."""
 
 
 class Holding(Message, frozen=True):
@@ -36,7 +36,7 @@ class Holding(Message, frozen=True):
 
     @property
     def location(self) -> Location:
-        """Whose holding it is."""
+        """The location that holds these chunks."""
         return Location(self.node_id, self.tier, self.engine_id)
 
     @staticmethod
@@ -57,7 +57,7 @@ class Holding(Message, frozen=True):
                     engine_id=location.engine_id,
                 )
             )
-        holdings.sort(key=lambda its: (-its.run, -len(its.positions), its.location))
+        holdings.sort(key=lambda held: (-held.run, -len(held.positions), held.location))
         return holdings
 
 
@@ -65,7 +65,8 @@ def merge(answers: Iterable[tuple[Sequence[int], Sequence[Holding]]]) -> list[Ho
     """One answer from those of several parts.
 
     Args:
-        answers: (positions in the whole request of the keys a part was asked for, its answer).
+        answers: for each part: (positions in the whole request of the keys it was asked for, the
+            part's answer).
     """
     found: dict[Location, list[int]] = {}
     for asked, holdings in answers:

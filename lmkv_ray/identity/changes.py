@@ -43,4 +43,4 @@ def changed_since(path: Path, moment: float) -> Path | None:
 
 def _first_link(path: Path) -> Path | None:
     """The first part of a path that is a link."""
-    return next((its for its in [*reversed(path.parents), path] if its.is_symlink()), None)
+    return next((part for part in [*reversed(path.parents), path] if part.is_symlink()), None)

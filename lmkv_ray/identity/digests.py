@@ -126,8 +126,8 @@ def blob_of(file: Path) -> str | None:
     name = blob.name
     if blob.parent.name != "blobs" or len(name) not in _DIGITS or set(name) - set(hexdigits):
         return None
-    its, link = blob.stat(), file.lstat()
-    linked = its.st_mtime_ns <= link.st_mtime_ns and its.st_ctime_ns <= link.st_ctime_ns
+    data, link = blob.stat(), file.lstat()
+    linked = data.st_mtime_ns <= link.st_mtime_ns and data.st_ctime_ns <= link.st_ctime_ns
     return name if linked else None
 
 

@@ -131,7 +131,7 @@ class _Replay:
             else:
                 break
             run += 1
-        by_tier = {tier: len(its) for tier, its in found.items()}
+        by_tier = {tier: len(hits) for tier, hits in found.items()}
         by_tier["memory"] = len(hit)
         # What lies behind a gap is computed with the rest, and is of use again from now on.
         behind = [key for key in keys[run:] if key in held]

@@ -18,7 +18,7 @@ class Store:
 
     Args:
         capacity: chunks that fit.
-        make_policy: who is evicted.
+        make_policy: makes the eviction policy of the tier.
     """
 
     def __init__(self, capacity: int, make_policy: Callable[[], Policy]) -> None:
@@ -40,8 +40,8 @@ class Store:
         evicted = [key for step in taken.steps if isinstance(step, Evicted) for key in step.keys]
         stored = list(keys[: len(taken.slots)])
         # As the shard does: head last, so that without a better order the tail goes first.
-        for slot, key, its in zip(
+        for slot, key, hint in zip(
             reversed(taken.slots), reversed(stored), reversed(hints[: len(stored)]), strict=True
         ):
-            self._allocator.fill(slot, key, its)
+            self._allocator.fill(slot, key, hint)
         return stored, evicted

@@ -78,3 +78,17 @@ async def test_an_actor_that_fails_is_looked_up_again_and_says_why_once(
     assert "the index is full" in warnings[0].getMessage()
     gcs.say.error = None
     assert await actor.ask("say", "x", within=10) == b"x"
+
+
+async def test_an_actor_that_keeps_failing_is_not_silent(
+    gcs: Gcs, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    actor = NamedActor("a", "n")
+    gcs.say.error = RayTaskError("say", "the index is full", ValueError("full"))
+    for _ in range(3):
+        assert await actor.ask("say", "x", within=10) is None
+    monkeypatch.setattr(actor._complaints, "_quiet_until", 0.0)  # ten seconds later
+    assert await actor.ask("say", "x", within=10) is None
+    first, second = (r.getMessage() for r in caplog.records if r.levelno == logging.WARNING)
+    assert "the index is full" in first
+    assert "2 more like this" in second

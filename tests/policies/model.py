@@ -6,11 +6,10 @@ from collections.abc import Callable
 
 from lmkv_ray.policies import (
     ARC,
-    LRU,
+    POLICIES,
     S3FIFO,
     Clock,
     Expiry,
-    Hinted,
     Pins,
     Policy,
     Prefix,
@@ -18,12 +17,9 @@ from lmkv_ray.policies import (
 )
 
 CORES: dict[str, Callable[[Clock], Policy]] = {
-    "lru": lambda _: LRU(),
-    "arc": lambda _: ARC(),
+    **POLICIES,
     "arc of 5": lambda _: ARC(5),
-    "s3fifo": lambda _: S3FIFO(),
     "s3fifo of 5": lambda _: S3FIFO(5),
-    "hinted": Hinted,
 }
 WRAPPERS: dict[str, Callable[[Policy, Clock], Policy]] = {
     "": lambda core, _: core,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from lmkv_ray.hints import Hints
-from lmkv_ray.policies import LRU, Expiry, Pins, Policy, Prefix, Quota, make_policy
+from lmkv_ray.policies import LRU, POLICIES, Expiry, Pins, Policy, Prefix, Quota, make_policy
 from tests.policies.model import CORES
 
 
@@ -159,7 +159,7 @@ class TestPins:
         assert names(policy.victims(9)) == "a"
 
 
-@pytest.mark.parametrize("name", ["lru", "arc", "s3fifo", "hinted"])
+@pytest.mark.parametrize("name", POLICIES)
 def test_what_is_made_by_name_has_every_wrapper(name: str) -> None:
     now = [0.0]
     policy = make_policy(name, clock=lambda: now[0], tenant_share=0.5)
