@@ -29,7 +29,7 @@ class Clock(Protocol):
         ...
 
     def random_bytes(self, count: int) -> bytes:
-        """Bytes that nobody can foresee."""
+        """Bytes that cannot be predicted."""
         ...
 
 

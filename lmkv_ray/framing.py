@@ -13,7 +13,7 @@ from lmkv_ray.messages import Message, encode
 
 _LENGTH = struct.Struct("<I")
 LONGEST = 1 << 28
-"""Bytes of a message: who announces more is not understood."""
+"""Bytes of a message at most; a peer that announces more is not understood."""
 M = TypeVar("M", bound=Message)
 
 

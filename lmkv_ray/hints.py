@@ -1,4 +1,4 @@
-"""What may be known of a chunk besides its key, for those who decide how long it stays."""
+"""What a request may say about a chunk besides its key; eviction policies use it."""
 
 from __future__ import annotations
 

@@ -69,7 +69,7 @@ class BucketIndex:
 
     @staticmethod
     def homes(keys: KeyArray, capacity: int) -> tuple[Positions, Positions]:
-        """Where the home buckets of keys lie in the buffer, for who has to fetch them.
+        """Where the home buckets of keys lie in the buffer, for a reader that fetches them.
 
         Returns:
             offsets of their tags (uint64[8] each) and of their rows (uint32[8] each).

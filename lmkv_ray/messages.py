@@ -117,7 +117,7 @@ class Welcome(Message, frozen=True, kw_only=True, array_like=True):
     grant: Grant
     """New slots, and those of ``held`` that the shard still recognises."""
     peers: int
-    """How many places outside the arena hold chunks: zero means that staging is pointless."""
+    """Number of sources outside the arena that hold chunks; 0: staging is pointless."""
     clock: float
     """The shard's ``time.monotonic()``: an engine on another node compares it with its own."""
 
@@ -187,11 +187,12 @@ class StageReply(Message, frozen=True, kw_only=True, array_like=True):
     ready: int
     """Leading keys of the request that are now in the arena."""
     reason: MissReason | None
-    """Why the first key that is not ready is not; None if all are."""
+    """Why the first missing key is not ready here; None if all keys are ready."""
     arena_id: int = 0
-    """Of the arena that the next two are about, if they were asked for."""
+    """Id of the arena of ``slots`` and ``generations``; 0 if these were not asked for."""
     slots: list[int] = []
-    """Where each key is; -1: not here. Nothing is pinned: a copy is good if its generation is."""
+    """Slot of each key; -1: the arena does not hold it. A slot may be given away at any time: a
+    copy is valid if its generation is unchanged afterwards."""
     generations: list[int] = []
 
 
@@ -252,7 +253,8 @@ class Cleared(Message, frozen=True, kw_only=True, array_like=True):
     """A shard's or the directory's answer to a clear."""
 
     before: int
-    """The shard's last one before it; of the directory: the new one's number."""
+    """From a shard: the number of the clear that it had carried out before this one. From the
+    directory: the number of the new clear."""
     pending: list[str] = []
     """Names of tiers in which it waits for the medium: nothing of it is served from there."""
 

@@ -63,7 +63,7 @@ def namespace_of(space: int) -> int:
 
 
 def tenant_within(space: int, given: int) -> int:
-    """A chunk's space, as it was given by who may only name tenants of ``space``."""
+    """The space of a chunk, as given by an engine that may only name tenants of ``space``."""
     return given if 0 < given <= _NAMESPACE | _TENANT and covers(space, given) else space
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 async def to_the_end(function: Callable[[], T], executor: Executor | None = None) -> T:
     """Run in a thread, and do not leave before it has ended, even when cancelled.
 
-    It writes into slots: whoever cancels a fetch gives them away next.
+    A fetch writes into slots, and its caller gives them away after a cancellation.
     """
     future = asyncio.get_running_loop().run_in_executor(executor, function)
     await all_ended([future])
@@ -34,5 +34,5 @@ async def all_ended(futures: Iterable[asyncio.Future[T]]) -> None:
     if cancelled:
         for future in awaited:
             if not future.cancelled():
-                future.exception()  # nobody is left to ask for it, which asyncio would log
+                future.exception()  # no caller is left to ask for it, which asyncio would log
         raise asyncio.CancelledError

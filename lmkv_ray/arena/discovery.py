@@ -18,7 +18,7 @@ def find_arena(family: str, directory: Path = DEFAULT_DIRECTORY) -> ArenaReader 
     """The one arena named ``family.x`` whose writer lives.
 
     Returns:
-        None if there is none, or several: nobody knows which of them an engine will be given.
+        None if there is none, or several: which of them an engine will be given is not known.
     """
     living = []
     for path in Segment.find(family, directory, below=True):

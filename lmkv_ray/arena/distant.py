@@ -1,9 +1,10 @@
 """An arena in the memory of another process or host, which can be read but not mapped.
 
-Says where to read, and what was read means; whoever reads does so twice: the keys' buckets of the
-index; then the rows of the slots they name, and the slots. What is torn, stale or spilled leaves a
-key unknown, or gives bytes that have not the checksum of its row; nothing worse, so the arena's
-writer need not know of us. Chunks whose checksum was not noted are unknown, too.
+Computes the addresses of a remote arena's tables, and decodes what an RDMA READ brought. A lookup
+takes two READs: first the index buckets of the keys; then the rows of the slots that these name,
+and the slots. Torn, stale or spilled data make a key unknown, or bring bytes that do not have the
+checksum of the row: never wrong chunks. So the arena's writer need not know of its remote readers.
+Chunks without a checksum are unknown as well.
 """
 
 from __future__ import annotations
@@ -20,35 +21,35 @@ from lmkv_ray.keys import KeyArray
 Numbers = npt.NDArray[np.int64]
 
 TAGS_BYTES, ROWS_BYTES = LANES * 8, LANES * 4
-"""Of one bucket."""
+"""Bytes of one bucket of the index."""
 
 
 @dataclass(frozen=True)
 class DistantArena:
-    """Where its tables are."""
+    """Addresses of the tables of an arena, in the process that has mapped it."""
 
     geometry: Geometry
     slot_bytes: Numbers
     """Size of the slots of each extent, int64[extents]; 0 where it cannot be read."""
     index: int
-    """Addresses in the other process."""
+    """Address of the index; ``slots``, ``data``: those of the slot table and the payloads."""
     slots: int
     data: int
 
     def buckets(self, keys: KeyArray) -> tuple[Numbers, Numbers]:
-        """First reading: addresses of tags (64 bytes) and of rows (32 bytes) for each key."""
+        """First READ: addresses of tags (64 bytes) and of rows (32 bytes) for each key."""
         tags, rows = BucketIndex.homes(keys, self.geometry.slots)
         return self.index + tags, self.index + rows
 
     def slots_of(
         self, keys: KeyArray, tags: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint32]
     ) -> Numbers:
-        """What it said: slots of the keys, int64[n], or -1.
+        """Decode the first READ: the slot of each key, int64[n]; -1 if the key was not found.
 
         Args:
-            keys: uint64[n, 2].
-            tags: [n, 8].
-            rows: [n, 8].
+            keys: those that were looked up, uint64[n, 2].
+            tags: the tags that were read, uint64[n, 8].
+            rows: the rows that were read, uint32[n, 8].
         """
         slots = BucketIndex.rows_among(keys, tags, rows)
         exists, _, _ = locate(self.geometry, self.slot_bytes, slots)
@@ -56,26 +57,26 @@ class DistantArena:
         return slots
 
     def rows(self, slots: Numbers) -> Numbers:
-        """Second reading: addresses of the rows (64 bytes) of slots."""
+        """Second READ: addresses of the rows (64 bytes) of slots."""
         return self.slots + slots * SLOT.itemsize
 
     def places(self, slots: Numbers) -> tuple[Numbers, Numbers]:
-        """And where the slots begin in the data, and their sizes; anything where there is none."""
+        """Offsets in the data and sizes of slots, in bytes; any numbers where a slot is -1."""
         _, offsets, sizes = locate(self.geometry, self.slot_bytes, slots)
         return offsets, sizes
 
     def holds(
         self, keys: KeyArray, slots: Numbers, rows: npt.NDArray[np.void]
     ) -> npt.NDArray[np.bool_]:
-        """What it said: which of the slots hold their key's chunk, of the row's size and checksum.
+        """Decode the second READ: which rows really hold the chunk of their key, with a checksum.
 
         Key, generation and checksum are the first half of one cache line, and are read together: by
         hardware, and by a processor that copies 32 bytes at a time.
 
         Args:
-            keys: uint64[n, 2].
-            slots: int64[n], of ``slots_of``.
-            rows: SLOT[n], anything where there is no slot.
+            keys: those that were looked up, uint64[n, 2].
+            slots: what ``slots_of`` returned, int64[n].
+            rows: the rows that were read, SLOT[n]; any bytes where the slot is -1.
         """
         here, _, sizes = locate(self.geometry, self.slot_bytes, slots)
         here &= is_readable(rows["generation"]) & (rows["key"] == keys).all(axis=1)

@@ -37,8 +37,9 @@ Summed = tuple[int, int, int]
 class Hits:
     """What a lookup found, one element a key.
 
-    The bytes of hit ``i`` are ``reader.data[offsets[i] : offsets[i] + nbytes[i]]``. They may be
-    touched for ever, and are worth something if ``unchanged(slots, generations)`` after the copy.
+    The bytes of hit ``i`` are ``reader.data[offsets[i] : offsets[i] + nbytes[i]]``. Reading
+    this memory is always safe (it stays mapped); the copied bytes are valid only if
+    ``unchanged(slots, generations)`` is true afterwards.
     """
 
     slots: npt.NDArray[np.int64]
@@ -219,7 +220,7 @@ class ArenaReader:
     def map_tables(self) -> npt.NDArray[np.uint8]:
         """Index and slot table once more, and writable: network cards take no other memory.
 
-        Nobody may write there, and only rows of assigned extents may be touched.
+        No reader may write there, and only rows of assigned extents may be touched.
 
         Returns:
             uint8, from ``geometry.index_offset`` to ``geometry.data_offset``.

@@ -94,7 +94,7 @@ def repair(tables: Tables) -> None:
     keys = np.ascontiguousarray(rows["key"][sound])
     tables.index.clear()
     tables.index.insert(keys, ready)
-    # Of two slots with one key the index knows one; nobody would ever evict the other.
+    # Of two slots with one key the index knows one; the other would never be evicted.
     twice = ready[tables.index.lookup(keys) != ready]
     tables.slots["generation"][twice] += np.uint64(1)
     tables.slots["state"][twice] = SlotState.FREE

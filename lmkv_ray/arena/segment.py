@@ -95,7 +95,7 @@ class Segment:
         """The segment another process (or this one) holds, by its ``path``.
 
         Raises:
-            ArenaError: nobody holds it any more, this process may not see it, it is something
+            ArenaError: no process holds it any more, this process may not see it, it is something
                 else, or it is not this user's alone.
             ShortageError: it may be there.
         """

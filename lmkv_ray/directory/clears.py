@@ -7,7 +7,7 @@ from collections import deque
 from lmkv_ray.messages import Clear, Message
 
 KEPT = 64
-"""Clears that are remembered one by one; who missed more than these clears everything."""
+"""Clears that are remembered one by one. A shard that missed more is told to clear everything."""
 
 
 class KeptClears(Message, frozen=True):
@@ -66,7 +66,7 @@ class ClearLog:
         if number in (self.highest, self._since) or number < self._since:
             return
         if all(clear.number != number for clear in self._clears):
-            # Of another life of the directory: what else there was before it, nobody knows.
+            # An earlier life of the directory ordered it: other clears before it are not known.
             self._since = number
             if number > self.highest:
                 # That life's clock was ahead of ours. The shard must not miss what was ordered

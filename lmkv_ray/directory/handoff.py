@@ -1,4 +1,4 @@
-"""Who takes over which chunks of a node: when it leaves, or when there should be more copies."""
+"""Which nodes take over the chunks of a node that leaves, or keep further copies of its chunks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ RUN = 64
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A chunk of the node, and who else holds it."""
+    """A chunk of the node, and the other nodes that hold it."""
 
     key: bytes
     space: int
@@ -61,7 +61,7 @@ def _place(run: list[Held], rooms: MutableMapping[str, int], copies: int) -> lis
     for _ in range(max(lacking, 0)):
         i = 0
         while i < len(run):
-            # Whoever has a chunk already is not asked for it again.
+            # A node that has a chunk already is not asked to fetch it again.
             fit = [node for node in rooms if rooms[node] >= size and node not in takers[i]]
             if not fit:
                 i += 1

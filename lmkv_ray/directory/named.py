@@ -51,7 +51,7 @@ class NamedTable(Generic[N]):
         assert named <= self._names.keys(), f"{named - self._names.keys()} have chunks and no name"
 
     def retire(self, number: int) -> None:
-        """Nobody has this number any more, nor any chunks by it."""
+        """The number names no holder any more, and holds no chunks."""
         if number != NOBODY:
             self.table.retire(number)
             del self._names[number]

@@ -19,7 +19,7 @@ from lmkv_ray.messages import Clear, Delta, DeltaReply, Kin, Message
 from lmkv_ray.story import new_story
 
 SILENT_SECONDS = 5.0
-"""Nobody is sent to a node that was not heard for so long. Shards speak once a second."""
+"""No reader is sent to a node whose shard was silent for so long. Shards speak once a second."""
 DEVICES_SHARE = 4
 """Engines hold less than nodes: a quarter as many of their chunks are remembered."""
 
@@ -148,7 +148,7 @@ class DirectoryState:
         return self.clears.owed(node.cleared if node is not None else 0)
 
     def node_lost(self, node_id: str) -> None:
-        """A node died: nobody can get anything from it."""
+        """A node died: no chunk can be fetched from it."""
         node = self._nodes.pop(node_id, None)
         if node is not None:
             self._holders.retire(node.number)
@@ -179,7 +179,7 @@ class DirectoryState:
     def where(self, keys: KeyArray, now: float) -> list[Holding]:
         """The same of all nodes, and of the engines that have chunks on their devices.
 
-        For who sends requests; from a device nobody can fetch.
+        For a router of requests: chunks on a device cannot be fetched.
         """
         on_devices = {
             Location(engine.node_id, GPU, engine.engine_id): positions

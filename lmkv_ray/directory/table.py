@@ -22,7 +22,7 @@ class ChunkTable:
     """A bounded, vectorised multimap of chunks to node numbers (0 to 65534).
 
     When it is full, the rows that were filled longest ago make room. A node's number is *retired*
-    in no time: nobody sees its chunks any more, and ``sweep`` removes them in small steps.
+    in no time: lookups do not find its chunks any more, and ``sweep`` removes them in small steps.
 
     Args:
         capacity: chunks it can hold; about 77 bytes each.

@@ -1,4 +1,4 @@
-"""Keeps what its like was soon used again."""
+"""Evicts chunks whose kind (category, uses, session) is least likely to be used again."""
 
 from __future__ import annotations
 

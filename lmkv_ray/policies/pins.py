@@ -11,7 +11,7 @@ from lmkv_ray.policies.base import Policy
 class Pins(Policy):
     """Passes over pinned chunks. The outermost wrapper: no other brings them back.
 
-    Whoever calls ``pin`` bounds the pins, so the ``pinned`` hint alone does nothing here. A pin
+    The allocator calls ``pin`` and bounds the pins; the ``pinned`` hint alone does nothing. A pin
     does not hold the chunks before it: pin whole prefixes. Choosing victims costs one step for
     every pinned chunk that is passed over.
     """

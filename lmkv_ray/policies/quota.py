@@ -12,7 +12,7 @@ from lmkv_ray.policies.base import Policy
 class Quota(Policy):
     """Victims are first what tenants hold beyond their share, then what the inner policy says.
 
-    So a tenant may use memory that nobody else wants, and whoever is over the share pays
+    So a tenant may use memory that no other tenant wants, and a tenant over the share pays
     for what others need: with shares that add up to one or less, a flood of one tenant leaves
     the others what they hold up to their share, but for one batch of victims. Of a tenant that is
     over, the least recently used chunks go first.
@@ -52,7 +52,7 @@ class Quota(Policy):
 
     def order(self) -> Iterator[bytes]:
         allowed = self._share * len(self)
-        # One tenant alone is over every share, but has nobody to pay for.
+        # One tenant alone is over every share, but there is no other tenant to make room for.
         over = [recent for recent in self._recent.values() if len(recent) > allowed]
         if not over or len(self._recent) == 1:
             return self._inner.order()

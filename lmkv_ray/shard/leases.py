@@ -1,4 +1,4 @@
-"""Who may fill which slots, and until when."""
+"""Which engines may fill which slots, and until when."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ class Holder:
     space: int
     slot_bytes: int
     kin: Kin = NO_KIN
-    """What others are told of it."""
+    """What other engines are told about this one."""
     attachment: int = 0
-    """Of its last ``Hello``."""
+    """Number of the engine's last ``Hello``."""
     leases: dict[int, float] = field(default_factory=dict)
     """Slot -> deadline."""
 
@@ -61,8 +61,8 @@ class Leases:
         name it does not write, as long as older messages are refused.
 
         Args:
-            hello: the engine's.
-            deadline: for all its leases.
+            hello: the message of the engine.
+            deadline: seconds at which all leases of the engine end, if it does not say hello again.
             fits: whether a slot has the engine's size.
 
         Returns:
@@ -116,7 +116,7 @@ class Leases:
         self.rest(self.orphans.pop(owner, {}), until)
 
     def rest(self, slots: Iterable[int], until: float) -> None:
-        """Nobody may have these until then; later calls have later times."""
+        """No engine may have these slots until then; later calls have later times."""
         if resting := tuple(slots):
             self.resting.append((until, resting))
 

@@ -1,4 +1,4 @@
-"""What to fetch from whom."""
+"""Which chunks to fetch from which source."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Chunks to get from one place, in order."""
+    """Chunks to fetch from one source, in order."""
 
     source: str
     positions: tuple[int, ...]
@@ -17,16 +17,16 @@ class Plan:
 def plan_fetches(
     missing: Sequence[int], holders: Iterable[tuple[str, Iterable[int]]]
 ) -> list[Plan]:
-    """Cover a run of chunks from as few places as possible, longest run first.
+    """Cover a run of chunks from as few sources as possible, longest run first.
 
     Args:
         missing: positions in the prompt that are not here, ascending; positions that are not
             named are here already.
-        holders: (place, positions it holds), best first among equals.
+        holders: (source, positions of the chunks it holds), best first among equals.
 
     Returns:
-        fetches in the order of the prompt. They end before the first missing position that nobody
-        holds: what follows a gap cannot be used.
+        fetches in the order of the prompt. They end before the first missing position that no
+        source holds: what follows a gap cannot be used.
     """
     held = [(node, frozenset(positions)) for node, positions in holders]
     fetches: list[Plan] = []

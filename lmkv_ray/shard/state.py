@@ -197,7 +197,7 @@ class ShardState:
         return refused, out
 
     def release(self, space: int, slot_bytes: int, slots: Iterable[int]) -> list[Instruction]:
-        """The shard will not fill these after all, and nobody writes into them any more."""
+        """The shard will not fill these slots, and no transfer writes into them any more."""
         out: list[Instruction] = []
         back = self._leases.own(self.owner, space, slot_bytes).take_back(slots)
         self._free(back, out)
@@ -272,7 +272,7 @@ class ShardState:
         for row in rows:
             if row.key is not None and rows_of[row.key] == 1:
                 self.chunks.add(row.slot, row.key, row.nbytes, Hints(space=row.space))
-                if row.pinned:  # by whom is not known any more
+                if row.pinned:  # by a user or a request: that is not known any more
                     self.chunks.pin([row.key], True)
             elif row.key is not None:  # never written so: trust neither
                 self._extents.free(row.slot)

@@ -50,9 +50,9 @@ class Job:
     arena: Arena | None
     """None: the arena of these copies is not attached."""
     offset: int
-    """Of this worker's part in a slot."""
+    """Bytes from the beginning of a slot to this worker's part of it."""
     after: Event
-    """What was given to the model's stream before."""
+    """Event of the model's stream: the copies wait for all that was queued there before the job."""
     began: float = 0.0
 
 
