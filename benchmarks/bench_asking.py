@@ -64,12 +64,10 @@ class Reader:
         actor_class: Any = ray.remote(Peer)
         options = actor_class.options(num_cpus=0, max_concurrency=16, scheduling_strategy=where)
         actor = options.remote(max(BATCHES), CHUNK)
-        host, path, arena_id = ray.get(actor.describe.remote())
+        host, arena_id, offers = ray.get(actor.describe.remote())
         self._peer = PeerInfo(
-            "peer", host, path, arena_id,
-            read=lambda wanted: actor.read.remote(wanted),
-            locate=lambda wanted, known: actor.locate.remote(wanted, known),
-        )  # fmt: skip
+            "peer", host, arena_id, offers, lambda *asked: actor.serve.remote(*asked)
+        )
         self._here = Slots("here", max(BATCHES), CHUNK)
         self._keys = some_keys(max(BATCHES))
         self._loop = asyncio.new_event_loop()

@@ -34,18 +34,19 @@ from lmkv_ray.arena import ArenaReader, ArenaWriter, this_process
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.fetch import Fetch
 from lmkv_ray.host import host_id
-from lmkv_ray.messages import decode
+from lmkv_ray.messages import decode, encode
+from lmkv_ray.orders import Offer
 from lmkv_ray.transports import (
-    Batch,
-    ChunkReader,
+    Answer,
     Helper,
-    NixlSource,
     NixlTransport,
     ObjectStoreTransport,
     PeerInfo,
+    Servers,
     Transport,
+    all_servers,
 )
-from lmkv_ray.transports.nixl import Located
+from lmkv_ray.transports.nixl import Locate, Located
 from lmkv_ray.transports.nixl.process import load_nixl
 
 BATCHES = {1: (1, 4, 16, 64, 256), 8: (1, 4, 16, 32)}
@@ -86,24 +87,17 @@ class Peer:
         writer.reserve(slots, this_process())
         writer.publish(slots, some_keys(count), chunk, 1)
         reader = ArenaReader.attach(writer.path)
-        self._chunks = ChunkReader(reader)
-        self._source = NixlSource(
-            reader, Helper(writer, SYSTEM_CLOCK), writer.set_checksum, SYSTEM_CLOCK
-        )
+        helper = Helper(writer, SYSTEM_CLOCK)
+        self._servers = Servers(all_servers(reader, writer, helper, SYSTEM_CLOCK))
         self._raw = np.concatenate(self._here.views)
 
-    async def describe(self) -> tuple[str, str, int]:
+    async def describe(self) -> tuple[str, int, dict[str, Offer]]:
         """What a ``PeerInfo`` says."""
-        return host_id(), self._here.writer.path, self._here.writer.arena_id
+        return host_id(), self._here.writer.arena_id, self._servers.offers(host_id())
 
-    async def read(self, keys: bytes) -> Batch:
-        """See ``ChunkReader``."""
-        array = np.frombuffer(keys, np.uint64).reshape(-1, 2)
-        return await asyncio.to_thread(self._chunks.read, array)
-
-    async def locate(self, keys: bytes, known: str) -> bytes:
-        """See ``NixlSource``."""
-        return await self._source.locate(keys, known)
+    async def serve(self, transport: str, question: bytes) -> Answer:
+        """See ``Servers.answer``."""
+        return await self._servers.answer(transport, question)
 
     async def raw(self, count: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """The bytes of some chunks."""
@@ -168,15 +162,13 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
     count = max(batches)
     here, keys = Slots("here", count, chunk), some_keys(count)
     helper = Helper(here.writer, SYSTEM_CLOCK)
-    host, path, arena_id = await actor.describe.remote()
-    peer = PeerInfo(
-        node_id="peer",
-        host=host,
-        arena_path=path,
-        arena_id=arena_id,
-        read=lambda wanted: actor.read.remote(wanted),
-        locate=lambda wanted, known: actor.locate.remote(wanted, known),
-    )
+    host, arena_id, offers = await actor.describe.remote()
+    peer = PeerInfo("peer", host, arena_id, offers, lambda *asked: actor.serve.remote(*asked))
+
+    async def locate(keys: bytes) -> bytes:
+        question = encode(Locate(keys=keys, known=""))
+        answer: bytes = await actor.serve.remote(NixlTransport.name, question)
+        return answer
 
     async def fetch(transport: Transport, n: int) -> None:
         wish = Fetch(keys[:n], here.views[:n], SECONDS)
@@ -189,7 +181,7 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
         ObjectStoreTransport(SYSTEM_CLOCK),
     )
     await fetch(nixl, count)  # starts and connects everything, and notes all checksums
-    raw = RawReader(decode(await actor.locate.remote(keys.tobytes(), ""), Located), count, chunk)
+    raw = RawReader(decode(await locate(keys.tobytes()), Located), count, chunk)
 
     async def get(n: int) -> None:
         assert len(await actor.raw.remote(n)) == n * chunk
@@ -198,7 +190,7 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
         raw.read(n)  # nothing else waits for the event loop
 
     async def wake(_: int) -> None:
-        await actor.locate.remote(b"", "")
+        await locate(b"")
 
     rows = []
     pairs: list[tuple[Transport, Callable[[int], Any], Callable[[int], Any]]]

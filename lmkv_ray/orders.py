@@ -5,16 +5,24 @@ from __future__ import annotations
 from lmkv_ray.messages import Message
 
 
+class Offer(Message, frozen=True):
+    """What a shard says of itself for one transport."""
+
+    address: bytes = b""
+    """What a reader needs to know; only the transport understands it."""
+    obstacle: str | None = None
+    """Why nobody can read from the shard by this transport now; None: it is possible."""
+
+
 class PeerAddress(Message, frozen=True):
     """Shard to shard: how to be read from."""
 
     node_id: str
     host: str
     """See ``host.host_id``."""
-    arena_path: str
     arena_id: int
-    nixl_obstacle: str | None
-    """Why NIXL cannot read from it; None: it can."""
+    offers: dict[str, Offer]
+    """By the name of the transport."""
 
 
 class Take(Message, frozen=True):

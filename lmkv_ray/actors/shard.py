@@ -19,7 +19,7 @@ from lmkv_ray.messages import encode
 from lmkv_ray.node import Node, ThisMachine
 from lmkv_ray.node.loops import until
 from lmkv_ray.status import ShardStatus
-from lmkv_ray.transports import Batch
+from lmkv_ray.transports import Answer
 
 logger = logging.getLogger(__name__)
 
@@ -110,13 +110,9 @@ class ShardActor:
         """Also says that the shard works, so ``connect`` waits for it."""
         return self._node.address(host)
 
-    async def locate(self, keys: bytes, known: str) -> bytes:
+    async def serve(self, transport: str, question: bytes) -> Answer:
         """..."""
-        return await self._node.locate(keys, known)
-
-    async def read(self, keys: bytes) -> Batch:
-        """..."""
-        return await self._node.read(keys)
+        return await self._node.serve(transport, question)
 
     async def take(self, message: bytes) -> bytes:
         """..."""

@@ -16,7 +16,7 @@ from lmkv_ray.node.arena import open_arena
 from lmkv_ray.node.tiers import open_tiers
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers import Tier
-from lmkv_ray.transports import Helper, NixlSource, Transport, all_transports
+from lmkv_ray.transports import Helper, Server, Transport, all_servers, all_transports
 
 
 class Machine(Protocol):
@@ -57,8 +57,8 @@ class Machine(Protocol):
         """The ways to fetch chunks into an arena, the best first."""
         ...
 
-    def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
-        """The side of NIXL that peers read from."""
+    def servers(self, reader: ArenaReader, arena: ArenaWriter) -> list[Server]:
+        """The other ends of these transports, from which other nodes read."""
         ...
 
 
@@ -113,6 +113,6 @@ class ThisMachine:
         """See ``Machine``."""
         return all_transports(arena, Helper(arena, self.clock), self.clock)
 
-    def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
+    def servers(self, reader: ArenaReader, arena: ArenaWriter) -> list[Server]:
         """See ``Machine``."""
-        return NixlSource(reader, Helper(arena, self.clock), arena.set_checksum, self.clock)
+        return all_servers(reader, arena, Helper(arena, self.clock), self.clock)

@@ -33,7 +33,7 @@ from lmkv_ray.node.staging import Staging
 from lmkv_ray.orders import Drain, Move, PeerAddress, Take, Taken
 from lmkv_ray.status import EngineStatus, ShardStatus, TierStatus
 from lmkv_ray.tiers import Tier
-from lmkv_ray.transports import Batch, ChunkReader, Transports
+from lmkv_ray.transports import Answer, Servers, Transports
 
 logger = logging.getLogger(__name__)
 
@@ -86,8 +86,7 @@ class Node:
         self._peer_finder = PeerFinder(self._peers, transports, clock)
         self._staging = Staging(shard, self._finders())
         self._demotion = Demotion(shard, self._tiers)
-        self._chunks = ChunkReader(shard.reader)
-        self._nixl = machine.nixl_source(shard.reader, writer)
+        self._servers = Servers(machine.servers(shard.reader, writer))
         self._clears = NodeClears(shard, self._tiers, self._peers)
         self._checksums = Checksums(shard)
         self._reports = Reports(
@@ -207,27 +206,24 @@ class Node:
         Args:
             host: the ``host_id`` of a shard that is going to read; empty: of none.
         """
-        if host not in ("", self._machine.host):
-            self._nixl.start()
         return encode(
             PeerAddress(
                 node_id=self._node_id,
                 host=self._machine.host,
-                arena_path=self.shard.writer.path,
                 arena_id=self.shard.writer.arena_id,
-                nixl_obstacle=self._nixl.obstacle,
+                offers=self._servers.offers(host),
             )
         )
 
-    async def locate(self, keys: bytes, known: str) -> bytes:
-        """Where chunks are, for another node (see ``NixlTransport``)."""
-        self._checksums.wanted = True
-        return await self._nixl.locate(keys, known)
+    async def serve(self, transport: str, question: bytes) -> Answer:
+        """Answer a question of another node, which fetches chunks from here.
 
-    async def read(self, keys: bytes) -> Batch:
-        """Chunks for another node (see ``ObjectStoreTransport``)."""
+        Args:
+            transport: the name of the transport by which it fetches.
+            question: what the other end of the transport asks.
+        """
         self._checksums.wanted = True
-        return await asyncio.to_thread(self._chunks.read, key_array(keys))
+        return await self._servers.answer(transport, question)
 
     async def take(self, message: bytes) -> bytes:
         """``Take`` -> ``Taken``: fetch chunks from a node that asks for it."""

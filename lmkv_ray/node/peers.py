@@ -54,29 +54,25 @@ class Peers:
         """How to read from a node; None if it does not answer in time."""
         now = self._clock.monotonic()
         at, known = self._peers.get(node_id, (0.0, None))
-        lasting = known is not None and known.nixl_obstacle is None
-        if known is not None and (lasting or now < at + AGAIN_SECONDS):
-            return known
+        if known is not None:
+            lasting = all(offer.obstacle is None for offer in known.offers.values())
+            if lasting or now < at + AGAIN_SECONDS:
+                return known
         shard = self._neighbours.shard(node_id)
         answer = await shard.ask("address", self._host, within=min(within, SILENT_SECONDS))
         if answer is None:
             return None
         address = decode(answer, PeerAddress)
 
-        def read(keys: bytes) -> Awaitable[Any]:
-            return shard.call("read", keys)
-
-        def locate(keys: bytes, known: str) -> Awaitable[bytes]:
-            return shard.call("locate", keys, known)
+        def ask(transport: str, question: bytes) -> Awaitable[Any]:
+            return shard.call("serve", transport, question)
 
         peer = PeerInfo(
             node_id=node_id,
             host=address.host,
-            arena_path=address.arena_path,
             arena_id=address.arena_id,
-            read=read,
-            locate=locate,
-            nixl_obstacle=address.nixl_obstacle,
+            offers=address.offers,
+            ask=ask,
         )
         self._peers[node_id] = self._clock.monotonic(), peer
         return peer

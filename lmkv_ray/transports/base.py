@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from lmkv_ray.fetch import Fetch, Outcome
+from lmkv_ray.orders import Offer
 from lmkv_ray.transports.chunk_reader import Batch
 
 
@@ -29,15 +30,42 @@ class PeerInfo:
     node_id: str
     host: str
     """The peer's ``host_id()``."""
-    arena_path: str
     arena_id: int
-    read: Callable[[bytes], Awaitable[Batch]]
-    """Calls the peer's ``ChunkReader.read`` with keys of 16 bytes each (for Ray: what
-    ``handle.read.remote`` returns)."""
-    locate: Callable[[bytes, str], Awaitable[bytes]] | None = None
-    """Calls the peer's ``NixlSource.locate``."""
-    nixl_obstacle: str | None = None
-    """Why NIXL cannot read from the peer, as far as it knows itself."""
+    """The peer's arena. After a restart it may be another one."""
+    offers: Mapping[str, Offer]
+    """What the peer says of itself for each transport that it has, by the transport's name."""
+    ask: Callable[[str, bytes], Awaitable[Any]]
+    """Calls ``Servers.answer`` of the peer: (name of the transport, question) -> ``Answer``."""
+
+
+Answer = bytes | Batch
+"""What a peer's end of a transport answers. Chunks of a ``Batch`` are not copied before they are
+sent."""
+
+
+class Server(Protocol):
+    """The end of a transport at the shard that is read from."""
+
+    @property
+    def name(self) -> str:
+        """As ``Transport.name``."""
+        ...
+
+    def offer(self, reader: str) -> Offer:
+        """What readers must know.
+
+        Args:
+            reader: the ``host_id`` of the shard that is going to read; empty: no shard is.
+        """
+        ...
+
+    async def answer(self, question: bytes) -> Answer:
+        """Answer a question of the transport's other end, which is a stranger's message.
+
+        Raises:
+            TransportError: it cannot be answered.
+        """
+        ...
 
 
 class Transport(Protocol):
@@ -81,7 +109,7 @@ class Transport(Protocol):
         ...
 
     def obstacle(self, peer: PeerInfo) -> str | None:
-        """Why this transport cannot serve a peer; None if it can."""
+        """Why this transport cannot serve a peer that offers it; None if it can."""
         ...
 
     def fetch(self, peer: PeerInfo, fetch: Fetch) -> AsyncGenerator[Outcome, None]:

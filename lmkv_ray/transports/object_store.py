@@ -8,20 +8,45 @@ flow control. (A streaming generator would leave its state in the peer's actor w
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
-from lmkv_ray.arena import checksum
+from lmkv_ray.arena import ArenaReader, checksum
 from lmkv_ray.clock import Clock
 from lmkv_ray.fetch import Failure, Fetch, Outcome, failed, groups
+from lmkv_ray.keys import key_array
+from lmkv_ray.orders import Offer
 from lmkv_ray.transports.answers import NoAnswerError, answer_of
-from lmkv_ray.transports.base import Capabilities, PeerInfo
-from lmkv_ray.transports.chunk_reader import BATCH_BYTES, CHANGED, Batch
+from lmkv_ray.transports.base import Answer, Capabilities, PeerInfo
+from lmkv_ray.transports.chunk_reader import BATCH_BYTES, CHANGED, Batch, ChunkReader
 from lmkv_ray.transports.windows import in_windows
 from lmkv_ray.waits import to_the_end
 
+NAME = "object_store"
 IN_FLIGHT = 2
+
+
+class ObjectStoreServer:
+    """Returns batches of chunks. See ``Server``.
+
+    Args:
+        reader: the arena.
+    """
+
+    name = NAME
+
+    def __init__(self, reader: ArenaReader) -> None:
+        self._chunks = ChunkReader(reader)
+
+    def offer(self, reader: str) -> Offer:
+        """There is nothing to know."""
+        return Offer()
+
+    async def answer(self, question: bytes) -> Answer:
+        """The chunks of some keys, 16 bytes each."""
+        return await asyncio.to_thread(self._chunks.read, key_array(question))
 
 
 class ObjectStoreTransport:
@@ -32,7 +57,7 @@ class ObjectStoreTransport:
         batch_bytes: payload of one batch.
     """
 
-    name = "object_store"
+    name = NAME
     capabilities = Capabilities(same_host=False, one_sided=False, verified=True)
 
     def __init__(self, clock: Clock, batch_bytes: int = BATCH_BYTES) -> None:
@@ -69,9 +94,11 @@ class ObjectStoreTransport:
         """One call of the peer for some positions, and its answer copied to where it belongs."""
         keys = fetch.keys[list(wanted)].tobytes()
         try:
-            batch = await answer_of(lambda: peer.read(keys), deadline, self._clock)
+            batch = await answer_of(lambda: peer.ask(NAME, keys), deadline, self._clock)
         except NoAnswerError as error:
             return failed(wanted, error.failure, error.detail)
+        if not isinstance(batch, Batch):
+            return failed(wanted, Failure.LOST, "the answer is no batch")
         return await to_the_end(partial(_land, batch, fetch, wanted))
 
 

@@ -6,13 +6,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lmkv_ray.arena import ArenaWriter
+from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TransportError
-from lmkv_ray.transports.base import PeerInfo, Transport
-from lmkv_ray.transports.nixl import Helper, NixlTransport
-from lmkv_ray.transports.object_store import ObjectStoreTransport
-from lmkv_ray.transports.shared_memory import SharedMemoryTransport
+from lmkv_ray.transports.base import PeerInfo, Server, Transport
+from lmkv_ray.transports.nixl import Helper, NixlServer, NixlTransport
+from lmkv_ray.transports.object_store import ObjectStoreServer, ObjectStoreTransport
+from lmkv_ray.transports.shared_memory import SharedMemoryServer, SharedMemoryTransport
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,33 @@ def all_transports(arena: ArenaWriter, helper: Helper, clock: Clock) -> list[Tra
         NixlTransport(arena, helper, clock),
         ObjectStoreTransport(clock),
     ]
+
+
+def all_servers(
+    reader: ArenaReader, arena: ArenaWriter, helper: Helper, clock: Clock
+) -> list[Server]:
+    """The other ends of the same transports.
+
+    Args:
+        reader: what is read from.
+        arena: the same arena, where checksums are noted.
+        helper: for NIXL to serve it.
+        clock: measures deadlines.
+    """
+    return [
+        SharedMemoryServer(arena.path),
+        NixlServer(reader, helper, arena.set_checksum, clock),
+        ObjectStoreServer(reader),
+    ]
+
+
+def _obstacle(transport: Transport, peer: PeerInfo) -> str | None:
+    offer = peer.offers.get(transport.name)
+    if offer is None:
+        return "the peer does not offer it"
+    if offer.obstacle is not None:
+        return f"the peer says: {offer.obstacle}"
+    return transport.obstacle(peer)
 
 
 @dataclass(frozen=True)
@@ -76,7 +103,7 @@ class Transports:
             return before.transport
         obstacles: list[str] = []
         for transport in self._transports:
-            obstacle = transport.obstacle(peer)
+            obstacle = _obstacle(transport, peer)
             if obstacle is None:
                 if before is None or before.transport is not transport:
                     why = "; ".join(obstacles) or "it is the best there is"

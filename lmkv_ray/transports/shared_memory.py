@@ -10,14 +10,44 @@ import numpy.typing as npt
 
 from lmkv_ray.arena import ArenaReader, Hits
 from lmkv_ray.clock import Clock
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, TransportError
 from lmkv_ray.fetch import Failure, Fetch, Outcome, groups
 from lmkv_ray.host import host_id
-from lmkv_ray.transports.base import Capabilities, PeerInfo
+from lmkv_ray.orders import Offer
+from lmkv_ray.transports.base import Answer, Capabilities, PeerInfo
 from lmkv_ray.waits import to_the_end
 
+NAME = "shared_memory"
 STEP_BYTES = 8 << 20
 """Copied between two looks at the clock; 1 to 2 ms."""
+
+
+class SharedMemoryServer:
+    """Says where the arena can be mapped. See ``Server``.
+
+    Args:
+        path: see ``ArenaReader.attach``.
+    """
+
+    name = NAME
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def offer(self, reader: str) -> Offer:
+        """The arena's path."""
+        return Offer(address=self._path.encode())
+
+    async def answer(self, question: bytes) -> Answer:
+        """Nothing is ever asked.
+
+        Raises:
+            TransportError: always.
+        """
+        raise TransportError(
+            "Shared memory is read without questions.",
+            next_step="run the same version of lmkv_ray on all nodes.",
+        )
 
 
 class SharedMemoryTransport:
@@ -25,22 +55,23 @@ class SharedMemoryTransport:
 
     Args:
         clock: measures deadlines.
-        host: the ``host_id`` of this machine, if it is known already.
+        step_bytes: copied between two looks at the clock.
     """
 
-    name = "shared_memory"
+    name = NAME
     capabilities = Capabilities(same_host=True, one_sided=True, verified=False)
 
-    def __init__(self, clock: Clock, host: str | None = None) -> None:
+    def __init__(self, clock: Clock, step_bytes: int = STEP_BYTES) -> None:
         self._clock = clock
-        self._host = host or host_id()
+        self._step_bytes = step_bytes
+        self._host = host_id()
 
     def obstacle(self, peer: PeerInfo) -> str | None:
         """Why this transport cannot serve a peer; tries it."""
         if peer.host != self._host:
             return "the peer is on another host (or in another container, or of another user)"
         try:
-            ArenaReader.attach(peer.arena_path, peer.arena_id).close()
+            _attach(peer).close()
         except ArenaError as error:
             return error.what
         return None
@@ -50,13 +81,13 @@ class SharedMemoryTransport:
         deadline = self._clock.monotonic() + fetch.within
         # Attached for each fetch: a mapping that we kept would keep a dead peer's memory too.
         try:
-            reader = ArenaReader.attach(peer.arena_path, peer.arena_id)
+            reader = _attach(peer)
         except ArenaError as error:
             for position in range(len(fetch.keys)):
                 yield Outcome(position, failure=Failure.LOST, detail=error.what)
             return
         try:
-            for group in groups([len(d) for d in fetch.destinations], STEP_BYTES):
+            for group in groups([len(d) for d in fetch.destinations], self._step_bytes):
                 if self._clock.monotonic() >= deadline:
                     outcomes = [Outcome(i, failure=Failure.LATE) for i in group]
                 else:
@@ -65,6 +96,11 @@ class SharedMemoryTransport:
                     yield outcome
         finally:
             reader.close()
+
+
+def _attach(peer: PeerInfo) -> ArenaReader:
+    path = peer.offers[NAME].address.decode(errors="replace")
+    return ArenaReader.attach(path, peer.arena_id)
 
 
 def _copy(reader: ArenaReader, fetch: Fetch, group: range) -> list[Outcome]:

@@ -8,7 +8,7 @@ from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.messages import encode
 from lmkv_ray.node import peers as peers_module
 from lmkv_ray.node.peers import Peers
-from lmkv_ray.orders import PeerAddress
+from lmkv_ray.orders import Offer, PeerAddress
 from tests.node.fakes import Silence, no_directory
 
 
@@ -25,9 +25,8 @@ class FakeActor(Silence):
             PeerAddress(
                 node_id="n",
                 host="another",
-                arena_path="",
                 arena_id=1,
-                nixl_obstacle=self.obstacle,
+                offers={"nixl": Offer(obstacle=self.obstacle)},
             )
         )
 
@@ -41,12 +40,12 @@ async def test_a_peer_is_asked_once_but_for_obstacles_that_pass(
     for _ in range(2):
         peer = await peers.peer("n", 1.0)
         assert peer is not None
-        assert peer.nixl_obstacle == actor.obstacle
+        assert peer.offers["nixl"].obstacle == actor.obstacle
     assert actor.asked == 1
     actor.obstacle = None
     monkeypatch.setattr(peers_module, "AGAIN_SECONDS", 0.0)
     for _ in range(2):
         peer = await peers.peer("n", 1.0)
         assert peer is not None
-        assert peer.nixl_obstacle is None
+        assert peer.offers["nixl"].obstacle is None
     assert actor.asked == 2

@@ -19,7 +19,13 @@ from lmkv_ray.node.peers import Peers
 from lmkv_ray.node.sources import GivenFinder, PeerFinder
 from lmkv_ray.node.staging import Staging
 from lmkv_ray.tenants import space_of, tenant_of
-from lmkv_ray.transports import Batch, ChunkReader, ObjectStoreTransport, PeerInfo, Transports
+from lmkv_ray.transports import (
+    Answer,
+    ObjectStoreServer,
+    ObjectStoreTransport,
+    PeerInfo,
+    Transports,
+)
 from tests.node.fakes import FakeEngine, LocalShard, make_keys, new_arena
 
 SETTINGS = load_settings({"capacity": 8 << 20})
@@ -30,7 +36,7 @@ class Node:
         self.name = name
         self.shard = LocalShard(new_arena(SETTINGS, name), SETTINGS, name)
         self.engine = FakeEngine(self.shard.call)
-        self.chunks = ChunkReader(self.shard.reader)
+        self.server = ObjectStoreServer(self.shard.reader)
         self.claims: list[bytes] = []
         """What the directory wrongly believes it holds."""
         self.reads = 0
@@ -38,13 +44,13 @@ class Node:
         self.delay = 0.0
         self.dead = False
 
-    async def read(self, keys: bytes) -> Batch:
+    async def serve(self, transport: str, keys: bytes) -> Answer:
         self.reads += 1
         self.asked.set()
         await asyncio.sleep(self.delay)
         if self.dead:
             raise ConnectionError("killed")
-        return await asyncio.to_thread(self.chunks.read, key_array(keys))
+        return await self.server.answer(keys)
 
     def close(self) -> None:
         self.engine.close()
@@ -73,7 +79,13 @@ class FakePeers(Peers):
     async def peer(self, node_id: str, within: float) -> PeerInfo | None:
         node = self.nodes[node_id]
         writer = node.shard.writer
-        return PeerInfo(node_id, "elsewhere", writer.path, writer.arena_id, node.read)
+        return PeerInfo(
+            node_id,
+            "elsewhere",
+            writer.arena_id,
+            {"object_store": node.server.offer("")},
+            node.serve,
+        )
 
     def forget(self, node_id: str) -> None:
         pass

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
-from typing import cast
 
 from lmkv_ray.arena import ArenaReader, ArenaWriter
 from lmkv_ray.arena.crews import Crews
@@ -19,10 +18,10 @@ from lmkv_ray.policies import make_policy
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers import Tier
 from lmkv_ray.tiers.disk import DiskTier
-from lmkv_ray.transports import NixlSource, ObjectStoreTransport, Transport
+from lmkv_ray.transports import ObjectStoreServer, ObjectStoreTransport, Server, Transport
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.transport import Wire
+from tests.simulation.transport import SimulatedServer, Wire
 
 FOLDER = Path("/simulated")
 DISK_BYTES = 4 << 20
@@ -54,16 +53,6 @@ class SimulatedClock:
 
     def random_bytes(self, count: int) -> bytes:
         return self._random.randbytes(count)
-
-
-class _NoNixl:
-    obstacle = "there is no NIXL in a simulation"
-
-    def start(self) -> None:
-        pass
-
-    async def locate(self, keys: bytes, known: str) -> bytes:
-        raise NotImplementedError
 
 
 class SimulatedMachine:
@@ -139,5 +128,5 @@ class SimulatedMachine:
         by_asking = ObjectStoreTransport(self.clock, batch_bytes=256 << 10)
         return [by_asking] if self.card is None else [self.card, by_asking]
 
-    def nixl_source(self, reader: ArenaReader, arena: ArenaWriter) -> NixlSource:
-        return cast(NixlSource, _NoNixl())
+    def servers(self, reader: ArenaReader, arena: ArenaWriter) -> list[Server]:
+        return [SimulatedServer(), ObjectStoreServer(reader)]

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -19,7 +20,7 @@ from tests.simulation.machine import SimulatedClock
 from tests.simulation.network import Network
 from tests.simulation.run import run
 from tests.simulation.story import Story
-from tests.simulation.transport import SimulatedTransport, Wire
+from tests.simulation.transport import SimulatedServer, SimulatedTransport, Wire
 from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
 
 KEYS = some_keys()
@@ -48,7 +49,7 @@ class World:
 
     @property
     def peer(self) -> PeerInfo:
-        return PeerInfo("peer", *self.store.describe(), read=self.store.read)
+        return replace(self.store.info(), offers={"simulated": SimulatedServer().offer("")})
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         """Under virtual time; with pending timers the loop always has something to wait for."""

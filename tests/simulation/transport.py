@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from lmkv_ray.arena import ArenaReader, checksum
 from lmkv_ray.clock import Clock
+from lmkv_ray.errors import TransportError
 from lmkv_ray.fetch import Failure, Fetch, Outcome, failed, groups
-from lmkv_ray.transports import Capabilities, PeerInfo
+from lmkv_ray.orders import Offer
+from lmkv_ray.transports import Answer, Capabilities, PeerInfo
 from lmkv_ray.transports.windows import in_windows
 
 WINDOW_BYTES = 256 << 10
@@ -41,6 +43,20 @@ class Wire:
     memory: Callable[[PeerInfo], ArenaReader | None]
     damage: Callable[[], float]
     pace: float = 0.0001
+
+
+class SimulatedServer:
+    """The memory that is read; see ``Server``."""
+
+    name = "simulated"
+
+    def offer(self, reader: str) -> Offer:
+        """See ``Server``."""
+        return Offer()
+
+    async def answer(self, question: bytes) -> Answer:
+        """See ``Server``."""
+        raise TransportError("A card asks nothing.", next_step="look for a bug of the simulation.")
 
 
 class SimulatedTransport:

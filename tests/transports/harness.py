@@ -17,17 +17,20 @@ import numpy as np
 from lmkv_ray.arena import ArenaReader, ArenaWriter, Hits, this_process
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.host import host_id
-from lmkv_ray.keys import KeyArray, key_array
+from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason, decode, encode
+from lmkv_ray.orders import Offer
 from lmkv_ray.transports import (
+    Answer,
     Batch,
-    ChunkReader,
     Helper,
-    NixlSource,
+    NixlServer,
     NixlTransport,
     PeerInfo,
+    Servers,
+    all_servers,
 )
-from lmkv_ray.transports.nixl import Located
+from lmkv_ray.transports.nixl import Locate, Located
 
 CHUNK = 64 << 10
 COUNT = 12
@@ -48,12 +51,12 @@ class Store:
     def __init__(self) -> None:
         self.writer = ArenaWriter.create(f"test{secrets.token_hex(4)}", 4 << 20)
         self.reader = ArenaReader.attach(self.writer.path)
-        self.chunks = ChunkReader(self.reader)
         self.keys = some_keys()
         self.slots = self.writer.assign_extent(0, CHUNK)[:COUNT]
         self.fill(self.keys)
         self.helper = Helper(self.writer, SYSTEM_CLOCK)
-        self.source = NixlSource(self.reader, self.helper, self.writer.set_checksum, SYSTEM_CLOCK)
+        known = all_servers(self.reader, self.writer, self.helper, SYSTEM_CLOCK)
+        self.servers = Servers(known)
         self.mood = ""
         self.calls = 0
         self.hanging = asyncio.Event()
@@ -74,8 +77,13 @@ class Store:
         self.hanging.set()
         self.hanging = asyncio.Event()
 
-    def describe(self) -> tuple[str, str, int]:
-        return host_id(), self.writer.path, self.writer.arena_id
+    def describe(self) -> tuple[str, int, dict[str, Offer]]:
+        """What a ``PeerInfo`` says, but that it is read from this host."""
+        return host_id(), self.writer.arena_id, self.servers.offers(host_id())
+
+    def info(self) -> PeerInfo:
+        """For a reader in this process."""
+        return PeerInfo("peer", *self.describe(), self.serve)
 
     def set_mood(self, mood: str) -> None:
         """From now on: corrupt, die, fail, hang, nonsense, hang_later (but for the first keys), or
@@ -98,9 +106,14 @@ class Store:
 
         ArenaReader.lookup = wrapped  # type: ignore[method-assign, assignment]
 
-    async def read(self, keys: bytes) -> Batch:
-        await self.behave(keys)
-        batch = await asyncio.to_thread(self.chunks.read, key_array(keys))
+    async def serve(self, transport: str, question: bytes) -> Answer:
+        """Answer as the mood is."""
+        asks = transport == NixlServer.name
+        await self.behave(decode(question, Locate).keys if asks else question)
+        answer = await self.servers.answer(transport, question)
+        return self._spoiled(answer) if isinstance(answer, Batch) else self._misled(answer)
+
+    def _spoiled(self, batch: Batch) -> Batch:
         if self.mood == "corrupt":
             first = batch.chunks[0].copy()
             first[7] ^= 1
@@ -110,9 +123,7 @@ class Store:
             batch = replace(batch, chunks=[chunk[:-1] for chunk in batch.chunks])
         return batch
 
-    async def locate(self, keys: bytes, known: str) -> bytes:
-        await self.behave(keys)
-        answer = await self.source.locate(keys, known)
+    def _misled(self, answer: bytes) -> bytes:
         located = decode(answer, Located)
         if self.mood == "corrupt":
             self.reader.data[int.from_bytes(located.offsets[:8], sys.byteorder) + 7] ^= 1
@@ -177,8 +188,7 @@ class LocalPeer:
         self.alive = True
 
     def info(self) -> PeerInfo:
-        store = self.store
-        return PeerInfo("peer", *store.describe(), read=store.read, locate=store.locate)
+        return self.store.info()
 
     def do(self, method: str, *args: object) -> None:
         getattr(self.store, method)(*args)
@@ -204,15 +214,10 @@ class RayPeer:
         self.actor = actor_class.options(num_cpus=0, max_concurrency=8).remote()
 
     def info(self) -> PeerInfo:
-        host, path, arena_id = self.ray.get(self.actor.describe.remote())
+        host, arena_id, offers = self.ray.get(self.actor.describe.remote())
         # A lambda, not the bound method: what a shard actor does.
         return PeerInfo(
-            "peer",
-            host,
-            path,
-            arena_id,
-            read=lambda keys: self.actor.read.remote(keys),
-            locate=lambda keys, known: self.actor.locate.remote(keys, known),
+            "peer", host, arena_id, offers, lambda *asked: self.actor.serve.remote(*asked)
         )
 
     def do(self, method: str, *args: object) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.clock import SYSTEM_CLOCK
-from lmkv_ray.transports import Helper, NixlSource, Transports, all_transports
+from lmkv_ray.transports import Helper, NixlServer, Transports, all_transports
 from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl.helper import HelperError
 from lmkv_ray.transports.nixl.wire import AT_ONCE, Register, Registered
@@ -68,25 +68,25 @@ async def test_a_machine_with_too_many_processes_is_an_obstacle(
     here: Here, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object, **__: object) -> None:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+        raise BlockingIOError(11, "Reserver temporarily unavailable")
 
     monkeypatch.setattr(subprocess, "Popen", refuse)
     peer = LocalPeer()
     elsewhere = replace(peer.info(), host="another")
-    source = NixlSource(
+    server = NixlServer(
         peer.store.reader,
         Helper(peer.store.writer, SYSTEM_CLOCK),
         peer.store.writer.set_checksum,
         SYSTEM_CLOCK,
     )
-    source.start()
-    assert "Resource temporarily unavailable" in str(source.obstacle)
+    offer = server.offer("another")
+    assert "Reserver temporarily unavailable" in str(offer.obstacle)
     transports = Transports(
         all_transports(here.writer, here.helper, SYSTEM_CLOCK), "auto", SYSTEM_CLOCK
     )
     assert transports.choose(elsewhere).name == "object_store"
     monkeypatch.setattr(helper_module, "RETRY_SECONDS", 0.0)
-    assert source.obstacle is None
+    assert server.offer("").obstacle is None
     await peer.close()
 
 

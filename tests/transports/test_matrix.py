@@ -20,7 +20,6 @@ from lmkv_ray.transports import (
     PeerInfo,
     SharedMemoryTransport,
     Transport,
-    shared_memory,
 )
 from tests.transports.harness import CHUNK, COUNT, Here, LocalPeer, RayPeer, content_of, some_keys
 
@@ -113,14 +112,11 @@ async def peers() -> AsyncIterator[Peers]:
         pytest.param("nixl in Ray", marks=pytest.mark.ray),
     ],
 )
-async def pair(
-    request: pytest.FixtureRequest, here: Here, peers: Peers, monkeypatch: pytest.MonkeyPatch
-) -> Pair:
+async def pair(request: pytest.FixtureRequest, here: Here, peers: Peers) -> Pair:
     """Batches, steps and windows of two chunks."""
-    monkeypatch.setattr(shared_memory, "STEP_BYTES", 2 * CHUNK)
     transports: list[Transport] = [
         ObjectStoreTransport(SYSTEM_CLOCK, batch_bytes=2 * CHUNK),
-        SharedMemoryTransport(SYSTEM_CLOCK),
+        SharedMemoryTransport(SYSTEM_CLOCK, step_bytes=2 * CHUNK),
         here.transport,
     ]
     name, _, where = request.param.partition(" in ")

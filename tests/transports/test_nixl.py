@@ -21,8 +21,8 @@ import pytest_asyncio
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.messages import MissReason, decode, encode
-from lmkv_ray.transports import Helper, PeerInfo
-from lmkv_ray.transports.nixl import Located, transport
+from lmkv_ray.transports import Answer, Helper, PeerInfo
+from lmkv_ray.transports.nixl import Locate, Located, transport
 from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl.helper import HelperError
 from lmkv_ray.transports.nixl.wire import ROW, SLOT_ROW, Bring, Meet, Read, Register
@@ -75,10 +75,6 @@ async def other(over_tcp: None) -> AsyncIterator[Store]:
     await other.close()
 
 
-def peer_of(store: Store) -> PeerInfo:
-    return PeerInfo("peer", *store.describe(), read=store.read, locate=store.locate)
-
-
 async def fetch(
     here: Here, peer: PeerInfo, within: float = SECONDS, start: int = 0
 ) -> list[Outcome]:
@@ -98,12 +94,12 @@ def landed(here: Here, start: int = 0) -> list[bool]:
 
 
 async def test_an_agent_killed_in_a_read_is_noticed_at_once(here: Here, store: Store) -> None:
-    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert all(outcome.ok for outcome in await fetch(here, store.info()))
     pid, life = store.helper.pid, here.helper._life
     assert pid is not None
     assert life is not None
     os.kill(pid, signal.SIGSTOP)  # so that the READ is under way when it dies
-    reading = asyncio.create_task(fetch(here, peer_of(store)))
+    reading = asyncio.create_task(fetch(here, store.info()))
     await until(lambda: life._open)
     os.kill(pid, signal.SIGKILL)
     begin = time.monotonic()
@@ -116,14 +112,14 @@ async def test_an_agent_killed_in_a_read_is_noticed_at_once(here: Here, store: S
 
 
 async def test_a_restarted_peer_is_found_under_its_new_name(here: Here, store: Store) -> None:
-    await fetch(here, peer_of(store))
+    await fetch(here, store.info())
     ours, before = here.helper.agent, store.helper.agent
     pid = store.helper.pid
     assert before is not None
     assert pid is not None
     os.kill(pid, signal.SIGKILL)
     await until(lambda: store.helper.agent is None)
-    outcomes = await fetch(here, peer_of(store))
+    outcomes = await fetch(here, store.info())
     assert [outcome.detail for outcome in outcomes] == [""] * COUNT
     assert all(outcome.ok for outcome in outcomes)
     assert all(landed(here))
@@ -135,16 +131,16 @@ async def test_a_restarted_peer_is_found_under_its_new_name(here: Here, store: S
 
 async def test_nothing_arrives_after_a_read_was_late(here: Here, store: Store) -> None:
     """The peer's process hangs in the middle, and goes on when its reader has given up."""
-    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert all(outcome.ok for outcome in await fetch(here, store.info()))
     pid, ours = store.helper.pid, here.helper.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)
     begin = time.monotonic()
-    outcomes = await fetch(here, peer_of(store), within=0.5)
+    outcomes = await fetch(here, store.info(), within=0.5)
     assert time.monotonic() - begin < SECONDS / 2
     assert {outcome.failure for outcome in outcomes} <= {Failure.LATE, Failure.LOST}
     assert here.helper.pid != ours, "the process that read was ended"
-    obstacle = here.transport.obstacle(peer_of(store))
+    obstacle = here.transport.obstacle(store.info())
     assert obstacle is not None, "others may have more luck with that peer"
     assert "hung" in obstacle
     os.kill(pid, signal.SIGCONT)
@@ -153,23 +149,31 @@ async def test_nothing_arrives_after_a_read_was_late(here: Here, store: Store) -
     assert not any(here.writer.payload(slot).any() for slot in here.slots[:COUNT])
 
 
+async def located_by(store: Store, keys: bytes) -> Located:
+    """What a store answers to a reader that knows nothing yet."""
+    question = encode(Locate(keys=keys, known=""))
+    answer = await store.serve("nixl", question)
+    assert isinstance(answer, bytes)
+    return decode(answer, Located)
+
+
 def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def until_all_arrive(here: Here, store: Store, start: int) -> None:
     async with asyncio.timeout(SECONDS):
-        while not all(o.ok for o in await fetch(here, peer_of(store), start=start)):
+        while not all(o.ok for o in await fetch(here, store.info(), start=start)):
             pass
     assert all(landed(here, start))
 
 
 async def test_our_own_process_may_die(here: Here, store: Store) -> None:
-    await fetch(here, peer_of(store))
+    await fetch(here, store.info())
     assert here.helper.pid is not None
     os.kill(here.helper.pid, signal.SIGKILL)
     await until(lambda: here.helper.agent is None)
-    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert all(outcome.ok for outcome in await fetch(here, store.info()))
     assert all(landed(here))
 
 
@@ -187,9 +191,7 @@ async def test_an_agent_that_was_replaced_meanwhile_costs_nobody_else(
 
 
 async def test_two_fetches_at_once(here: Here, store: Store) -> None:
-    one, two = await asyncio.gather(
-        fetch(here, peer_of(store)), fetch(here, peer_of(store), start=16)
-    )
+    one, two = await asyncio.gather(fetch(here, store.info()), fetch(here, store.info(), start=16))
     assert all(outcome.ok for outcome in [*one, *two])
     assert all(landed(here))
     assert all(landed(here, start=16))
@@ -199,8 +201,8 @@ async def test_two_fetches_at_once(here: Here, store: Store) -> None:
 async def test_chunks_evicted_between_locate_and_read(
     here: Here, store: Store, overwritten: bool
 ) -> None:
-    async def locate(keys: bytes, known: str) -> bytes:
-        answer = await store.locate(keys, known)
+    async def ask(transport: str, question: bytes) -> Answer:
+        answer = await store.serve(transport, question)
         if store.calls == 1:
             store.writer.retire(store.slots, MissReason.EVICTED)
             if overwritten:
@@ -208,7 +210,7 @@ async def test_chunks_evicted_between_locate_and_read(
         return answer
 
     one = Fetch(KEYS[:1], here.places(1), SECONDS)
-    peer = replace(peer_of(store), locate=locate)
+    peer = replace(store.info(), ask=ask)
     outcomes = [outcome async for outcome in here.transport.fetch(peer, one)]
     # Bytes that are still there are as good as ever.
     assert [outcome.failure for outcome in outcomes] == [Failure.CHANGED if overwritten else None]
@@ -218,18 +220,18 @@ async def test_chunks_evicted_between_locate_and_read(
 
 
 async def test_a_checksum_is_computed_once(here: Here, store: Store) -> None:
-    await fetch(here, peer_of(store))
+    await fetch(here, store.info())
     noted = store.reader.checksums(store.slots)
     assert noted.all()
     store.writer.set_checksum(int(store.slots[3]), 2**63, 1)  # not of this generation
-    assert [outcome.checksum for outcome in await fetch(here, peer_of(store))] == noted.tolist()
+    assert [outcome.checksum for outcome in await fetch(here, store.info())] == noted.tolist()
 
 
 async def test_files_threads_and_processes_are_given_back(here: Here, store: Store) -> None:
-    await fetch(here, peer_of(store))
+    await fetch(here, store.info())
     files, threads = open_files(), threading.active_count()
     for _ in range(3):
-        await fetch(here, peer_of(store))
+        await fetch(here, store.info())
     assert (open_files(), threading.active_count()) == (files, threads)
     helper = Helper(store.writer, SYSTEM_CLOCK)
     await helper.call(Register(extents=[0]), time.monotonic() + SECONDS)
@@ -247,20 +249,17 @@ async def test_without_the_package_there_is_an_obstacle(
     here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(transport, "RETRY_SECONDS", 0.0)
-    assert here.transport.obstacle(peer_of(store)) is None
-    refusing = replace(peer_of(store), nixl_obstacle="it has none")
-    assert here.transport.obstacle(refusing) == "the peer says: it has none"
-    assert here.transport.obstacle(replace(peer_of(store), locate=None)) is not None
+    assert here.transport.obstacle(store.info()) is None
     monkeypatch.setattr(helper_module, "PACKAGES", ("nixl_of_another_planet",))
-    assert here.transport.obstacle(peer_of(store)) == "the package nixl is not installed"
-    assert store.source.obstacle == "the package nixl is not installed"
+    assert here.transport.obstacle(store.info()) == "the package nixl is not installed"
+    assert store.servers.offers("")["nixl"].obstacle == "the package nixl is not installed"
 
 
 async def test_tables_that_are_of_no_arena_are_the_peers_fault_alone(
     here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def lying(keys: bytes, known: str) -> bytes:
-        located = decode(await store.locate(keys, ""), Located)
+    async def lying(transport: str, question: bytes) -> Answer:
+        located = await located_by(store, decode(question, Locate).keys)
         assert located.tables is not None
         tables = msgspec.structs.replace(located.tables, slot_bytes=b"")
         return encode(msgspec.structs.replace(located, tables=tables))
@@ -268,10 +267,10 @@ async def test_tables_that_are_of_no_arena_are_the_peers_fault_alone(
     pid = here.helper.pid
     here.transport._known.clear()
     for _ in range(2):
-        outcomes = await fetch(here, replace(peer_of(store), locate=lying))
+        outcomes = await fetch(here, replace(store.info(), ask=lying))
         assert {outcome.failure for outcome in outcomes} == {Failure.LOST}
     monkeypatch.setattr(transport, "RETRY_SECONDS", 0.0)
-    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert all(outcome.ok for outcome in await fetch(here, store.info()))
     assert here.helper.pid == pid
 
 
@@ -279,14 +278,14 @@ async def test_an_agent_is_replaced_while_a_read_from_it_hangs(
     here: Here, store: Store, other: Store
 ) -> None:
     """Its transfers end by themselves, or with our process; those from others go on."""
-    await fetch(here, peer_of(store))
+    await fetch(here, store.info())
     known, pid, ours = here.transport._known["peer"], store.helper.pid, here.helper.pid
     assert pid is not None
-    await fetch(here, replace(peer_of(other), node_id="other"))
+    await fetch(here, replace(other.info(), node_id="other"))
     os.kill(pid, signal.SIGSTOP)
-    hanging = asyncio.create_task(fetch(here, peer_of(store)))
+    hanging = asyncio.create_task(fetch(here, store.info()))
     await asyncio.sleep(0.2)
-    located = decode(await other.locate(KEYS.tobytes(), ""), Located)
+    located = await located_by(other, KEYS.tobytes())
     assert located.tables is not None
     meet = Meet(
         agent=located.agent,
@@ -323,7 +322,7 @@ async def test_processes_with_nothing_to_do_leave_the_processor_alone(
         states = [(task / "stat").read_text().rpartition(")")[2].split()[0] for task in tasks]
         return "R" not in states
 
-    assert all(outcome.ok for outcome in await fetch(here, peer_of(store)))
+    assert all(outcome.ok for outcome in await fetch(here, store.info()))
     # They go on attending to peers for a little while; then they must come to rest.
     calm = 0
     async with asyncio.timeout(SECONDS):

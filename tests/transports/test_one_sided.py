@@ -13,7 +13,6 @@ from lmkv_ray.arena import checksum, this_process
 from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import KeyArray
 from lmkv_ray.messages import MissReason
-from lmkv_ray.transports import PeerInfo
 from lmkv_ray.transports.nixl import attention
 from lmkv_ray.transports.nixl.wire import Register
 from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
@@ -51,9 +50,8 @@ async def store(here: Here, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[St
 async def _fetch(
     here: Here, store: Store, keys: KeyArray, within: float = SECONDS
 ) -> list[Outcome]:
-    peer = PeerInfo("peer", *store.describe(), read=store.read, locate=store.locate)
     wish = Fetch(keys, here.places(len(keys)), within)
-    outcomes = [outcome async for outcome in here.transport.fetch(peer, wish)]
+    outcomes = [outcome async for outcome in here.transport.fetch(store.info(), wish)]
     for outcome in outcomes:
         landed = here.writer.payload(here.slots[outcome.position])[: CHUNK - 4096]
         assert outcome.ok == bool((landed == content_of(keys[outcome.position])).all())

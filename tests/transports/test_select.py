@@ -20,9 +20,11 @@ from lmkv_ray.errors import TransportError
 from lmkv_ray.fetch import groups
 from lmkv_ray.host import host_id
 from lmkv_ray.messages import MissReason
+from lmkv_ray.orders import Offer
 from lmkv_ray.transports import (
     ChunkReader,
     Helper,
+    PeerInfo,
     Transport,
     Transports,
     all_transports,
@@ -47,6 +49,29 @@ async def peer() -> AsyncIterator[LocalPeer]:
     await peer.close()
 
 
+def refused(info: PeerInfo, transport: str, obstacle: str) -> PeerInfo:
+    """The same peer, which cannot be read from by one of the transports."""
+    return replace(info, offers={**info.offers, transport: Offer(obstacle=obstacle)})
+
+
+async def test_what_a_peer_does_not_offer_is_not_chosen(
+    peer: LocalPeer, known: list[Transport]
+) -> None:
+    info = peer.info()
+    of_old = replace(info, offers={"object_store": info.offers["object_store"]})
+    assert Transports(known, "auto", SYSTEM_CLOCK).choose(of_old).name == "object_store"
+    strangers = replace(info, offers={})
+    with pytest.raises(TransportError, match="does not offer it"):
+        Transports(known, "auto", SYSTEM_CLOCK).choose(strangers)
+
+
+async def test_a_question_for_a_transport_that_is_not_here_is_a_typed_error(
+    peer: LocalPeer,
+) -> None:
+    with pytest.raises(TransportError, match="no transport 'pigeon'"):
+        await peer.store.servers.answer("pigeon", b"")
+
+
 async def test_the_choice_is_logged_once_with_its_reason(
     peer: LocalPeer, known: list[Transport], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -58,7 +83,7 @@ async def test_the_choice_is_logged_once_with_its_reason(
         "Fetching from node peer by shared_memory: it is the best there is"
     ]
     caplog.clear()
-    elsewhere = replace(peer.info(), host="another", arena_id=1, nixl_obstacle="it has none")
+    elsewhere = replace(refused(peer.info(), "nixl", "it has none"), host="another", arena_id=1)
     assert transports.choose(elsewhere).name == "object_store"
     assert "not shared_memory, as the peer is on another host" in caplog.text
     assert "not nixl, as the peer says: it has none" in caplog.text
@@ -67,7 +92,9 @@ async def test_the_choice_is_logged_once_with_its_reason(
 async def test_memory_that_cannot_be_opened_is_an_obstacle(
     peer: LocalPeer, known: list[Transport]
 ) -> None:
-    hidden = replace(peer.info(), arena_path="/proc/1/fd/99999")
+    info = peer.info()
+    elsewhere = Offer(address=b"/proc/1/fd/99999")
+    hidden = replace(info, offers={**info.offers, "shared_memory": elsewhere})
     assert Transports(known, "auto", SYSTEM_CLOCK).choose(hidden).name == "nixl"
 
 
@@ -101,7 +128,7 @@ async def test_a_better_transport_is_found_when_its_obstacle_is_gone(
         Transports(known, "auto", SYSTEM_CLOCK),
         replace(peer.info(), host="another"),
     )
-    refusing = replace(elsewhere, nixl_obstacle="a READ has just failed")
+    refusing = refused(elsewhere, "nixl", "a READ has just failed")
     assert transports.choose(refusing).name == "object_store"
     assert transports.choose(elsewhere).name == "object_store"
     monkeypatch.setattr(select, "AGAIN_SECONDS", 0.0)
@@ -144,13 +171,13 @@ def test_a_noted_checksum_is_sent_along(peer: LocalPeer) -> None:
     keys, store = some_keys(), peer.store
     hits = store.reader.lookup(keys)
     store.writer.set_checksum(int(hits.slots[0]), int(hits.generations[0]), 5)
-    batch = store.chunks.read(keys)
+    batch = ChunkReader(store.reader).read(keys)
     assert batch.checksums.tolist() == [5, *(checksum(content_of(k)) for k in keys[1:])]
 
 
 def test_evicted_chunks_are_missing(peer: LocalPeer) -> None:
     peer.store.writer.retire(peer.store.slots[:1], MissReason.EVICTED)
-    batch = peer.store.chunks.read(some_keys())
+    batch = ChunkReader(peer.store.reader).read(some_keys())
     assert np.flatnonzero(batch.nbytes == MISSING).tolist() == [0]
 
 

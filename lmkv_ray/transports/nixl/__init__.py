@@ -15,7 +15,7 @@ peers, each started when it is first needed (half a second, 60 MiB) and ended wi
                 the peer's actor is asked where they are, then they are read
     attention     which of the two comes first
     found         what is known of chunks, from either
-    source      ``NixlSource``: the actor's answer (``locate``), with where its tables are
+    server      ``NixlServer``: the answer of the peer's shard (``Locate``)
     helper      the process, as its parent sees it
     process     the program it runs: it alone knows NIXL, with
     bringing      two READs: what the index says; then the slots that it names
@@ -29,7 +29,7 @@ Targets are slots of the arena, in DRAM. GPU memory as a target needs no other p
 """
 
 from lmkv_ray.transports.nixl.helper import Helper
-from lmkv_ray.transports.nixl.source import Located, NixlSource
+from lmkv_ray.transports.nixl.server import Locate, Located, NixlServer
 from lmkv_ray.transports.nixl.transport import NixlTransport
 
-__all__ = ["Helper", "Located", "NixlSource", "NixlTransport"]
+__all__ = ["Helper", "Locate", "Located", "NixlServer", "NixlTransport"]

@@ -17,16 +17,17 @@ from lmkv_ray.arena import ArenaWriter
 from lmkv_ray.clock import Clock
 from lmkv_ray.fetch import Failure, Fetch, Outcome, groups
 from lmkv_ray.keys import KeyArray
-from lmkv_ray.messages import decode
+from lmkv_ray.messages import decode, encode
 from lmkv_ray.transports.answers import NoAnswerError, answer_of
 from lmkv_ray.transports.base import Capabilities, PeerInfo
 from lmkv_ray.transports.chunk_reader import CHANGED
 from lmkv_ray.transports.nixl.attention import Attention
 from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
-from lmkv_ray.transports.nixl.source import Located
+from lmkv_ray.transports.nixl.server import Locate, Located
 from lmkv_ray.transports.nixl.wire import (
     BRING_MOST,
+    NAME,
     Arrived,
     Bring,
     Brought,
@@ -85,7 +86,7 @@ class NixlTransport:
         window_bytes: payload of the first window, and of the largest.
     """
 
-    name = "nixl"
+    name = NAME
     capabilities = Capabilities(same_host=False, one_sided=False, verified=True)
 
     def __init__(
@@ -108,10 +109,6 @@ class NixlTransport:
         problem = self._helper.problem
         if problem is not None:
             return problem
-        if peer.locate is None:
-            return "the peer does not offer it"
-        if peer.nixl_obstacle is not None:
-            return f"the peer says: {peer.nixl_obstacle}"
         at, why = self._failed.get(peer.node_id, (-RETRY_SECONDS, ""))
         if self._clock.monotonic() < at + RETRY_SECONDS:
             return f"a READ has just failed: {why}"
@@ -208,16 +205,15 @@ class NixlTransport:
 
     async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
         """What the peer's actor says, whose agent our process knows then."""
-        locate = peer.locate
-        assert locate is not None, "obstacle"
         known = self._current(peer)
         version = known.version if known is not None else ""
         self._attention[peer.node_id].asked(self._clock.monotonic())
-        answer = await answer_of(lambda: locate(keys.tobytes(), version), deadline, self._clock)
+        question = encode(Locate(keys=keys.tobytes(), known=version))
+        answer = await answer_of(lambda: peer.ask(NAME, question), deadline, self._clock)
         try:
             located = decode(answer, Located)
             found = Found.of(located, len(keys))
-        except (ValueError, msgspec.DecodeError) as error:
+        except (ValueError, TypeError, msgspec.DecodeError) as error:
             raise NoAnswerError(Failure.LOST, f"the answer makes no sense: {error}") from None
         if located.tables is not None:
             before = self._known.get(peer.node_id)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from lmkv_ray.messages import Message
 
+NAME = "nixl"
+"""Of the transport, as in the setting."""
 PACKAGES = ("nixl_cu13", "nixl_cu12", "nixl_rocm")
 """Wheels of NIXL. The package ``nixl`` chooses among them by importing torch, which we need not."""
 ROW = 4

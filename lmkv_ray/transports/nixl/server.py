@@ -1,8 +1,4 @@
-"""The peer's side of a READ: where chunks are, and what their bytes must be.
-
-It is asked by who does not know its tables yet, and about chunks whose checksum was not noted; all
-else peers read by themselves.
-"""
+"""The end of NIXL at the shard that is read from: says where chunks are, and their checksums."""
 
 from __future__ import annotations
 
@@ -15,14 +11,25 @@ import xxhash
 from lmkv_ray.arena import ArenaReader, Summed
 from lmkv_ray.clock import Clock
 from lmkv_ray.errors import TransportError
+from lmkv_ray.host import host_id
 from lmkv_ray.keys import KeyArray, key_array
-from lmkv_ray.messages import Message, encode
+from lmkv_ray.messages import Message, decode, encode
+from lmkv_ray.orders import Offer
 from lmkv_ray.transports.chunk_reader import CHANGED, MISSING
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
-from lmkv_ray.transports.nixl.wire import Ready, Register, Registered, Tables
+from lmkv_ray.transports.nixl.wire import NAME, Ready, Register, Registered, Tables
 
 REGISTER_SECONDS = 20.0
 """Bounds a ``locate``, whose caller may have gone long before."""
+
+
+class Locate(Message, frozen=True):
+    """A reader's question: where are these chunks?"""
+
+    keys: bytes
+    """16 bytes each."""
+    known: str
+    """``Located.version`` of what the reader knows; empty: nothing."""
 
 
 class Located(Message, frozen=True):
@@ -30,7 +37,8 @@ class Located(Message, frozen=True):
 
     agent: str
     version: str
-    """Of what is known of that agent: to be said with the next question."""
+    """Names this state of the agent's registered memory. A reader says it in ``Locate.known``, so
+    that ``metadata`` and ``tables`` are sent only when they have changed."""
     metadata: bytes
     """Of the agent; empty if the caller knows it."""
     tables: Tables | None
@@ -45,8 +53,8 @@ class Located(Message, frozen=True):
     """uint64, never 0 for a chunk that is there."""
 
 
-class NixlSource:
-    """Answers ``locate`` of peers. The bytes are read without us.
+class NixlServer:
+    """Answers ``Locate``. The bytes are read without this process. See ``Server``.
 
     Args:
         reader: our arena.
@@ -54,6 +62,8 @@ class NixlSource:
         note: ``ArenaWriter.set_checksum``; called on the event loop.
         clock: measures deadlines.
     """
+
+    name = NAME
 
     def __init__(
         self,
@@ -63,6 +73,7 @@ class NixlSource:
         clock: Clock,
     ) -> None:
         self._clock = clock
+        self._host = host_id()
         self._reader = reader
         self._helper = helper
         self._note = note
@@ -71,28 +82,24 @@ class NixlSource:
         self._extents: frozenset[int] = frozenset()
         self._metadata = b""
 
-    @property
-    def obstacle(self) -> str | None:
-        """Why peers cannot read from here."""
-        return self._helper.problem
+    def offer(self, reader: str) -> Offer:
+        """Whether there can be a process that serves READs; it is started for a reader on another
+        host, before that one needs it.
+        """
+        if reader not in ("", self._host):
+            self._helper.start()
+        return Offer(obstacle=self._helper.problem)
 
-    def start(self) -> None:
-        """Have the process that serves reads before the first peer needs it."""
-        self._helper.start()
-
-    async def locate(self, keys: bytes, known: str) -> bytes:
-        """``Located`` for keys of 16 bytes each.
+    async def answer(self, question: bytes) -> bytes:
+        """``Located`` for ``Locate``.
 
         Chunks without a checksum get one now, and it is noted: 0.1 ms a MiB, once a chunk.
-
-        Args:
-            keys: which.
-            known: ``Located.version`` of what the caller knows; empty: nothing.
 
         Raises:
             TransportError: peers cannot read from here.
         """
-        found, computed = await asyncio.to_thread(self._look_up, key_array(keys))
+        locate = decode(question, Locate)
+        found, computed = await asyncio.to_thread(self._look_up, key_array(locate.keys))
         async with self._registering:
             ready = await self._register(self._extents_of(found))
             sizes = self._reader.slot_bytes
@@ -100,7 +107,7 @@ class NixlSource:
             unregistered[list(self._extents)] = False
             sizes[unregistered] = 0
             version = f"{ready.agent}/{xxhash.xxh3_64_hexdigest(sizes.tobytes())}"
-            news = known != version
+            news = locate.known != version
             metadata = self._metadata if news else b""
         self._helper.serve()
         for slot, generation, value in computed:
