@@ -84,6 +84,8 @@ class SimulatedEngine:
         self.worker = Incarnation(f"worker {name}")
         self.hits = self.misses = self.saved = self.unsaved = 0
         self.reader: ArenaReader | None = None
+        self.courier_lost = False
+        """Whether the link has to attach again, though the shard lives."""
         self.busy = True
         """Whether it asks for prompts."""
         self._loop = loop
@@ -144,6 +146,9 @@ class SimulatedEngine:
                 await self._attach()
                 pause = RETRY_SECONDS[0]
                 while True:
+                    if self.courier_lost:
+                        self.courier_lost = False
+                        raise ConnectionError("the courier has ended")
                     if self._talk.exchange_is_due:
                         await self._exchange()
                     with contextlib.suppress(TimeoutError):

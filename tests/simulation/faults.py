@@ -21,6 +21,7 @@ class Faults:
             *3 * [self._kill_shard],
             *4 * [self._kill_engine],
             self._kill_machine,
+            *3 * [self._lose_courier],
             *2 * [self._kill_part],
             *2 * [self._freeze_shard],
             self._freeze_engine,
@@ -28,7 +29,7 @@ class Faults:
             self._freeze_part,
             *3 * [self._cut],
             self._lose,
-            self._slow,
+            *2 * [self._slow],
             self._repeat,
             self._damage,
             self._turn_clock,
@@ -75,6 +76,13 @@ class Faults:
         if self._cluster.engines:
             name = self._random.choice([*self._cluster.engines])
             self._cluster.kill_engine(self._cluster.engines[name])
+
+    def _lose_courier(self) -> None:
+        """Engines of a node have to attach again while they work."""
+        name = self._machine()
+        for engine in self._cluster.engines.values():
+            if engine.machine.name == name:
+                engine.courier_lost = True
 
     def _kill_machine(self) -> None:
         """The arena goes with it; of the disk only what was not synced."""
@@ -133,7 +141,7 @@ class Faults:
         self._set("loss", self._random.choice([0.01, 0.1, 0.5]))
 
     def _slow(self) -> None:
-        self._set("delay", self._random.choice([0.01, 0.1, 1.0]))
+        self._set("delay", self._random.choice([0.02, 0.1, 0.5]))
 
     def _repeat(self) -> None:
         self._set("repeats", 0.3)

@@ -129,8 +129,9 @@ class Conversation:
 
     @property
     def quiet_for(self) -> float:
-        """Seconds until the shard should hear of the engine, if nothing happens."""
-        return self._told_at + self._heartbeat - self._monotonic()
+        """Seconds until there is something to say, if nothing happens."""
+        heartbeat = self._told_at + self._heartbeat - self._monotonic()
+        return min(heartbeat, self.slots.expires_in)
 
     def exchange(self) -> tuple[bytes, News]:
         """All there is to say; to be followed by ``answered`` or ``failed``.

@@ -6,6 +6,7 @@ slots that a shard grants, and by ``MAX_TOUCHED``.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -155,6 +156,13 @@ class Slots:
             told = {commit.slot for commit in self._news.commits} | {*self._news.released}
             self._free = {s: grant.deadline for s in slots if s not in self._in_use.keys() | told}
             self._arena_id, self._ahead = arena_id, ahead
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until a free slot must be handed back; infinity if there is none."""
+        with self._lock:
+            deadline = next(iter(self._free.values()), math.inf)
+        return deadline - self._ahead - self._monotonic()
 
     @property
     def has_news(self) -> bool:
