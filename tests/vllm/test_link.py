@@ -120,6 +120,19 @@ def test_an_engine_that_was_idle_has_slots_that_it_may_fill(
     wait_for(lambda: first.isdisjoint(link.slots._free) and len(link.slots) > 0)
 
 
+def test_a_link_that_sleeps_wakes_when_its_slots_expire() -> None:
+    """Else the first chunks of the next prompt would find no slot that may be filled."""
+    shard = LocalShard(16 << 20, grant_seconds=0.2)
+    link = ShardLink(lambda: shard, hello(), want_slots=8, period=60.0)
+    try:
+        wait_for(lambda: len(link.slots) == 8)
+        first = shard.shard.state.counters.granted
+        wait_for(lambda: shard.shard.state.counters.granted > first + 8)
+    finally:
+        link.stop()
+        shard.close()
+
+
 def test_a_commit_after_the_deadline_changes_nothing(make_link: Callable[..., ShardLink]) -> None:
     shard = LocalShard(16 << 20, grant_seconds=0.3)
     link = make_link(shard)
