@@ -1,5 +1,6 @@
 """Shared by all tests: the demo's model, the leak check, and the table of faults."""
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,14 @@ from tests.leaks import no_leaks, run_mark  # noqa: F401  (fixtures: the leak ch
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("any machine", deadline=None)
 settings.load_profile("any machine")
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> None:
+    """What an engine or an actor of an earlier test has arranged for our log says nothing here."""
+    ours = logging.getLogger("lmkv_ray")
+    ours.setLevel(logging.NOTSET)
+    ours.handlers.clear()
 
 
 @pytest.fixture(scope="session")

@@ -162,4 +162,4 @@ async def ask(tier: Tier) -> None:
 def test_every_setting_that_holds_text_was_thought_of() -> None:
     """A new one is either no secret, or masked in ``Settings.shown`` and planted above."""
     texts = {n for n, f in Settings.model_fields.items() if "str" in str(f.annotation)}
-    assert texts == set(planted()) | {"ray_namespace", "weights_id"}
+    assert texts == set(planted()) | {"eviction_policy", "ray_namespace", "weights_id"}

@@ -35,6 +35,7 @@ ROOMS = {
 
 COMMON = {"arena", "clock", "complaints", "config", "errors", "hints", "host", "index", "keys"}
 COMMON |= {"layout", "masking", "messages", "vllm.engine"}
+COMMON |= {"policies"}  # the settings know their names
 COMMON |= {"kernels"}  # transformers imports what has this name, if the repository is on the path
 
 LISTS = {
