@@ -84,8 +84,9 @@ class SimulatedEngine:
         self.worker = Incarnation(f"worker {name}")
         self.hits = self.misses = self.saved = self.unsaved = 0
         self.reader: ArenaReader | None = None
-        self.courier_lost = False
-        """Whether the link has to attach again, though the shard lives."""
+        self._courier_lost = False
+        self._asked: set[asyncio.Future[bytes]] = set()
+        """Answers that the link or a prompt waits for."""
         self.busy = True
         """Whether it asks for prompts."""
         self._loop = loop
@@ -134,10 +135,34 @@ class SimulatedEngine:
     # -- the link ---------------------------------------------------------------------------------
 
     async def _call(self, method: str, message: bytes, within: float = RPC_SECONDS) -> bytes:
+        answer: asyncio.Future[bytes] = self._loop.create_future()
+        self._asked.add(answer)
+        self._loop.start(self._carry(method, message, answer))
+        try:
+            async with asyncio.timeout(within):
+                return await answer
+        finally:
+            self._asked.discard(answer)
+
+    async def _carry(self, method: str, message: bytes, answer: asyncio.Future[bytes]) -> None:
+        """What the courier does; a message that has left arrives though its courier is lost."""
         name = f"shard {self.machine.name}"
-        async with asyncio.timeout(within):
-            answer: bytes = await self._network.call(self.machine.name, name, method, (message,))
-            return answer
+        try:
+            result = await self._network.call(self.machine.name, name, method, (message,))
+        except Exception as error:
+            if not answer.done():
+                answer.set_exception(error)
+        else:
+            if not answer.done():
+                answer.set_result(result)
+
+    def lose_courier(self) -> None:
+        """The engine has to attach again, though the shard lives."""
+        self._courier_lost = True
+        for answer in self._asked:
+            if not answer.done():
+                answer.set_exception(ConnectionError("the courier has ended"))
+        self._wake.set()
 
     async def _link(self) -> None:
         pause = RETRY_SECONDS[0]
@@ -146,8 +171,8 @@ class SimulatedEngine:
                 await self._attach()
                 pause = RETRY_SECONDS[0]
                 while True:
-                    if self.courier_lost:
-                        self.courier_lost = False
+                    if self._courier_lost:
+                        self._courier_lost = False
                         raise ConnectionError("the courier has ended")
                     if self._talk.exchange_is_due:
                         await self._exchange()
@@ -219,7 +244,7 @@ class SimulatedEngine:
         )
         try:
             return decode(await self._call("stage", encode(stage), within), StageReply)
-        except (TimeoutError, UnreachableError, LmkvError):
+        except (TimeoutError, UnreachableError, LmkvError, ConnectionError):
             return None
 
     async def load(self, keys: Sequence[bytes]) -> int:

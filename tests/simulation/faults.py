@@ -82,7 +82,7 @@ class Faults:
         name = self._machine()
         for engine in self._cluster.engines.values():
             if engine.machine.name == name:
-                engine.courier_lost = True
+                engine.lose_courier()
 
     def _kill_machine(self) -> None:
         """The arena goes with it; of the disk only what was not synced."""

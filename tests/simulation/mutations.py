@@ -107,13 +107,6 @@ MUTATIONS = [
         "the disk keeps what was cleared in memory",
     ),
     Mutation(
-        "disk_read_too_early",
-        "lmkv_ray.node.sources",
-        "        if not self._readable():\n            return []\n",
-        "",
-        "a restarted node reads from its disk what was cleared while it was away",
-    ),
-    Mutation(
         "torn_chunk_goes_to_disk",
         "lmkv_ray.node.demotion",
         "return bool(reader.unchanged(hits.slots, hits.generations)[0])",
