@@ -39,11 +39,11 @@ def main() -> int:
             }
         )
         print(f"{mutation.name}: {found[0] if found else 'not found'}", flush=True)
+        RESULTS.write_text(json.dumps({"seeds": SEEDS, "rows": rows}, indent=1) + "\n")
     table = Table("mutation", "seeds", "seconds", "found by")
     for row in rows:
         table.add_row(*(str(row[name]) for name in ("mutation", "seeds", "seconds", "violation")))
     Console(width=120).print(table)
-    RESULTS.write_text(json.dumps({"seeds": SEEDS, "rows": rows}, indent=1) + "\n")
     return sum(row["seeds"] is None for row in rows)
 
 
