@@ -50,7 +50,12 @@ class DirectoryActor:
         neighbours = NamedActors(settings.ray_namespace)
         memory = GcsMemory(settings.ray_namespace)
         self._service = DirectoryService(settings, part, SYSTEM_CLOCK, neighbours, memory)
-        await self._service.remember()
+        try:
+            await self._service.remember()
+        except OSError:
+            # An error here would end the actor for good; a process that ends is started again.
+            logger.exception("lmkv_ray: Ray's head does not say which clears there were")
+            os._exit(1)
         self._farewells: dict[str, asyncio.Task[None]] = {}
         """By node that leaves; a shard is not started there again."""
         self._task = asyncio.create_task(

@@ -62,6 +62,8 @@ class DirectoryService:
         self._memory = memory
         self._kept: KeptClears | None = None
         """The log of clears as the memory has it."""
+        self._keeping = asyncio.Lock()
+        """Of two saves under way the older could land last."""
 
     async def remember(self) -> None:
         """Learn from the cluster's memory which clears there were. Call before any other method.
@@ -70,9 +72,14 @@ class DirectoryService:
             OSError: the memory cannot be read now.
         """
         data = await self._memory.load() if self._part == 0 else None
-        if data is not None:
+        if data is None:
+            return
+        try:
             self._kept = decode(data, KeptClears)
-            self.state.clears.restore(self._kept)
+        except msgspec.DecodeError:  # of another version: shards still know their last clear
+            logger.exception("lmkv_ray: what the cluster keeps of clears is not understood")
+            return
+        self.state.clears.restore(self._kept)
 
     def delta(self, message: bytes) -> bytes:
         """``Delta`` -> ``DeltaReply``."""
@@ -145,17 +152,18 @@ class DirectoryService:
         Raises:
             ArenaError: the memory cannot be written now.
         """
-        log = self.state.clears.kept()
-        if log == self._kept:
-            return
-        try:
-            await self._memory.save(encode(log))
-        except OSError as error:
-            raise ArenaError(
-                f"The clear may be forgotten: the cluster's memory does not keep it ({error}).",
-                next_step="clear again in a few seconds.",
-            ) from error
-        self._kept = log
+        async with self._keeping:
+            log = self.state.clears.kept()
+            if log == self._kept:
+                return
+            try:
+                await self._memory.save(encode(log))
+            except OSError as error:
+                raise ArenaError(
+                    f"The clear may be forgotten: the cluster's memory does not keep it ({error}).",
+                    next_step="clear again in a few seconds.",
+                ) from error
+            self._kept = log
 
     async def drain(self, node_id: str, within: float) -> None:
         """Let the shard of a node hand over its chunks; afterwards the node counts as gone."""

@@ -120,13 +120,13 @@ class Node:
         try:
             tiers = await machine.open_tiers(settings)
             node = cls(settings, node_id, machine, neighbours, writer, tiers, "; ".join(taken))
+            await node._clears.start()
         except BaseException:
             for tier in tiers[0]:
                 await tier.close()
             writer.close()
             raise
         logger.info("lmkv_ray: the shard of node %s %s", node_id, "; ".join(taken))
-        await node._clears.start()
         node._start()
         return node
 

@@ -38,9 +38,12 @@ RPC_SECONDS = 5.0
 """After this, an exchange with the shard counts as failed."""
 
 RETRY_SECONDS = (0.1, 5.0)
+"""First and longest pause before a new attempt to attach."""
 MISFIT_SECONDS = 60.0
 """Between attempts while the chunks do not fit: the shard must be started with other settings."""
-"""First and longest pause before a new attempt to attach."""
+LEAST_SECONDS = 0.05
+"""Between two exchanges that nothing urgent asks for: grants that have expired before they arrive
+must not be exchanged without a pause."""
 
 MAX_STAGES = 64
 """Stage requests under way."""
@@ -211,7 +214,7 @@ class ShardLink:
                     self._send_stages()
                     if self._talk.exchange_is_due:
                         self._exchange()
-                    self._wake.wait(max(self._talk.quiet_for, 0))
+                    self._wake.wait(max(self._talk.quiet_for, LEAST_SECONDS))
                     self._wake.clear()
             except Exception as error:
                 self._client = None
