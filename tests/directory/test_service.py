@@ -20,6 +20,8 @@ class Memory:
     def __init__(self, data: bytes | None = None) -> None:
         self.data = data
         self.pauses = [20, 0]
+        self.sizes: list[int] = []
+        """How many clears each save has kept."""
 
     async def load(self) -> bytes | None:
         return self.data
@@ -28,6 +30,7 @@ class Memory:
         for _ in range(self.pauses.pop(0) if self.pauses else 0):
             await asyncio.sleep(0)
         self.data = data
+        self.sizes.append(len(decode(data, KeptClears).clears))
 
 
 def service(memory: Memory) -> DirectoryService:
@@ -38,6 +41,9 @@ async def test_of_two_clears_at_once_both_are_kept() -> None:
     memory = Memory()
     directory = service(memory)
     await asyncio.gather(directory.clear(A), directory.clear(B))
+    assert memory.sizes == sorted(memory.sizes), (
+        "a clear that was answered was not kept for a while"
+    )
     assert memory.data is not None
     assert {clear.space for clear in decode(memory.data, KeptClears).clears} == {A, B}
     heir = service(memory)
