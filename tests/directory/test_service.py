@@ -41,9 +41,7 @@ async def test_of_two_clears_at_once_both_are_kept() -> None:
     memory = Memory()
     directory = service(memory)
     await asyncio.gather(directory.clear(A), directory.clear(B))
-    assert memory.sizes == sorted(memory.sizes), (
-        "an answered clear was missing for a while"
-    )
+    assert memory.sizes == sorted(memory.sizes), "an answered clear was missing for a while"
     assert memory.data is not None
     assert {clear.space for clear in decode(memory.data, KeptClears).clears} == {A, B}
     heir = service(memory)
