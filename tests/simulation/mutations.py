@@ -81,7 +81,7 @@ MUTATIONS = [
     Mutation(
         "clear_forgotten_by_the_directory",
         "lmkv_ray.directory.service",
-        "            self.state.clears.restore(self._kept)\n",
+        "        self.state.clears.restore(self._kept)\n",
         "",
         "a restarted directory does not know the clears that were answered",
     ),
