@@ -14,6 +14,7 @@ from lmkv_ray.config import Settings, load_settings, scope_of
 from lmkv_ray.errors import ConfigError, LmkvError
 from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.kin import explain
+from lmkv_ray.metrics_page import metrics_page, metrics_rows
 from lmkv_ray.settings_page import settings_page
 from lmkv_ray.simulate.command import simulate
 
@@ -220,6 +221,21 @@ def config(
         value, default = getattr(settings, name), field.default
         shown = "" if value == default else _text(settings.shown(name))
         table.add_row(name.upper(), shown, _text(default), scope_of(name), field.description or "")
+    Console().print(table)
+
+
+@app.command()
+@_clear_errors
+def metrics(
+    markdown: Annotated[bool, typer.Option(help="Print docs/metrics.md instead.")] = False,
+) -> None:
+    """Every metric: its name at Prometheus, its type, its labels, and what it means."""
+    if markdown:
+        print(metrics_page(), end="")
+        return
+    table = Table("metric", "type", "labels", "meaning")
+    for row in metrics_rows():
+        table.add_row(*row)
     Console().print(table)
 
 

@@ -44,6 +44,8 @@ class ShardStatus(Message, frozen=True):
     chunks: int = 0
     nbytes: int = 0
     """Bytes of all chunks."""
+    pinned: int = 0
+    """Chunks that are not evicted to make room."""
     engines: list[EngineStatus] = msgspec.field(default_factory=list)
     counters: dict[str, float] = msgspec.field(default_factory=dict)
     """Since the shard started; see ``shard.Counters`` and ``staging.StageCounters``."""

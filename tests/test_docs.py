@@ -22,7 +22,7 @@ from typer.main import get_command
 from lmkv_ray.cli import app
 from lmkv_ray.config import CONFIG_FILE_VARIABLE, Settings
 from lmkv_ray.keys import Namespace
-from lmkv_ray.vllm.engine.stats import COUNTERS
+from lmkv_ray.metrics import ENGINE_COUNTERS
 from lmkv_ray.vllm.scheduler.wishes import WishReader
 from serve_apps.llm import AppArgs
 
@@ -88,7 +88,7 @@ def test_settings(document: Path) -> None:
 @each_document
 def test_counters_and_what_they_are_called(document: Path) -> None:
     named = set(re.findall(r"vllm:lmkv_(\w+?)(?:_total)?\b", document.read_text()))
-    assert named <= {*COUNTERS, "missed_tokens"}
+    assert named <= {*ENGINE_COUNTERS, "missed_tokens"}
 
 
 @each_document

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping
 import ray
 
 from lmkv_ray.actors import log
+from lmkv_ray.actors.exporter import EXPORT_SECONDS, Exporter
 from lmkv_ray.actors.launch import Handle, actor_names, kill, leaving_nodes, start
 from lmkv_ray.actors.memory import GcsMemory
 from lmkv_ray.actors.named import NamedActors
@@ -19,6 +20,7 @@ from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import Settings
 from lmkv_ray.directory.service import DirectoryService
+from lmkv_ray.metrics import Sample, part_samples
 from lmkv_ray.node.loops import forever
 
 logger = logging.getLogger(__name__)
@@ -58,9 +60,17 @@ class DirectoryActor:
             os._exit(1)
         self._farewells: dict[str, asyncio.Task[None]] = {}
         """By node that leaves; a shard is not started there again."""
-        self._task = asyncio.create_task(
-            forever("reconciling shards", settings.reconcile_seconds, self._reconcile, SYSTEM_CLOCK)
-        )
+        export, seconds = Exporter(self._samples).step, settings.reconcile_seconds
+        self._loops = [
+            asyncio.create_task(loop)
+            for loop in (
+                forever("reconciling shards", seconds, self._reconcile, SYSTEM_CLOCK),
+                forever("exporting metrics", EXPORT_SECONDS, export, SYSTEM_CLOCK),
+            )
+        ]
+
+    def _samples(self) -> Iterable[Sample]:
+        return part_samples(self._service.describe())
 
     async def delta(self, message: bytes) -> bytes:
         """See ``DirectoryService``, here and below."""

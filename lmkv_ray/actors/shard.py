@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from collections.abc import Iterable
 
 import ray
 
 from lmkv_ray.actors import log
+from lmkv_ray.actors.exporter import EXPORT_SECONDS, Exporter
 from lmkv_ray.actors.launch import Handle, memory_of_node, start
 from lmkv_ray.actors.named import NamedActors
 from lmkv_ray.actors.names import shard_name
@@ -16,8 +18,9 @@ from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import Settings, settings_here
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.messages import encode
+from lmkv_ray.metrics import Sample, node_samples
 from lmkv_ray.node import Node, ThisMachine
-from lmkv_ray.node.loops import until
+from lmkv_ray.node.loops import forever, until
 from lmkv_ray.status import ShardStatus
 from lmkv_ray.transports import Answer
 
@@ -55,6 +58,10 @@ class ShardActor:
         restarted = ray.get_runtime_context().was_current_actor_reconstructed
         if not await self._open(restarted):
             self._opening = asyncio.create_task(until(OPEN_SECONDS, self._open, SYSTEM_CLOCK))
+        export = Exporter(self._samples).step
+        self._exporting = asyncio.create_task(
+            forever("exporting metrics", EXPORT_SECONDS, export, SYSTEM_CLOCK)
+        )
 
     async def _open(self, restarted: bool = True) -> bool:
         """Have a node; whether that worked, else it is tried again."""
@@ -148,7 +155,13 @@ class ShardActor:
 
     async def status(self) -> bytes:
         """``ShardStatus``, with the problem of a node that could not be opened."""
+        return encode(self._describe())
+
+    def _describe(self) -> ShardStatus:
         if self._found is None:
             problem = str(self._failure)
-            return encode(ShardStatus(node_id=self._node_id, pid=os.getpid(), problem=problem))
-        return self._found.status()
+            return ShardStatus(node_id=self._node_id, pid=os.getpid(), problem=problem)
+        return self._found.describe()
+
+    def _samples(self) -> Iterable[Sample]:
+        return node_samples(self._describe())

@@ -202,15 +202,17 @@ class DirectoryService:
 
     def part_status(self) -> bytes:
         """``DirectoryStatus``."""
+        return encode(self.describe())
+
+    def describe(self) -> DirectoryStatus:
+        """What this part knows at present."""
         nodes = self.state.nodes(self._clock.monotonic())
-        return encode(
-            DirectoryStatus(
-                part=self._part,
-                nodes=len(nodes),
-                unsynced=sum(not node.synced for node in nodes),
-                chunks=len(self.state.table),
-                capacity=self._capacity,
-            )
+        return DirectoryStatus(
+            part=self._part,
+            nodes=len(nodes),
+            unsynced=sum(not node.synced for node in nodes),
+            chunks=len(self.state.table),
+            capacity=self._capacity,
         )
 
     def known(self) -> set[str]:

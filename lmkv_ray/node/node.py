@@ -287,25 +287,28 @@ class Node:
 
     def status(self) -> bytes:
         """``ShardStatus``."""
+        return encode(self.describe())
+
+    def describe(self) -> ShardStatus:
+        """What this node has and does at present."""
         shard, state = self.shard, self.shard.state
-        return encode(
-            ShardStatus(
-                node_id=self._node_id,
-                pid=os.getpid(),
-                capacity=shard.capacity,
-                chunks=len(state.chunks),
-                nbytes=state.chunks.nbytes,
-                engines=[
-                    EngineStatus(engine_id=name, model=model, slots=slots, device_chunks=held)
-                    for name, (model, slots, held) in state.engines().items()
-                ],
-                kin=state.kin(),
-                counters=shard.counters() | asdict(self._staging.counters),
-                tiers=[*(tier.status() for tier in self._tiers), *self._refused],
-                draining=self._reports.draining,
-                taken=self._taken,
-                refusals=shard.refusals.reasons(self._machine.clock.monotonic()),
-            )
+        return ShardStatus(
+            node_id=self._node_id,
+            pid=os.getpid(),
+            capacity=shard.capacity,
+            chunks=len(state.chunks),
+            nbytes=state.chunks.nbytes,
+            pinned=len(state.chunks.pinned()),
+            engines=[
+                EngineStatus(engine_id=name, model=model, slots=slots, device_chunks=held)
+                for name, (model, slots, held) in state.engines().items()
+            ],
+            kin=state.kin(),
+            counters=shard.counters() | asdict(self._staging.counters),
+            tiers=[*(tier.status() for tier in self._tiers), *self._refused],
+            draining=self._reports.draining,
+            taken=self._taken,
+            refusals=shard.refusals.reasons(self._machine.clock.monotonic()),
         )
 
     # -- within ----------------------------------------------------------------------------------

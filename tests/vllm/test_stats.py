@@ -11,8 +11,9 @@ import pytest
 
 import lmkv_ray.vllm
 from lmkv_ray.messages import MissReason
+from lmkv_ray.metrics import ENGINE_COUNTERS
 from lmkv_ray.vllm.engine.guard import never_raises
-from lmkv_ray.vllm.engine.stats import COUNTERS, LmkvPromMetrics, LmkvStats
+from lmkv_ray.vllm.engine.stats import LmkvPromMetrics, LmkvStats
 
 Values = defaultdict[tuple[object, ...], float]
 
@@ -53,7 +54,7 @@ def metrics(made: dict[str, Values], monkeypatch: pytest.MonkeyPatch) -> LmkvPro
 def test_all_counters_are_zero_from_the_start(
     metrics: LmkvPromMetrics, made: dict[str, Values]
 ) -> None:
-    for name in COUNTERS:
+    for name in ENGINE_COUNTERS:
         assert made[f"vllm:lmkv_{name}"] == {("0",): 0, ("1",): 0}
     missed = made["vllm:lmkv_missed_tokens"]
     assert set(missed) == {(engine, its.value) for engine in "01" for its in MissReason}
@@ -100,4 +101,4 @@ def test_every_name_that_is_counted_is_declared() -> None:
                     [ast.JoinedStr([ast.FormattedValue(), ast.Constant(str(end))]), _],
                 ):
                     named |= {"load" + end, "save" + end}
-    assert named == COUNTERS.keys()
+    assert named == ENGINE_COUNTERS.keys()

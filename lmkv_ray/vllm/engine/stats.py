@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from lmkv_ray.complaints import Complaints, quote
 from lmkv_ray.messages import MissReason
+from lmkv_ray.metrics import ENGINE_COUNTERS, MISSED_TOKENS, MISSED_TOKENS_TEXT
 from lmkv_ray.vllm.engine.guard import never_raises, swallowed
 
 if TYPE_CHECKING:
@@ -21,21 +22,8 @@ if TYPE_CHECKING:
 
 complaints = Complaints(logging.getLogger(__name__))
 
-MISSED = "missed_tokens:"
+MISSED = f"{MISSED_TOKENS}:"
 """Prefix of the counters of missed tokens, one per ``MissReason``."""
-
-COUNTERS = {
-    "hit_tokens": "Prompt tokens found in the cache (load_failed ones among them).",
-    "load_bytes": "Bytes copied from the arena into the engine's pages.",
-    "load_seconds": "Seconds spent copying from the arena.",
-    "save_bytes": "Bytes copied from the engine's pages into the arena.",
-    "save_seconds": "Seconds spent copying into the arena.",
-    "saved_chunks": "Chunks committed to the arena.",
-    "dropped_chunks": "Chunks that could not be saved (no free slot in time).",
-    "failed_loads": "Loads that were thrown away and recomputed.",
-    "refused_hints": "Requests whose hints (kv_transfer_params) were ignored as wrong.",
-    "swallowed_errors": "Errors of the connector that cost the cache something, and nobody else.",
-}
 
 
 @dataclass
@@ -112,11 +100,11 @@ class LmkvPromMetrics(KVConnectorPromMetrics):
             name: self._counter_cls(
                 name=f"vllm:lmkv_{name}", documentation=text, labelnames=labelnames
             )
-            for name, text in COUNTERS.items()
+            for name, text in ENGINE_COUNTERS.items()
         }
         self._missed = self._counter_cls(
-            name="vllm:lmkv_missed_tokens",
-            documentation="Prompt tokens that had to be computed, by reason.",
+            name=f"vllm:lmkv_{MISSED_TOKENS}",
+            documentation=MISSED_TOKENS_TEXT,
             labelnames=[*labelnames, "reason"],
         )
         for labels in per_engine_labelvalues.values():  # there from the start, as zeros

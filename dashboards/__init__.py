@@ -1,0 +1,1 @@
+"""What Grafana and Prometheus need to show a cache."""
