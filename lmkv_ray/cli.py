@@ -14,7 +14,7 @@ from lmkv_ray.config import Settings, load_settings, scope_of
 from lmkv_ray.errors import ConfigError, LmkvError
 from lmkv_ray.keys import KEY_BYTES
 from lmkv_ray.kin import explain
-from lmkv_ray.metrics_page import metrics_page, metrics_rows
+from lmkv_ray.metrics.page import metrics_page, metrics_rows
 from lmkv_ray.settings_page import settings_page
 from lmkv_ray.simulate.command import simulate
 

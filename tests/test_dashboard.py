@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from dashboards.dashboard import dashboard
-from lmkv_ray.metrics import ENGINE_COUNTERS, MISSED_TOKENS, SERVICE_METRICS
+from lmkv_ray.metrics.engine import ENGINE_COUNTERS, MISSED_TOKENS
+from lmkv_ray.metrics.services import SERVICE_METRICS
 
 FOLDER = Path(__file__).parent.parent / "dashboards"
 ALERTS = yaml.safe_load((FOLDER / "alerts.yaml").read_text())

@@ -22,7 +22,7 @@ from typer.main import get_command
 from lmkv_ray.cli import app
 from lmkv_ray.config import CONFIG_FILE_VARIABLE, Settings
 from lmkv_ray.keys import Namespace
-from lmkv_ray.metrics import ENGINE_COUNTERS
+from lmkv_ray.metrics.engine import ENGINE_COUNTERS
 from lmkv_ray.vllm.scheduler.wishes import WishReader
 from serve_apps.llm import AppArgs
 

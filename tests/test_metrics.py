@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from lmkv_ray.metrics import (
+from lmkv_ray.metrics.services import (
     NODE_COUNTERS,
     PROBLEM,
     SERVICE_METRICS,

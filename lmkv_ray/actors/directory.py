@@ -20,7 +20,7 @@ from lmkv_ray.actors.shard import start_shard
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import Settings
 from lmkv_ray.directory.service import DirectoryService
-from lmkv_ray.metrics import Sample, part_samples
+from lmkv_ray.metrics.services import Sample, part_samples
 from lmkv_ray.node.loops import forever
 
 logger = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from ray.util.metrics import Counter, Gauge
 
-from lmkv_ray.metrics import Kind, Sample
+from lmkv_ray.metrics.services import Kind, Sample
 
 EXPORT_SECONDS = 5.0
 """Between two looks at the service; Ray itself reports every 10 s."""

@@ -18,7 +18,7 @@ from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import Settings, settings_here
 from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.messages import encode
-from lmkv_ray.metrics import Sample, node_samples
+from lmkv_ray.metrics.services import Sample, node_samples
 from lmkv_ray.node import Node, ThisMachine
 from lmkv_ray.node.loops import forever, until
 from lmkv_ray.status import ShardStatus

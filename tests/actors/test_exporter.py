@@ -8,7 +8,7 @@ import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
 
-from lmkv_ray.metrics import DIRECTORY_CHUNKS, NODE_COUNTERS, SERVICE_METRICS
+from lmkv_ray.metrics.services import DIRECTORY_CHUNKS, NODE_COUNTERS, SERVICE_METRICS
 from tests.actors.conftest import Nodes, eventually
 from tests.node.fakes import make_keys
 

@@ -33,7 +33,18 @@ ROOMS = {
     "link": ["lmkv_ray.vllm.link.shard_link", "lmkv_ray.courier"],
 }
 
-COMMON = {"arena", "clock", "complaints", "config", "errors", "hints", "host", "index", "keys"}
+COMMON = {
+    "metrics",
+    "arena",
+    "clock",
+    "complaints",
+    "config",
+    "errors",
+    "hints",
+    "host",
+    "index",
+    "keys",
+}
 COMMON |= {"layout", "masking", "messages", "vllm.engine"}
 COMMON |= {"policies"}  # the settings know their names
 COMMON |= {"kernels"}  # transformers imports what has this name, if the repository is on the path

@@ -11,7 +11,7 @@ import pytest
 
 import lmkv_ray.vllm
 from lmkv_ray.messages import MissReason
-from lmkv_ray.metrics import ENGINE_COUNTERS
+from lmkv_ray.metrics.engine import ENGINE_COUNTERS
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.stats import LmkvPromMetrics, LmkvStats
 

@@ -14,7 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 
 from lmkv_ray.complaints import Complaints, quote
 from lmkv_ray.messages import MissReason
-from lmkv_ray.metrics import ENGINE_COUNTERS, MISSED_TOKENS, MISSED_TOKENS_TEXT
+from lmkv_ray.metrics.engine import ENGINE_COUNTERS, MISSED_TOKENS, MISSED_TOKENS_TEXT
 from lmkv_ray.vllm.engine.guard import never_raises, swallowed
 
 if TYPE_CHECKING:

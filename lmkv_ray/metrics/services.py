@@ -1,6 +1,7 @@
-"""Every metric of the cache, declared once: name, kind, labels, meaning.
+"""The metrics of shards, tiers and the directory: name, kind, labels, meaning.
 
-docs/metrics.md, the dashboard's test and what the services export are made from these declarations.
+What the services export, docs/metrics.md and the tests of the dashboard are made from these
+declarations.
 """
 
 from __future__ import annotations
@@ -189,22 +190,6 @@ SERVICE_METRICS = (
     *(DIRECTORY_CHUNKS, DIRECTORY_CAPACITY, DIRECTORY_NODES, DIRECTORY_UNSYNCED),
 )
 """What shards and the directory export on the metrics port of Ray."""
-
-ENGINE_COUNTERS = {
-    "hit_tokens": "Prompt tokens found in the cache (load_failed ones among them).",
-    "load_bytes": "Bytes copied from the arena into the engine's pages.",
-    "load_seconds": "Seconds spent copying from the arena.",
-    "save_bytes": "Bytes copied from the engine's pages into the arena.",
-    "save_seconds": "Seconds spent copying into the arena.",
-    "saved_chunks": "Chunks committed to the arena.",
-    "dropped_chunks": "Chunks that could not be saved (no free slot in time).",
-    "failed_loads": "Loads that were thrown away and recomputed.",
-    "refused_hints": "Requests whose hints (kv_transfer_params) were ignored as wrong.",
-    "swallowed_errors": "Errors of the connector that cost the cache something, and no request.",
-}
-"""Counters of an engine, on vLLM's own ``/metrics`` as ``vllm:lmkv_..._total``: name -> meaning."""
-MISSED_TOKENS = "missed_tokens"
-MISSED_TOKENS_TEXT = "Prompt tokens that had to be computed, by reason."
 
 
 def node_samples(status: ShardStatus) -> Iterator[Sample]:

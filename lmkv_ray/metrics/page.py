@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from lmkv_ray.messages import MissReason
-from lmkv_ray.metrics import (
-    ENGINE_COUNTERS,
-    MISSED_TOKENS,
-    MISSED_TOKENS_TEXT,
-    SERVICE_METRICS,
-)
+from lmkv_ray.metrics.engine import ENGINE_COUNTERS, MISSED_TOKENS, MISSED_TOKENS_TEXT
+from lmkv_ray.metrics.services import SERVICE_METRICS
 
 _INTRODUCTION = """\
 # Metrics
