@@ -6,17 +6,19 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Annotated, ParamSpec
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.table import Column, Table
 
 from lmkv_ray.config import Settings, load_settings, scope_of
+from lmkv_ray.doctor.command import doctor
 from lmkv_ray.errors import ConfigError, LmkvError
 from lmkv_ray.keys import KEY_BYTES
-from lmkv_ray.kin import explain
 from lmkv_ray.metrics.page import metrics_page, metrics_rows
 from lmkv_ray.settings_page import settings_page
 from lmkv_ray.simulate.command import simulate
+from lmkv_ray.status_view import status_view
 
 app = typer.Typer(
     help="The KV cache layer of Ray.", no_args_is_help=True, pretty_exceptions_enable=False
@@ -46,41 +48,19 @@ def _clear_errors(command: Callable[P, None]) -> Callable[P, None]:
 
 @app.command()
 @_clear_errors
-def status(address: Address = None) -> None:
+def status(
+    address: Address = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+) -> None:
     """Nodes, chunks, memory and engines of the running cache."""
     from lmkv_ray.actors import connect
 
     cache = connect(address, start=False).status()
-    table = Table("node", "chunks", "used", "capacity", "engines", "problem")
-    for node in cache.nodes:
-        models = ", ".join(sorted({engine.model for engine in node.engines}))
-        engines = f"{len(node.engines)} ({models})" if models else "0"
-        used, capacity = _size(node.nbytes), _size(node.capacity)
-        state = node.problem or ("leaves" if node.draining else "")
-        table.add_row(node.node_id[:12], str(node.chunks), used, capacity, engines, state)
-        for refusal in node.refusals:
-            table.add_row("", "", "", "", "", refusal)
-        if node.engines:
-            on_devices = sum(engine.device_chunks for engine in node.engines)
-            table.add_row("  gpu", str(on_devices), "", "", "", "")
-        for tier in node.tiers:
-            held = "" if tier.chunks < 0 else str(tier.chunks)
-            sizes = ["" if size < 0 else _size(size) for size in (tier.nbytes, tier.capacity)]
-            table.add_row(f"  {tier.name}", held, *sizes, "", tier.problem or "")
-    for node_id in cache.silent:
-        table.add_row(node_id[:12], "", "", "", "", "does not answer")
-    Console().print(table)
-    for node in cache.nodes:
-        if node.taken:
-            Console().print(f"node {node.node_id[:12]} {node.taken}")
-    for line in explain({node.node_id: node.kin for node in cache.nodes}):
-        Console().print(line, highlight=False)
-    for part in cache.directory:
-        behind = f"; waits for all of {part.unsynced} nodes" if part.unsynced else ""
-        Console().print(
-            f"directory {part.part}: {part.chunks:,} chunks of {part.nodes} nodes, "
-            f"{part.chunks / part.capacity:.0%} full{behind}"
-        )
+    if as_json:
+        print(msgspec.json.encode(cache).decode())
+    else:
+        for part in status_view(cache):
+            Console().print(part, highlight=False)
 
 
 @app.command()
@@ -239,6 +219,7 @@ def metrics(
     Console().print(table)
 
 
+app.command()(_clear_errors(doctor))
 app.command()(_clear_errors(simulate))
 
 
@@ -258,14 +239,6 @@ def _keys(keys: list[str]) -> list[bytes]:
 
 def _text(value: object) -> str:
     return "" if value is None else str(value)
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if nbytes < 1024:
-            return f"{nbytes:.4g} {unit}"
-        nbytes /= 1024
-    return f"{nbytes:.4g} TiB"
 
 
 if __name__ == "__main__":

@@ -60,6 +60,17 @@ class ShardStatus(Message, frozen=True):
     """What memory the shard took, and why."""
     refusals: list[str] = msgspec.field(default_factory=list)
     """Why engines of this node are served without cache, and what to do."""
+    host: str = ""
+    """What the machine or container calls itself."""
+    version: str = ""
+    """Of lmkv_ray, Ray and Python, in one text."""
+    wall: float = 0.0
+    """The node's clock when it answered, in seconds since 1970."""
+
+    @property
+    def name(self) -> str:
+        """For people: the host's name, and the beginning of the node's id."""
+        return f"{self.host} ({self.node_id[:12]})" if self.host else self.node_id[:12]
 
 
 class DirectoryStatus(Message, frozen=True):

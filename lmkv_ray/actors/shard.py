@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
+import platform
+import socket
 from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 
+import msgspec
 import ray
 
 from lmkv_ray.actors import log
@@ -160,8 +165,22 @@ class ShardActor:
     def _describe(self) -> ShardStatus:
         if self._found is None:
             problem = str(self._failure)
-            return ShardStatus(node_id=self._node_id, pid=os.getpid(), problem=problem)
-        return self._found.describe()
+            status = ShardStatus(node_id=self._node_id, pid=os.getpid(), problem=problem)
+        else:
+            status = self._found.describe()
+        return msgspec.structs.replace(
+            status, host=socket.gethostname(), version=_versions(), wall=SYSTEM_CLOCK.wall()
+        )
 
     def _samples(self) -> Iterable[Sample]:
         return node_samples(self._describe())
+
+
+@functools.cache
+def _versions() -> str:
+    """For people: whose versions must agree on all nodes."""
+    try:
+        own = version("lmkv-ray")
+    except PackageNotFoundError:  # the code came with a job's runtime_env
+        own = "not installed"
+    return f"lmkv_ray {own}, Ray {ray.__version__}, Python {platform.python_version()}"
