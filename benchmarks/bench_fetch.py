@@ -119,8 +119,7 @@ class RawReader:
             [(self._memory.ctypes.data, self._memory.nbytes, 0, "")], "DRAM"
         )
         self._peer = self._agent.add_remote_agent(located.metadata).decode()
-        assert located.tables is not None
-        self._there = np.frombuffer(located.offsets, np.uint64) + np.uint64(located.tables.data)
+        self._there = np.frombuffer(located.offsets, np.uint64) + np.uint64(located.data.address)
 
     def read(self, count: int) -> None:
         """Read the first chunks."""
@@ -180,7 +179,7 @@ async def _compare(actor: Any, batches: Sequence[int], chunk: int, rounds: int) 
         NixlTransport(here.writer, helper, SYSTEM_CLOCK),
         ObjectStoreTransport(SYSTEM_CLOCK),
     )
-    await fetch(nixl, count)  # starts and connects everything, and notes all checksums
+    await fetch(nixl, count)  # starts and connects everything, and all checksums are noted
     raw = RawReader(decode(await locate(keys.tobytes()), Located), count, chunk)
 
     async def get(n: int) -> None:

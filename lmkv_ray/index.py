@@ -67,33 +67,6 @@ class BucketIndex:
         """Bytes of an index for ``capacity`` keys (30 to 61 a key)."""
         return _buckets(capacity) * (LANES * 12 + 1)
 
-    @staticmethod
-    def homes(keys: KeyArray, capacity: int) -> tuple[Positions, Positions]:
-        """Where the home buckets of keys lie in the buffer, for a reader that fetches them.
-
-        Returns:
-            offsets of their tags (uint64[8] each) and of their rows (uint32[8] each).
-        """
-        buckets = _buckets(capacity)
-        homes = (key_tags(keys) >> _shift(buckets)).astype(np.int64)
-        return homes * (LANES * 8), (buckets * 8 + homes * 4) * LANES
-
-    @staticmethod
-    def rows_among(
-        keys: KeyArray, tags: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint32]
-    ) -> npt.NDArray[np.int64]:
-        """Rows of keys, int64[n], by copies of their home buckets, [n, 8] each.
-
-        Returns:
-            -1 where a home does not name the key. One key in 300 spills and may be there all the
-            same.
-        """
-        equal = tags == key_tags(keys)[:, None]
-        lanes = equal.argmax(axis=1)
-        found: npt.NDArray[np.int64] = rows[np.arange(len(keys)), lanes].astype(np.int64)
-        found[~equal.any(axis=1)] = -1
-        return found
-
     def __len__(self) -> int:
         """Keys in the index; counts them (O(capacity))."""
         return int(np.count_nonzero(self._tags))

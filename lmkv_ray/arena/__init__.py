@@ -12,7 +12,6 @@ intact = reader.unchanged(hits.slots, hits.generations)                         
 """
 
 from lmkv_ray.arena.discovery import find_arena
-from lmkv_ray.arena.distant import ROWS_BYTES, TAGS_BYTES, DistantArena
 from lmkv_ray.arena.format import SLOT, Geometry, Header, SlotState, checksum
 from lmkv_ray.arena.owners import is_alive, process, this_process
 from lmkv_ray.arena.reader import ArenaReader, Hits, Summed
@@ -20,14 +19,11 @@ from lmkv_ray.arena.recovery import Content
 from lmkv_ray.arena.writer import ArenaHeldError, ArenaWriter
 
 __all__ = [
-    "ROWS_BYTES",
     "SLOT",
-    "TAGS_BYTES",
     "ArenaHeldError",
     "ArenaReader",
     "ArenaWriter",
     "Content",
-    "DistantArena",
     "Geometry",
     "Header",
     "Hits",

@@ -217,18 +217,6 @@ class ArenaReader:
         """Size of the slots of each extent, int64[extents]; 0 where it is not assigned. A copy."""
         return self._tables.slot_bytes.copy()
 
-    def map_tables(self) -> npt.NDArray[np.uint8]:
-        """Index and slot table once more, and writable: network cards take no other memory.
-
-        No reader may write there, and only rows of assigned extents may be touched.
-
-        Returns:
-            uint8, from ``geometry.index_offset`` to ``geometry.data_offset``.
-        """
-        start = self.geometry.index_offset
-        nbytes = self.geometry.data_offset - start
-        return self._segment.map(writable=True, offset=start, nbytes=nbytes)
-
     def reasons(self, keys: KeyArray) -> list[MissReason]:
         """Why missed keys are not here: ``EVICTED``, ``CLEARED`` or ``NEVER_STORED``."""
         return self._tables.ghosts.reasons(keys)

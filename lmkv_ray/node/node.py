@@ -16,7 +16,6 @@ from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import key_array, key_list
 from lmkv_ray.messages import Clears, Hello, Stage, Welcome, decode, decode_exchange, encode
 from lmkv_ray.neighbours import Neighbours
-from lmkv_ray.node.checksums import Checksums
 from lmkv_ray.node.clears import NodeClears
 from lmkv_ray.node.demotion import Demotion
 from lmkv_ray.node.directory import DirectoryClient
@@ -88,15 +87,13 @@ class Node:
         self._demotion = Demotion(shard, self._tiers)
         self._servers = Servers(machine.servers(shard.reader, writer))
         self._clears = NodeClears(shard, self._tiers, self._peers)
-        self._checksums = Checksums(shard)
-        self._reports = Reports(
-            shard, self._directory, self._clears.catch_up, self._checksums.batch
-        )
+        self._reports = Reports(shard, self._directory, self._clears.catch_up)
         self._handover = Handover(shard, node_id, self._peers, self._directory)
         self._replication = Replication(shard, self._handover, settings.replicas)
         self._operations = Operations(shard, node_id, self._tiers, self._demotion, self._peers)
         self._loops: list[asyncio.Task[None]] = []
-        self._alarms = {name: Alarm() for name in ("demotion", "checksums")}
+        self._admitted = Alarm()
+        """Rings when a chunk has earned a tier."""
         shard.changed = self._changed
 
     @classmethod
@@ -132,15 +129,11 @@ class Node:
 
     def _start(self) -> None:
         clock = self._machine.clock
-        demotion, checksums = self._demotion.step, self._checksums.step
-        demoted, noted = self._alarms["demotion"], self._alarms["checksums"]
-        loops = [
-            forever("ticking", TICK_SECONDS, self._tick, clock),
-            forever("noting checksums", LATE_SECONDS, checksums, clock, noted, BATCH_SECONDS),
-        ]
+        loops = [forever("ticking", TICK_SECONDS, self._tick, clock)]
         if self._tiers:
+            step, alarm = self._demotion.step, self._admitted
             loops.append(
-                forever("writing to tiers", LATE_SECONDS, demotion, clock, demoted, BATCH_SECONDS)
+                forever("writing to tiers", LATE_SECONDS, step, clock, alarm, BATCH_SECONDS)
             )
         if any(tier.capabilities.shared for tier in self._tiers):
             loops.append(forever("hearing of clears", LATE_SECONDS, self._hear, clock))
@@ -152,9 +145,7 @@ class Node:
         """Wake the loops that may have work now."""
         self._reports.changed()
         if self._tiers and len(self.shard.state.chunks.admission):
-            self._alarms["demotion"].ring()
-        if self._checksums.wanted and self.shard.unsealed:
-            self._alarms["checksums"].ring()
+            self._admitted.ring()
 
     async def close(self) -> None:
         """End all loops and let go of tiers and arena; engines may still map the memory."""
@@ -222,7 +213,6 @@ class Node:
             transport: the name of the transport by which it fetches.
             question: what the other end of the transport asks.
         """
-        self._checksums.wanted = True
         return await self._servers.answer(transport, question)
 
     async def take(self, message: bytes) -> bytes:

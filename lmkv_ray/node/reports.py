@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable
 from functools import partial
 
@@ -18,8 +17,6 @@ TELL_SECONDS = 0.1
 """Between two reports, at least: what changes meanwhile is reported together."""
 HEARTBEAT_SECONDS = 1.0
 """How often the directory hears of a shard that has nothing to tell."""
-SEAL_SECONDS = 1.0
-"""For so long the directory waits for checksums."""
 GUEST_SHARE = 8
 """Even a full shard offers an eighth of its capacity to chunks of nodes that leave: it evicts
 others for them."""
@@ -32,7 +29,6 @@ class Reports:
         shard: the chunks that are reported.
         directory: receives the reports.
         catch_up: carries out clears that this node has missed.
-        seal: notes checksums of the chunks that are going to be reported.
     """
 
     def __init__(
@@ -40,7 +36,6 @@ class Reports:
         shard: Shard,
         directory: DirectoryClient,
         catch_up: Callable[[list[Clear]], Awaitable[object]],
-        seal: Callable[[], Awaitable[object]],
     ) -> None:
         self.draining = False
         """Whether the node is about to leave."""
@@ -49,7 +44,6 @@ class Reports:
         self._shard = shard
         self._directory = directory
         self._catch_up = catch_up
-        self._seal = seal
         self._told: dict[int, tuple[float, int, bool]] = {}
         self._alarms = [Alarm() for _ in range(shard.state.deltas.parts)]
 
@@ -82,8 +76,6 @@ class Reports:
         if not beat and not state.deltas.pending(part):
             return
         self._told[part] = (now, *facts)
-        with contextlib.suppress(TimeoutError):  # peers ask for one that was not noted
-            await asyncio.wait_for(self._seal(), SEAL_SECONDS)
         while True:
             delta = msgspec.structs.replace(
                 state.delta(part),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -46,9 +45,6 @@ from lmkv_ray.shard import (
 
 logger = logging.getLogger(__name__)
 
-UNSEALED_MOST = 1 << 14
-"""Chunks whose lack of a checksum is remembered."""
-
 
 class Shard:
     """All that happens to one node's chunks, on one thread.
@@ -85,8 +81,6 @@ class Shard:
         )
         self.clears = 0
         """How often chunks were cleared; what was planned before a clear must not be done after."""
-        self.unsealed: deque[bytes] = deque(maxlen=UNSEALED_MOST)
-        """Keys of what was published without a checksum, the oldest first."""
         self.refusals = Refusals()
         """Engines whose chunks do not fit."""
         self._pins: dict[int, bytes] = {}
@@ -269,7 +263,6 @@ class Shard:
                     self.writer.reserve(_slots(s for s in slots if s not in lost), owner)
                 case Publish(slots, keys, nbytes, spaces):
                     values = [(checksums or {}).get(slot, 0) for slot in slots]
-                    self.unsealed += (k for k, v in zip(keys, values, strict=True) if not v)
                     joined = key_array(b"".join(keys))
                     sizes = np.array(nbytes, np.int64)
                     self.writer.publish(

@@ -25,7 +25,7 @@ from lmkv_ray.transports import Answer, Helper, PeerInfo
 from lmkv_ray.transports.nixl import Locate, Located, transport
 from lmkv_ray.transports.nixl import helper as helper_module
 from lmkv_ray.transports.nixl.helper import HelperError
-from lmkv_ray.transports.nixl.wire import ROW, SLOT_ROW, Bring, Meet, Read, Register
+from lmkv_ray.transports.nixl.wire import ROW, Meet, PeerData, Read, Register
 from tests.transports.harness import COUNT, Here, Store, content_of, some_keys, until
 
 KEYS = some_keys()
@@ -181,12 +181,9 @@ async def test_an_agent_that_was_replaced_meanwhile_costs_nobody_else(
     here: Here, store: Store
 ) -> None:
     pid = here.helper.pid
-    rows, keys = np.zeros((1, ROW), np.uint64).tobytes(), KEYS.tobytes()
-    slots = np.zeros((COUNT, SLOT_ROW), np.uint64).tobytes()
-    bring = Bring(agent="gone", keys=keys, slots=slots)
-    for command in (Read(agent="gone", rows=rows), bring):
-        with pytest.raises(HelperError, match="taken its place"):
-            await here.helper.call(command, time.monotonic() + SECONDS)
+    read = Read(agent="gone", rows=np.zeros((1, ROW), np.uint64).tobytes())
+    with pytest.raises(HelperError, match="taken its place"):
+        await here.helper.call(read, time.monotonic() + SECONDS)
     assert here.helper.pid == pid
 
 
@@ -255,14 +252,16 @@ async def test_without_the_package_there_is_an_obstacle(
     assert store.servers.offers("")["nixl"].obstacle == "the package nixl is not installed"
 
 
-async def test_tables_that_are_of_no_arena_are_the_peers_fault_alone(
-    here: Here, store: Store, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("address", "extent_bytes"), [(0, 0), (0, -1), (-1, 1 << 20), (1 << 64, 1 << 20), (7, 1 << 20)]
+)
+async def test_payloads_that_are_of_no_arena_are_the_peers_fault_alone(
+    here: Here, store: Store, monkeypatch: pytest.MonkeyPatch, address: int, extent_bytes: int
 ) -> None:
     async def lying(transport: str, question: bytes) -> Answer:
         located = await located_by(store, decode(question, Locate).keys)
-        assert located.tables is not None
-        tables = msgspec.structs.replace(located.tables, slot_bytes=b"")
-        return encode(msgspec.structs.replace(located, tables=tables))
+        data = PeerData(address=address, extent_bytes=extent_bytes)
+        return encode(msgspec.structs.replace(located, data=data))
 
     pid = here.helper.pid
     here.transport._known.clear()
@@ -286,12 +285,11 @@ async def test_an_agent_is_replaced_while_a_read_from_it_hangs(
     hanging = asyncio.create_task(fetch(here, store.info()))
     await asyncio.sleep(0.2)
     located = await located_by(other, KEYS.tobytes())
-    assert located.tables is not None
     meet = Meet(
         agent=located.agent,
         metadata=located.metadata,
         replaces=known.agent,
-        tables=located.tables,
+        data=located.data,
     )
     await here.helper.call(meet, time.monotonic() + SECONDS)
     await asyncio.sleep(0.2)

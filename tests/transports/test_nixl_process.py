@@ -23,10 +23,10 @@ from lmkv_ray.transports.nixl.transfers import Transfers, descriptors
 from lmkv_ray.transports.nixl.wire import (
     Failed,
     Meet,
+    PeerData,
     Read,
     Registered,
     Result,
-    Tables,
 )
 from tests.transports.harness import CHUNK, Here
 
@@ -158,17 +158,9 @@ def process(agent: FakeAgent) -> Iterator[Process]:
     here, (ours, theirs) = Here(), socket.socketpair()
     with ours, theirs:
         process = Process(api, ArenaReader.attach(here.writer.path), theirs)
-        capacity, extents = here.writer.geometry.capacity, here.writer.geometry.extents
-        tables = Tables(
-            capacity=capacity,
-            extent_bytes=here.writer.geometry.extent_bytes,
-            slot_bytes=np.full(extents, CHUNK).tobytes(),
-            index=0,
-            slots=0,
-            data=0,
-        )
+        data = PeerData(address=0, extent_bytes=here.writer.geometry.extent_bytes)
         for name in ("a", "b"):
-            meet = Meet(agent=name, metadata=b"", replaces="", tables=tables)
+            meet = Meet(agent=name, metadata=b"", replaces="", data=data)
             process._obey(meet, list[Result]().append)
         yield process
     here.writer.close()

@@ -11,15 +11,12 @@ peers, each started when it is first needed (half a second, 60 MiB) and ended wi
   holds for every kind of network.
 * The calls block for as long as some transfers take, and some of them keep the GIL.
 
-    transport   ``NixlTransport``: chunks are found in the peer's tables and read, in windows; or
-                the peer's actor is asked where they are, then they are read
-    attention     which of the two comes first
-    found         what is known of chunks, from either
+    transport   ``NixlTransport``: the peer's actor is asked where chunks are, then they are read
+    found         what is known of chunks of the peer
     server      ``NixlServer``: the answer of the peer's shard (``Locate``)
     helper      the process, as its parent sees it
     process     the program it runs: it alone knows NIXL, with
-    bringing      two READs: what the index says; then the slots that it names
-    reading       READs of known places, and verifying what has arrived
+    reads         READs of known offsets, and verifying what has arrived
     transfers     READs under way
     regions       what is registered
     wire        what the two say to each other

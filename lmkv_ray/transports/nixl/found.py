@@ -3,25 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from lmkv_ray.transports.nixl.server import Located
+
 Positions = npt.NDArray[np.intp]
-
-
-class Arrays(Protocol):
-    """A message that says it, one number for each key."""
-
-    @property
-    def nbytes(self) -> bytes: ...
-    @property
-    def offsets(self) -> bytes: ...
-    @property
-    def generations(self) -> bytes: ...
-    @property
-    def checksums(self) -> bytes: ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class Found:
         return cls(np.zeros(n, np.int64), *(np.zeros(n, np.uint64) for _ in range(3)))
 
     @classmethod
-    def of(cls, answer: Arrays, n: int) -> Self:
+    def of(cls, answer: Located, n: int) -> Self:
         """Those of an answer; a copy, to be filled in.
 
         Raises:

@@ -23,21 +23,18 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
-
-from lmkv_ray.arena import ArenaReader, DistantArena, Geometry
+from lmkv_ray.arena import ArenaReader
 from lmkv_ray.framing import Incoming, send
-from lmkv_ray.transports.nixl.bringing import Bringing, Scratch
-from lmkv_ray.transports.nixl.reading import Reading, Say
+from lmkv_ray.transports.nixl.reads import Reads, Say
 from lmkv_ray.transports.nixl.regions import Regions
 from lmkv_ray.transports.nixl.transfers import Transfers
 from lmkv_ray.transports.nixl.wire import (
     PACKAGES,
     Answer,
-    Bring,
     Failed,
     Meet,
     Met,
+    PeerData,
     Read,
     Ready,
     Register,
@@ -45,7 +42,6 @@ from lmkv_ray.transports.nixl.wire import (
     Request,
     Result,
     Serve,
-    Tables,
 )
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
@@ -75,13 +71,11 @@ class Process:
         )
         self._regions = regions = Regions(self._agent, reader)
         self._transfers = Transfers(self._agent, api.nixlBind.nixlRemoteDisconnectError)
-        self._reading = Reading(reader, regions, self._transfers)
-        self._scratch = Scratch(self._agent)
-        self._peers: dict[str, DistantArena] = {}
+        self._reads = Reads(reader, regions, self._transfers)
+        self._peers: dict[str, PeerData] = {}
         self._serving_until = 0.0
         self._saying = threading.Lock()
-        ready = Ready(agent=name, data=regions.data, index=regions.index, slots=regions.slots)
-        self._say(0, ready)
+        self._say(0, Ready(agent=name, data=regions.address))
 
     def run(self) -> None:
         """Obey until the parent is gone."""
@@ -107,14 +101,10 @@ class Process:
         match command:
             case Serve():
                 self._serving_until = time.monotonic() + SERVING_SECONDS
-            case Bring(agent=agent) | Read(agent=agent) if agent not in self._peers:
+            case Read(agent=agent) if agent not in self._peers:
                 say(Failed(why="another agent has just taken its place"))
-            case Bring(agent=agent) as bring:
-                Bringing(
-                    bring, self._peers[agent], self._transfers, self._reading, self._scratch, say
-                ).start()
             case Read(agent=agent) as read:
-                self._reading.read(read, self._peers[agent], say)
+                self._reads.read(read, self._peers[agent], say)
             case Meet() as meet:
                 self._answer(say, lambda: say(self._meet(meet)))
             case Register(extents=extents):
@@ -127,15 +117,17 @@ class Process:
             say(Failed(why=_why(error)))
 
     def _register(self, extents: set[int]) -> Result:
-        self._regions.serve(extents)
+        self._regions.add(extents)
         return Registered(metadata=self._agent.get_agent_metadata())
 
     def _meet(self, peer: Meet) -> Result:
         if peer.replaces:
             self._peers.pop(peer.replaces, None)
             self._transfers.forget(peer.replaces)
+        if not (0 < peer.data.extent_bytes < 1 << 63 and 0 <= peer.data.address < 1 << 64):
+            raise ValueError("what the peer says of its payloads is of no arena")
         self._agent.add_remote_agent(peer.metadata)
-        self._peers[peer.agent] = _arena_at(peer.tables)
+        self._peers[peer.agent] = peer.data
         return Met()
 
     def _hear(self) -> bytes:
@@ -151,21 +143,6 @@ class Process:
 
 def _why(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _arena_at(tables: Tables) -> DistantArena:
-    geometry = Geometry.of(tables.capacity, tables.extent_bytes)
-    slot_bytes = np.frombuffer(tables.slot_bytes, np.int64)
-    sizes = (slot_bytes >= 0) & (slot_bytes <= geometry.extent_bytes)
-    if len(slot_bytes) != geometry.extents or not sizes.all():
-        raise ValueError("the peer's tables are of no arena")
-    return DistantArena(
-        geometry,
-        slot_bytes,
-        tables.index,
-        tables.slots,
-        tables.data,
-    )
 
 
 def load_nixl() -> Any:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 
 import numpy as np
-import xxhash
 
 from lmkv_ray.arena import ArenaReader, Summed
 from lmkv_ray.clock import Clock
@@ -17,7 +16,7 @@ from lmkv_ray.messages import Message, decode, encode
 from lmkv_ray.orders import Offer
 from lmkv_ray.transports.chunk_reader import CHANGED, MISSING
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
-from lmkv_ray.transports.nixl.wire import NAME, Ready, Register, Registered, Tables
+from lmkv_ray.transports.nixl.wire import NAME, PeerData, Ready, Register, Registered
 
 REGISTER_SECONDS = 20.0
 """Bounds a ``locate``, whose caller may have gone long before."""
@@ -38,15 +37,14 @@ class Located(Message, frozen=True):
     agent: str
     version: str
     """Names this state of the agent's registered memory. A reader says it in ``Locate.known``, so
-    that ``metadata`` and ``tables`` are sent only when they have changed."""
+    that ``metadata`` is sent only when it has changed."""
     metadata: bytes
-    """Of the agent; empty if the caller knows it."""
-    tables: Tables | None
-    """None if the caller knows them."""
+    """Of the agent; empty if the reader knows it."""
+    data: PeerData
     nbytes: bytes
     """int64: sizes, or ``MISSING`` or ``CHANGED``."""
     offsets: bytes
-    """uint64, from ``Tables.data``."""
+    """uint64, from ``PeerData.address``."""
     generations: bytes
     """uint64."""
     checksums: bytes
@@ -102,30 +100,16 @@ class NixlServer:
         found, computed = await asyncio.to_thread(self._look_up, key_array(locate.keys))
         async with self._registering:
             ready = await self._register(self._extents_of(found))
-            sizes = self._reader.slot_bytes
-            unregistered = np.ones(len(sizes), np.bool_)
-            unregistered[list(self._extents)] = False
-            sizes[unregistered] = 0
-            version = f"{ready.agent}/{xxhash.xxh3_64_hexdigest(sizes.tobytes())}"
-            news = locate.known != version
-            metadata = self._metadata if news else b""
+            version = f"{ready.agent}/{len(self._extents)}"  # they are only added
+            metadata = self._metadata if locate.known != version else b""
         self._helper.serve()
         for slot, generation, value in computed:
             self._note(slot, generation, value)
-        geometry = self._reader.geometry
-        tables = Tables(
-            capacity=geometry.capacity,
-            extent_bytes=geometry.extent_bytes,
-            slot_bytes=sizes.tobytes(),
-            index=ready.index,
-            slots=ready.slots,
-            data=ready.data,
-        )
         located = Located(
             agent=ready.agent,
             version=version,
             metadata=metadata,
-            tables=tables if news else None,
+            data=PeerData(address=ready.data, extent_bytes=self._reader.geometry.extent_bytes),
             **found,
         )
         return encode(located)

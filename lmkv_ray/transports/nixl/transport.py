@@ -1,10 +1,9 @@
-"""The fetching side: find or locate, read one-sided, verified."""
+"""The fetching side: the peer's actor says where chunks are, they are read one-sided, verified."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections import defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -21,21 +20,10 @@ from lmkv_ray.messages import decode, encode
 from lmkv_ray.transports.answers import NoAnswerError, answer_of
 from lmkv_ray.transports.base import Capabilities, PeerInfo
 from lmkv_ray.transports.chunk_reader import CHANGED
-from lmkv_ray.transports.nixl.attention import Attention
 from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
 from lmkv_ray.transports.nixl.server import Locate, Located
-from lmkv_ray.transports.nixl.wire import (
-    BRING_MOST,
-    NAME,
-    Arrived,
-    Bring,
-    Brought,
-    Command,
-    Meet,
-    Read,
-    Result,
-)
+from lmkv_ray.transports.nixl.wire import NAME, Arrived, Command, Meet, Read, Result
 from lmkv_ray.transports.windows import in_windows
 
 logger = logging.getLogger(__name__)
@@ -64,14 +52,9 @@ class _Known:
 class NixlTransport:
     """Reads from the peer's arena into ours. See ``Transport``.
 
-    A window takes two round trips and nobody's help: our process reads where the peer's index has
-    the keys; then those slots, with their rows, and verifies the chunks where they have arrived.
-    Bytes that have the checksum are right, whatever happened to the slot meanwhile.
-
-    What this does not settle takes two more: the peer's actor says where the chunks are and what
-    their checksums are, and our process reads them. That is so at first, when the peer's tables are
-    not known; for chunks whose checksum was not noted yet; for what is not there, or has changed
-    (only an actor knows). Peers that sleep or are far away are asked first (see ``Attention``).
+    A window takes two round trips: the peer's actor says where the chunks are and what their
+    checksums are; our process reads them, without the peer's actor, and verifies them where they
+    have arrived. Bytes that have the checksum are right, whatever happened to the slot meanwhile.
 
     A READ that still runs at the deadline gets a second, then our process is ended: only that makes
     sure that nothing is written into the slots any more (see the package). So a peer that hangs in
@@ -102,7 +85,6 @@ class NixlTransport:
         self._window_bytes = window_bytes
         self._known: dict[str, _Known] = {}
         self._failed: dict[str, tuple[float, str]] = {}
-        self._attention: defaultdict[str, Attention] = defaultdict(Attention)
 
     def obstacle(self, peer: PeerInfo) -> str | None:
         """Why this transport cannot serve a peer; gets ready if it can."""
@@ -130,20 +112,17 @@ class NixlTransport:
     ) -> list[Outcome]:
         keys = fetch.keys[window.start : window.stop]
         slots = fetch.destinations[window.start : window.stop]
-        places = np.array([self._arena.offset_of(slot) for slot in slots], np.uint64)
+        offsets = np.array([self._arena.offset_of(slot) for slot in slots], np.uint64)
         room = np.array([len(slot) for slot in slots])
         found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
         now = Found.unknown(len(keys))
         silence: NoAnswerError | None = None
         try:
-            found, intact = await self._bring(peer, keys, places, room, deadline)
-            unknown = np.flatnonzero(found.nbytes == 0)
-            if len(unknown):
-                found.fill(unknown, await self._locate(peer, keys[unknown], deadline))
-                wanted = unknown[found.fitting(room)[unknown]]
-                if len(wanted):
-                    rows = found.rows(wanted, places)
-                    intact[wanted] = await self._read(peer, rows, deadline)
+            found = await self._locate(peer, keys, deadline)
+            wanted = np.flatnonzero(found.fitting(room))
+            if len(wanted):
+                rows = found.rows(wanted, offsets)
+                intact[wanted] = await self._read(peer, rows, deadline)
             damaged = np.flatnonzero(found.fitting(room) & ~intact)
             if len(damaged):  # evicted meanwhile, or worse?
                 now.fill(damaged, await self._locate(peer, keys[damaged], deadline))
@@ -168,46 +147,10 @@ class NixlTransport:
             outcomes.append(Outcome(position, failure=failure, detail=detail))
         return outcomes
 
-    async def _bring(
-        self,
-        peer: PeerInfo,
-        keys: KeyArray,
-        places: npt.NDArray[np.uint64],
-        room: npt.NDArray[np.int64],
-        deadline: float,
-    ) -> tuple[Found, Flags]:
-        """What the peer's tables say, and which chunks arrived intact by that: nobody was asked."""
-        found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
-        known, attention = self._current(peer), self._attention[peer.node_id]
-        if known is None or attention.wants_asking(self._clock.monotonic()):
-            return found, intact
-        n = min(len(keys), BRING_MOST)
-        slots = np.stack([places[:n], room[:n].astype(np.uint64)], axis=1)
-        command = Bring(agent=known.agent, keys=keys[:n].tobytes(), slots=slots.tobytes())
-        try:
-            brought = await self._call(peer, command, deadline)
-        except NoAnswerError:
-            if self._clock.monotonic() >= deadline:
-                raise
-            # Its agent is gone, but there may be a new one: its actor knows.
-            self._failed.pop(peer.node_id, None)
-            return found, intact
-        assert isinstance(brought, Brought)
-        news = attention.looked(self._clock.monotonic(), brought.seconds)
-        if news is not None:
-            logger.info(
-                "Node %s %s: a READ of its index took %.1f ms. From now on it is asked first",
-                peer.node_id, news, 1000 * brought.seconds,
-            )  # fmt: skip
-        found.fill(np.arange(n), Found.of(brought, n))
-        intact[:n] = np.frombuffer(brought.intact, np.bool_)
-        return found, intact
-
     async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
         """What the peer's actor says, whose agent our process knows then."""
         known = self._current(peer)
         version = known.version if known is not None else ""
-        self._attention[peer.node_id].asked(self._clock.monotonic())
         question = encode(Locate(keys=keys.tobytes(), known=version))
         answer = await answer_of(lambda: peer.ask(NAME, question), deadline, self._clock)
         try:
@@ -215,13 +158,13 @@ class NixlTransport:
             found = Found.of(located, len(keys))
         except (ValueError, TypeError, msgspec.DecodeError) as error:
             raise NoAnswerError(Failure.LOST, f"the answer makes no sense: {error}") from None
-        if located.tables is not None:
+        if located.metadata:
             before = self._known.get(peer.node_id)
             command = Meet(
                 agent=located.agent,
                 metadata=located.metadata,
                 replaces=before.agent if before and before.agent != located.agent else "",
-                tables=located.tables,
+                data=located.data,
             )
             await self._call(peer, command, deadline)
             ours = self._helper.agent

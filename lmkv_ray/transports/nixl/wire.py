@@ -12,26 +12,19 @@ ROW = 4
 """Numbers of a row of ``Read``: offset here, offset there, bytes, checksum; uint64 each."""
 AT_ONCE = 8
 """Commands under way at a time; more wait."""
-SLOT_ROW = 2
-"""Numbers of a row of ``Bring``: offset here, bytes there is room for; uint64 each."""
-BRING_MOST = 2048
-"""Keys of one ``Bring``."""
 
 
-class Tables(Message, frozen=True):
-    """Where the tables of a peer's arena are (see ``DistantArena``)."""
+class PeerData(Message, frozen=True):
+    """Where the payloads of a peer's arena are, in the process that serves them."""
 
-    capacity: int
+    address: int
+    """Of the first payload."""
     extent_bytes: int
-    slot_bytes: bytes
-    """int64[extents]: of its registered extents, 0 for others."""
-    index: int
-    slots: int
-    data: int
+    """Bytes of an extent, each of which is registered by itself."""
 
 
 class Register(Message, frozen=True, tag=True):
-    """Make extents of the arena, and the tables, readable for peers."""
+    """Make extents of the arena readable for peers."""
 
     extents: list[int]
 
@@ -43,7 +36,7 @@ class Meet(Message, frozen=True, tag=True):
     metadata: bytes
     replaces: str
     """An agent that is no more, if it is known; else empty."""
-    tables: Tables
+    data: PeerData
 
 
 class Read(Message, frozen=True, tag=True):
@@ -54,21 +47,11 @@ class Read(Message, frozen=True, tag=True):
     """uint64[n, ROW]."""
 
 
-class Bring(Message, frozen=True, tag=True):
-    """Look chunks up in a peer's tables, and read those that are found, as ``Read`` does."""
-
-    agent: str
-    keys: bytes
-    """At most ``BRING_MOST``, 16 bytes each."""
-    slots: bytes
-    """uint64[n, SLOT_ROW]."""
-
-
 class Serve(Message, frozen=True, tag=True):
     """A peer is about to read: attend to it. Not answered."""
 
 
-Command = Register | Meet | Read | Bring
+Command = Register | Meet | Read
 
 
 class Request(Message, frozen=True):
@@ -79,12 +62,11 @@ class Request(Message, frozen=True):
 
 
 class Ready(Message, frozen=True, tag=True):
-    """The first answer: the agent's name, new in each life, and where it has mapped the arena."""
+    """The first answer: the agent, whose name is new in each life."""
 
     agent: str
     data: int
-    index: int
-    slots: int
+    """Address of the first payload."""
 
 
 class Registered(Message, frozen=True, tag=True):
@@ -104,27 +86,13 @@ class Arrived(Message, frozen=True, tag=True):
     """For each row: 1 if the bytes have the checksum, else 0."""
 
 
-class Brought(Message, frozen=True, tag=True):
-    """What the tables say; the arrays are those of ``Located``."""
-
-    nbytes: bytes
-    """0 where they do not say."""
-    offsets: bytes
-    generations: bytes
-    checksums: bytes
-    intact: bytes
-    """As in ``Arrived``; 0 also for chunks that were not read."""
-    seconds: float
-    """What the first READ took."""
-
-
 class Failed(Message, frozen=True, tag=True):
     """It did not work; nothing writes into the slots any more."""
 
     why: str
 
 
-Result = Ready | Registered | Met | Arrived | Brought | Failed
+Result = Ready | Registered | Met | Arrived | Failed
 
 
 class Answer(Message, frozen=True):
