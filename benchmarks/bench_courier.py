@@ -79,7 +79,9 @@ def exchanges(cache: Cache, courier: Courier) -> list[Row]:
     courier.close()
     rows = []
     for percent in (50, 99):
-        value, floor = (1e6 * float(np.percentile(its, percent)) for its in (through, direct))
+        value, floor = (
+            1e6 * float(np.percentile(seconds, percent)) for seconds in (through, direct)
+        )
         rows.append(Row(f"exchange, p{percent}", value, "us", floor, value / floor))
     return rows
 

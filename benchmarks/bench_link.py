@@ -27,9 +27,9 @@ from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.transfer import Load, Save
 from lmkv_ray.transfer.device import Direction
 from lmkv_ray.transfer.device_engine import RING_SLOTS, make_group
-from lmkv_ray.transfer.health import Health
+from lmkv_ray.transfer.health import EngineHealth
 from lmkv_ray.transfer.host_device import HostDevice
-from lmkv_ray.transfer.lane import AHEAD, Job, Lane
+from lmkv_ray.transfer.lane import AHEAD, CopyJob, Lane
 from lmkv_ray.transfer.ring import Ring
 
 Ints = npt.NDArray[np.int64]
@@ -95,7 +95,7 @@ class SimulatedGpu(HostDevice):
         source: Ints,
         nbytes: Ints,
         *,
-        pinned: bool,
+        registered: bool,
     ) -> None:
         """See ``Device``."""
         begin = max(self._link_free, stream.free, self._clock.now())
@@ -104,7 +104,7 @@ class SimulatedGpu(HostDevice):
     def gather(self, stream: _Stream, launch: PageLaunch, at: PageAddresses) -> None:
         """See ``Device``."""
         begin = max(stream.free, self._clock.now())
-        stream.free = begin + launch.places * launch.runs * launch.page_bytes / KERNEL
+        stream.free = begin + launch.targets * launch.runs * launch.page_bytes / KERNEL
 
     scatter = gather
 
@@ -170,10 +170,10 @@ def _measure(direction: Direction, way: str, count: int, blocks: Ints) -> Row:
             slots=RING_SLOTS,
             slot_bytes=RING_SLOT,
             tables=AHEAD,
-            places=group.planner.places,
+            targets=group.planner.targets,
         ),
-        health=Health("the benchmark"),
-        pinned=lambda arena, at: np.ones(len(at), np.bool_),
+        health=EngineHealth("the benchmark"),
+        registered=lambda arena, at: np.ones(len(at), np.bool_),
     )
     samples = []
     for _ in range(ROUNDS):
@@ -183,7 +183,7 @@ def _measure(direction: Direction, way: str, count: int, blocks: Ints) -> Row:
             if direction is Direction.TO_DEVICE
             else Save(0, slots, blocks, time.monotonic() + 60)
         )
-        lane.submit(Job([copy], arena, 0, 0.0))
+        lane.submit(CopyJob([copy], arena, 0, 0.0))
         while lane.pump():
             clock.paused += lane.pause()
         samples.append(clock.now() - began)

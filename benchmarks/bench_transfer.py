@@ -32,9 +32,9 @@ from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.transfer import DeviceEngine, Load, Save
 from lmkv_ray.transfer.device import Direction
 from lmkv_ray.transfer.device_engine import make_group
-from lmkv_ray.transfer.health import Health
+from lmkv_ray.transfer.health import EngineHealth
 from lmkv_ray.transfer.host_device import HostDevice
-from lmkv_ray.transfer.lane import AHEAD, Job, Lane
+from lmkv_ray.transfer.lane import AHEAD, CopyJob, Lane
 from lmkv_ray.transfer.planner import Planner
 from lmkv_ray.transfer.ring import Ring
 
@@ -115,22 +115,22 @@ def queue() -> Row:
     )
     sizes = {"slot_bytes": RING_SLOT, "direct_bytes": layout.chunk_bytes}
     group = make_group(device, layout, cache_bytes=MOVED * layout.chunk_bytes, **sizes)
-    ring = Ring(device, slots=4, slot_bytes=RING_SLOT, tables=AHEAD, places=group.planner.places)
+    ring = Ring(device, slots=4, slot_bytes=RING_SLOT, tables=AHEAD, targets=group.planner.targets)
     lane = Lane(
         device,
         Direction.FROM_DEVICE,
         [group],
         cache=0,
         ring=ring,
-        health=Health("the benchmark"),
-        pinned=lambda arena, at: np.ones(len(at), np.bool_),
+        health=EngineHealth("the benchmark"),
+        registered=lambda arena, at: np.ones(len(at), np.bool_),
     )
     ids = np.random.default_rng(0).permutation(MOVED * PER_CHUNK)
     samples = []
     for _ in range(PLAN_ROUNDS):
         began = time.thread_time()
         saves = [Save(0, np.arange(MOVED), ids, time.monotonic() + 60)]
-        lane.submit(Job(saves, arena, 0, None))
+        lane.submit(CopyJob(saves, arena, 0, None))
         while lane.pump():
             pass
         samples.append(time.thread_time() - began)

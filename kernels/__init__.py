@@ -5,6 +5,6 @@
 in tests/kernels, plain C++.
 """
 
-from lmkv_ray.kernels.page_table import PLACE, RUN, PageAddresses, PageLaunch, PageTable
+from lmkv_ray.kernels.page_table import RUN, TARGET, PageAddresses, PageLaunch, PageTable
 
-__all__ = ["PLACE", "RUN", "PageAddresses", "PageLaunch", "PageTable"]
+__all__ = ["RUN", "TARGET", "PageAddresses", "PageLaunch", "PageTable"]

@@ -23,8 +23,8 @@ from lmkv_ray.layout import ChunkLayout
 RUN = np.dtype([("offset", "<i8"), ("stride", "<i8"), ("chunk_offset", "<i8"), ("nbytes", "<i8")])
 """``Run`` of pages.cu."""
 
-PLACE = np.dtype([("chunk", "<i8"), ("index", "<i4"), ("block", "<i4")])
-"""``Place`` of pages.cu: where one block goes."""
+TARGET = np.dtype([("chunk", "<i8"), ("index", "<i4"), ("block", "<i4")])
+"""``Target`` of pages.cu: where one block goes."""
 
 WIDEST = 16
 """Bytes of the widest access of one thread."""
@@ -36,7 +36,7 @@ Ints = npt.NDArray[np.int64]
 class PageLaunch:
     """What one launch copies; made by :meth:`PageTable.write`, which has checked it."""
 
-    places: int
+    targets: int
     first_run: int
     runs: int
     page_bytes: int
@@ -54,7 +54,7 @@ class PageAddresses:
     buffer: int
     runs: int
     """A copy of :attr:`PageTable.runs`, 16-byte aligned."""
-    places: int
+    targets: int
     """A copy of what :meth:`PageTable.write` wrote for this launch, 16-byte aligned."""
 
 
@@ -96,13 +96,13 @@ class PageTable:
         buffer_bytes: int,
         runs: range | None = None,
     ) -> PageLaunch:
-        """Check a launch and write its places.
+        """Check a launch and write its targets.
 
-        The caller owns ``out`` (pinned memory, for instance), copies it to the device before the
-        launch and leaves it alone until that copy is over. Nothing is written on an error.
+        The caller owns ``out`` (registered memory, for instance), copies it to the device before
+        the launch and leaves it alone until that copy is over. Nothing is written on an error.
 
         Args:
-            out: PLACE[>= len(blocks)].
+            out: TARGET[>= len(blocks)].
             chunks: int64[n], byte offset of each block's chunk in the buffer.
             indices: int64[n], each block's number inside its chunk.
             blocks: int64[n], the engine's block ids. Scattering to one block twice is a race.

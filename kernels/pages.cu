@@ -12,7 +12,7 @@ struct Run {
     long long offset, stride, chunk_offset, nbytes;
 };
 
-struct Place {
+struct Target {
     long long chunk;
     int index, block;
 };
@@ -23,18 +23,18 @@ struct Place {
 
 template <typename Word, bool GATHER>
 __device__ __forceinline__ void copy_pages(char* cache, char* buffer, const Run* runs,
-                                           const Place* places, unsigned run_count,
-                                           unsigned place_count, unsigned parts) {
-    const unsigned tiles = run_count * place_count * parts;
+                                           const Target* targets, unsigned run_count,
+                                           unsigned target_count, unsigned parts) {
+    const unsigned tiles = run_count * target_count * parts;
     const unsigned lane = threadIdx.x % LANES;
     const unsigned groups = gridDim.x * (THREADS / LANES);
     for (unsigned tile = blockIdx.x * (THREADS / LANES) + threadIdx.x / LANES; tile < tiles;
          tile += groups) {
         const unsigned page = tile / parts;
-        const Run run = runs[page / place_count];
-        const Place place = places[page % place_count];
-        char* in_cache = cache + run.offset + place.block * run.stride;
-        char* in_buffer = buffer + place.chunk + run.chunk_offset + place.index * run.nbytes;
+        const Run run = runs[page / target_count];
+        const Target target = targets[page % target_count];
+        char* in_cache = cache + run.offset + target.block * run.stride;
+        char* in_buffer = buffer + target.chunk + run.chunk_offset + target.index * run.nbytes;
         const Word* from = reinterpret_cast<const Word*>(GATHER ? in_cache : in_buffer);
         Word* to = reinterpret_cast<Word*>(GATHER ? in_buffer : in_cache);
         const long long words = run.nbytes / (long long)sizeof(Word);
@@ -55,9 +55,9 @@ __device__ __forceinline__ void copy_pages(char* cache, char* buffer, const Run*
 // aims at six and spills.
 #define PAGES(name, Word, gather)                                                             \
     extern "C" __global__ void __launch_bounds__(THREADS, 4)                                  \
-        name(char* cache, char* buffer, const Run* runs, const Place* places,                 \
-             unsigned run_count, unsigned place_count, unsigned parts) {                      \
-        copy_pages<Word, gather>(cache, buffer, runs, places, run_count, place_count, parts); \
+        name(char* cache, char* buffer, const Run* runs, const Target* targets,                 \
+             unsigned run_count, unsigned target_count, unsigned parts) {                      \
+        copy_pages<Word, gather>(cache, buffer, runs, targets, run_count, target_count, parts); \
     }
 
 PAGES(gather_16, uint4, true)

@@ -1,8 +1,8 @@
 """Launches of pages.cu: gather pages into a buffer of chunks, scatter them back.
 
-The launches are asynchronous: they are queued on a stream and return. Whoever queues them keeps
-both tables and both memories alive, and the places' table on the device unchanged, until the stream
-has passed the launch.
+The launches are asynchronous: they are queued on a stream and return. The caller that queues them
+keeps both tables and both memories alive, and the targets' table on the device unchanged, until the
+stream has passed the launch.
 
 How many thread blocks. A thread keeps four accesses of up to 16 bytes in flight, a thread block of
 256 threads 16 KiB. By Little's law a rate needs ``bytes per second read * latency / 16 KiB`` thread
@@ -121,7 +121,7 @@ def grid_and_word(
     """
     word = alignment(launch.alignment | at.cache | at.buffer)
     parts = -(-launch.page_bytes // (LANES * UNROLL * word))
-    tiles = parts * launch.places * launch.runs
+    tiles = parts * launch.targets * launch.runs
     if tiles >= 1 << 31:
         raise IndexError(f"{tiles} tiles in one launch: copy fewer blocks at a time")
     grid = min(-(-tiles // (THREADS // LANES)), max(1, grid_limit))
@@ -131,7 +131,7 @@ def grid_and_word(
 def _queue(
     direction: str, launch: PageLaunch, at: PageAddresses, stream: int, grid_limit: int | None
 ) -> None:
-    if not launch.places:
+    if not launch.targets:
         return
     cupy, device = import_cupy(), current_device()
     limit = _full_grid(device) if grid_limit is None else grid_limit
@@ -150,9 +150,9 @@ def kernel_arguments(
         np.uint64(at.cache),
         np.uint64(at.buffer),
         np.uint64(at.runs + launch.first_run * RUN.itemsize),
-        np.uint64(at.places),
+        np.uint64(at.targets),
         np.uint32(launch.runs),
-        np.uint32(launch.places),
+        np.uint32(launch.targets),
         parts,
     )
 

@@ -96,11 +96,11 @@ def where(keys: Keys, address: Address = None) -> None:
 
     wide = Column("key", min_width=2 * KEY_BYTES)  # whole on a narrow screen too: it is copied
     table = Table(wide, "tier", "node", Column("engine", overflow="fold"))
-    for key, places in zip(keys, connect(address, start=False).where(_keys(keys)), strict=True):
-        for place in places:
-            table.add_row(key, place.tier, place.node_id[:12], place.engine_id)
+    for key, locations in zip(keys, connect(address, start=False).where(_keys(keys)), strict=True):
+        for location in locations:
+            table.add_row(key, location.tier, location.node_id[:12], location.engine_id)
             key = ""
-        if not places:
+        if not locations:
             table.add_row(key, "nowhere", "", "")
     Console().print(table)
 

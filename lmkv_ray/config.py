@@ -8,6 +8,7 @@ an engine's (``NODE``, ``CLUSTER``, ``ENGINE``).
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -33,6 +34,9 @@ Seconds = Annotated[float, Field(le=LONGEST_SECONDS)]
 """A wait: never without an end, and no longer than the system's timers can count."""
 
 CONFIG_FILE_VARIABLE = "LMKV_CONFIG_FILE"
+
+RENAMED = {"directory_shards": "directory_parts"}
+"""Settings of earlier versions, and what they are called now."""
 
 # Whose a setting is. Each is a pydantic ``json_schema_extra``.
 NODE: dict[str, Any] = {"scope": "node"}
@@ -237,7 +241,7 @@ class Settings(BaseSettings):
         json_schema_extra=CLUSTER,
         description="Chunks the directory remembers, about 100 bytes each; the oldest make room.",
     )
-    directory_shards: int = Field(
+    directory_parts: int = Field(
         1,
         ge=1,
         le=64,
@@ -436,7 +440,8 @@ def _problem(error: ErrorDetails) -> str:
     name = str(error["loc"][0]) if error["loc"] else ""
     secret = name in ("remote_options", "salt") or name not in Settings.model_fields
     given = MASK if secret else mask_text(repr(error["input"]))
-    return f"{'.'.join(map(str, error['loc']))}: {error['msg']} (given: {given})"
+    told = f"{'.'.join(map(str, error['loc']))}: {error['msg']}{_meant(name)}"
+    return f"{told} (given: {given})"
 
 
 def _refuse_unknown_variables() -> None:
@@ -444,6 +449,21 @@ def _refuse_unknown_variables() -> None:
     unknown = sorted(n for n in os.environ if n.startswith("LMKV_") and n not in known)
     if unknown:
         raise ConfigError(
-            f"Unknown environment variables: {', '.join(unknown)}.",
+            "Unknown environment variables: "
+            + ", ".join(f"{n}{_meant(n.removeprefix('LMKV_').lower(), 'LMKV_')}" for n in unknown)
+            + ".",
             next_step="Run 'lmkv config' for all settings.",
         )
+
+
+def _meant(name: str, prefix: str = "") -> str:
+    """Which setting an unknown name may mean, to be put behind it; empty: none, or it is known."""
+    if name in Settings.model_fields:
+        return ""
+    if name in RENAMED:
+        meant = f"is {prefix}{RENAMED[name].upper() if prefix else RENAMED[name]} now"
+    elif close := difflib.get_close_matches(name, Settings.model_fields, 1, 0.75):
+        meant = f"did you mean {prefix}{close[0].upper() if prefix else close[0]}?"
+    else:
+        return ""
+    return f" ({meant})"

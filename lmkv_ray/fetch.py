@@ -69,7 +69,7 @@ def groups(sizes: Sequence[int], limit: int, first: int | None = None) -> list[r
 
     Args:
         sizes: bytes of each.
-        limit: of a group.
+        limit: the most bytes that a group may have.
         first: limit of the first group; that of each later one is twice that of the one before.
     """
     result, start, total = [], 0, 0

@@ -36,7 +36,7 @@ class Incoming(Generic[M]):
     """Makes messages of what arrives, in whatever pieces.
 
     Args:
-        kind: of the messages.
+        kind: the type that each message is decoded as.
     """
 
     def __init__(self, kind: type[M]) -> None:

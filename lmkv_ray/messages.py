@@ -249,14 +249,22 @@ class Clears(Message, frozen=True, kw_only=True, array_like=True):
     clears: list[Clear]
 
 
-class Cleared(Message, frozen=True, kw_only=True, array_like=True):
-    """A shard's or the directory's answer to a clear."""
+class ShardCleared(Message, frozen=True, kw_only=True, array_like=True):
+    """A shard's answer to clears that it has carried out."""
 
-    before: int
-    """From a shard: the number of the clear that it had carried out before this one. From the
-    directory: the number of the new clear."""
+    previous: int
+    """The number of the last clear that the shard had carried out before these."""
     pending: list[str] = []
-    """Names of tiers in which it waits for the medium: nothing of it is served from there."""
+    """Names of tiers in which they wait for the medium: nothing of them is served from there."""
+
+
+class ClearDone(Message, frozen=True, kw_only=True, array_like=True):
+    """The directory's answer to a clear."""
+
+    number: int
+    """Of the clear."""
+    pending: list[str] = []
+    """Names of tiers in which some shard could not carry it out yet."""
 
 
 class DeltaReply(Message, frozen=True, kw_only=True, array_like=True):

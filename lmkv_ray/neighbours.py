@@ -18,7 +18,7 @@ class Neighbour(Protocol):
 
         Args:
             method: its name.
-            arguments: of the method.
+            arguments: the method's arguments.
             within: seconds until the call is given up.
 
         Returns:

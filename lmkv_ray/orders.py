@@ -11,7 +11,7 @@ class Offer(Message, frozen=True):
     address: bytes = b""
     """What a reader needs to know; only the transport understands it."""
     obstacle: str | None = None
-    """Why nobody can read from the shard by this transport now; None: it is possible."""
+    """Why readers cannot use this transport to the shard now; None: it is possible."""
 
 
 class PeerAddress(Message, frozen=True):

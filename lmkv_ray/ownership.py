@@ -1,7 +1,7 @@
 """Whose a file or directory is: what other users of this machine can write is not believed.
 
-The object that was opened is looked at, not its path: who may rename the directories above it can
-put something else in its place, but nothing that has these properties and is not ours.
+The object that was opened is looked at, not its path: a user that may rename the directories above
+it can put something else in its place, but nothing that has these properties and is not ours.
 """
 
 from __future__ import annotations

@@ -59,7 +59,7 @@ def test_commands_of_lmkv() -> None:
     for path in DOCUMENTS + PROGRAM:  # errors name commands too
         for name, rest in quoted.findall(path.read_text()):
             assert name in commands, f"{path}: lmkv {name}"
-            options = {option for its in commands[name].params for option in its.opts}
+            options = {option for item in commands[name].params for option in item.opts}
             assert set(re.findall(r"--[\w-]+", rest)) <= options, f"{path}: lmkv {name}{rest}"
 
 
@@ -134,7 +134,7 @@ def test_every_field_of_a_namespace_is_explained() -> None:
 def test_methods_of_a_cache() -> None:
     from lmkv_ray import Cache
 
-    [snippet] = [its for its in snippets(README) if its.startswith("import lmkv_ray")]
+    [snippet] = [item for item in snippets(README) if item.startswith("import lmkv_ray")]
     called = set(re.findall(r"cache\.(\w+)\(", snippet))
     called |= set(re.findall(r"[a-z]+", str(re.findall(r"also ([^;]*)", snippet)))) & set(
         dir(Cache)
@@ -163,7 +163,7 @@ def test_hints_of_a_request() -> None:
 
 
 def test_the_app_of_ray_serve() -> None:
-    [text] = [its for its in snippets(README) if its.startswith("applications:")]
+    [text] = [item for item in snippets(README) if item.startswith("applications:")]
     [application] = yaml.safe_load(text)["applications"]
     module, name = application["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), name))

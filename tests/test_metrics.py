@@ -13,7 +13,7 @@ from lmkv_ray.metrics.services import (
     SERVICE_METRICS,
     TIER_COUNTERS,
     TIER_PROBLEM,
-    Kind,
+    MetricKind,
     node_samples,
     part_samples,
 )
@@ -45,7 +45,7 @@ def test_names_follow_the_conventions_of_prometheus() -> None:
         assert re.fullmatch("lmkv_[a-z]+(_[a-z]+)*", metric.name)
         assert not metric.name.endswith("_total")  # Ray adds it to counters
         assert metric.text.endswith(".")
-        assert (metric.counter != "") == (metric.kind is Kind.COUNTER)
+        assert (metric.counter != "") == (metric.kind is MetricKind.COUNTER)
 
 
 STATUS = ShardStatus(

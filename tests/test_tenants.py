@@ -31,13 +31,13 @@ from lmkv_ray.tiers.format import Label
 from tests.tiers.harness import HARNESSES, fetch, slots, some_keys, store
 
 NAMESPACE, ANOTHER = space_of(b"n" * 16), space_of(b"m" * 16)
-ALICE, BOB, NOBODY = (NAMESPACE | tenant_of(salt) for salt in ("alice", "bob", ""))
+ALICE, BOB, NO_NODE = (NAMESPACE | tenant_of(salt) for salt in ("alice", "bob", ""))
 KEYS = some_keys(6)
 
 
 def test_a_space_is_a_namespace_and_a_tenant_in_it() -> None:
-    assert len({ALICE, BOB, NOBODY, ANOTHER | tenant_of("alice")}) == 4
-    assert {namespace_of(space) for space in (ALICE, BOB, NOBODY, NAMESPACE)} == {NAMESPACE}
+    assert len({ALICE, BOB, NO_NODE, ANOTHER | tenant_of("alice")}) == 4
+    assert {namespace_of(space) for space in (ALICE, BOB, NO_NODE, NAMESPACE)} == {NAMESPACE}
     assert 0 < tenant_of("") < 1 << 32, "requests without a salt are a tenant too"
     assert space_of(bytes(16)) > 0
     assert tenant_of("\udcff") != tenant_of(""), "what a request carries may be any text"
@@ -74,7 +74,7 @@ def test_what_a_clear_names() -> None:
     for namespace in (digest.hex(), digest.hex()[:8]):
         assert int.from_bytes(clear_bytes(namespace), "little") == NAMESPACE
         assert int.from_bytes(clear_bytes(namespace, "alice"), "little") == ALICE
-        assert int.from_bytes(clear_bytes(namespace, ""), "little") == NOBODY
+        assert int.from_bytes(clear_bytes(namespace, ""), "little") == NO_NODE
     assert int.from_bytes(clear_bytes(salt="alice"), "little") == tenant_of("alice")
     for wrong in ("6e6e6e", "nonsense", "6e6e6e6"):
         with pytest.raises(ConfigError, match="namespace"):
@@ -105,8 +105,8 @@ def save(state: ShardState, keys: list[bytes], spaces: list[int]) -> list[Publis
 
 def test_a_shard_knows_whose_each_chunk_is(state: ShardState) -> None:
     keys = key_list(KEYS)
-    given = [ALICE, BOB, NOBODY, 0, ANOTHER | tenant_of("alice"), ALICE]
-    expected = [ALICE, BOB, NOBODY, NAMESPACE, NAMESPACE, ALICE]
+    given = [ALICE, BOB, NO_NODE, 0, ANOTHER | tenant_of("alice"), ALICE]
+    expected = [ALICE, BOB, NO_NODE, NAMESPACE, NAMESPACE, ALICE]
     [publish] = save(state, keys, given)
     assert dict(zip(publish.keys, publish.spaces, strict=True)) == dict(
         zip(keys, expected, strict=True)
@@ -119,7 +119,7 @@ def test_a_shard_knows_whose_each_chunk_is(state: ShardState) -> None:
     [
         (ALICE, [1, 2, 3]),
         (tenant_of("alice"), [1, 2, 3]),
-        (NOBODY, [0, 1, 3]),
+        (NO_NODE, [0, 1, 3]),
         (NAMESPACE, []),
         (ANOTHER, [0, 1, 2, 3]),
         (0, [0, 1, 2, 3]),
@@ -128,7 +128,7 @@ def test_a_shard_knows_whose_each_chunk_is(state: ShardState) -> None:
 )
 def test_a_clear_follows_the_tenant(state: ShardState, which: int | None, left: list[int]) -> None:
     keys = key_list(KEYS)[:4]
-    save(state, keys, [ALICE, BOB, NOBODY, 0])
+    save(state, keys, [ALICE, BOB, NO_NODE, 0])
     reply, _ = state.exchange(Exchange(engine_id="e", want=1), 0)
     assert reply.grant is not None
     state.clear(which)
@@ -163,7 +163,7 @@ def test_keys_at_rest_follow_the_tenant() -> None:
 async def test_a_clear_follows_the_tenant_below_memory(kind: str, tmp_path: Path) -> None:
     harness = HARNESSES[kind](tmp_path)
     tier: Any = await harness.open()
-    spaces = [ALICE, BOB, NOBODY, ANOTHER | tenant_of("alice"), ANOTHER | tenant_of("bob"), ALICE]
+    spaces = [ALICE, BOB, NO_NODE, ANOTHER | tenant_of("alice"), ANOTHER | tenant_of("bob"), ALICE]
     for i, space in enumerate(spaces):
         assert await store(tier, KEYS[i : i + 1], space=space) == [True]
 

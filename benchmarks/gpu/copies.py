@@ -1,6 +1,6 @@
 """Plain copies: the floors everything else is compared with.
 
-link    one large pinned copy, each way
+link    one large registered copy, each way
 pages   the same bytes as one copy a page: what a path without kernels pays, and so above
 which page size it needs none (the setting of the break-even)
 device  one large copy inside the device's memory, read plus write
@@ -33,7 +33,7 @@ def run(machine: Machine) -> tuple[list[Row], Floors]:
     """Rows, and the floors for other measurements."""
     nbytes = machine.scale
     ours, other = machine.memory(nbytes), machine.memory(nbytes)
-    host = machine.pinned(nbytes)
+    host = machine.registered(nbytes)
     ways = {"to the device": (ours, host), "from the device": (host, ours)}
 
     def copy(to: int, source: int, size: int, step: int) -> Callable[[], None]:
@@ -49,7 +49,7 @@ def run(machine: Machine) -> tuple[list[Row], Floors]:
 
     large = {way: measure(to.address, from_.address, nbytes) for way, (to, from_) in ways.items()}
     within = 2 * rate(machine, nbytes, partial(machine.copy, other.address, ours.address, nbytes))
-    rows = [_row(f"pinned copy {way}", value, value) for way, value in large.items()]
+    rows = [_row(f"registered copy {way}", value, value) for way, value in large.items()]
     rows.append(_row("copy within the device, read and write", within, within))
     for way, (to, from_) in ways.items():
         for page in (page for page in PAGES if page <= nbytes):

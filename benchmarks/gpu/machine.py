@@ -1,4 +1,4 @@
-"""The machine under measurement: a GPU through CuPy, or this host in its place.
+"""The machine under measurement: a GPU through CuPy, or this host instead.
 
 All work goes to one stream, and ``seconds`` is the stream's own time where there is one.
 """
@@ -42,7 +42,7 @@ class Machine(Protocol):
     def memory(self, nbytes: int) -> Area:
         """Memory of the device."""
 
-    def pinned(self, nbytes: int) -> Area:
+    def registered(self, nbytes: int) -> Area:
         """Touched memory of the host that the device copies from and to at full speed."""
 
     def upload(self, table: npt.NDArray[Any]) -> Area:
@@ -81,7 +81,7 @@ class Gpu:
         memory = self._cupy.cuda.memory.Memory(nbytes)  # no pool, which would keep it from vLLM
         return Area(memory.ptr, memory)
 
-    def pinned(self, nbytes: int) -> Area:
+    def registered(self, nbytes: int) -> Area:
         """See ``Machine``."""
         memory = self._cupy.cuda.pinned_memory.PinnedMemory(nbytes)
         ctypes.memset(memory.ptr, 1, nbytes)
@@ -134,7 +134,7 @@ class Host:
         memory = np.ones(nbytes + PAGE, np.uint8)
         return Area(-(-memory.ctypes.data // PAGE) * PAGE, memory)
 
-    pinned = memory
+    registered = memory
 
     def upload(self, table: npt.NDArray[Any]) -> Area:
         """See ``Machine``."""

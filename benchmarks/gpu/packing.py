@@ -5,7 +5,8 @@ Blocks are drawn at random from a cache several times larger than what is moved:
     layouts  Llama-3.1-8B in every KVCacheLayout, and DeepSeek-like MLA
     pages    32 layers with pages of 1 KiB to 1 MiB
     beside   the same with as few thread blocks as run beside a model, over the link; with the
-             table of places in the device's memory, and in the host's as the transfer engine has it
+             table of targets in the device's memory, and in the host's as the transfer engine has
+             it
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from benchmarks.gpu.copies import Floors
 from benchmarks.gpu.machine import Machine, rate
 from benchmarks.table import Row
-from lmkv_ray.kernels import PLACE, PageAddresses, PageTable, pages
+from lmkv_ray.kernels import TARGET, PageAddresses, PageTable, pages
 from lmkv_ray.layout import ChunkLayout
 from tests.kernels.caches import LAYOUTS, Shape
 
@@ -50,7 +51,7 @@ class Way(NamedTuple):
     """How to launch."""
 
     grid_limit: int | None
-    places: Literal["device", "host"]
+    targets: Literal["device", "host"]
 
 
 ALONE = Way(None, "device")
@@ -77,21 +78,21 @@ def measure(
     )
     buffer_bytes = -(-count // BLOCKS) * layout.chunk_bytes
     cache, buffer = machine.memory(cache_bytes), machine.memory(buffer_bytes)
-    table, places = PageTable(layout, cache_bytes=cache_bytes), np.empty(count, PLACE)
+    table, targets = PageTable(layout, cache_bytes=cache_bytes), np.empty(count, TARGET)
     order = np.arange(count, dtype=np.int64)
     launch = table.write(
-        places,
+        targets,
         order // BLOCKS * layout.chunk_bytes,
         order % BLOCKS,
         np.random.default_rng(0).permutation(layout.num_blocks)[:count],
         buffer_bytes=buffer_bytes,
     )
     runs = machine.upload(table.runs)
-    if way.places == "device":
-        there = machine.upload(places)
+    if way.targets == "device":
+        there = machine.upload(targets)
     else:
-        there = machine.pinned(places.nbytes)
-        ctypes.memmove(there.address, places.ctypes.data, places.nbytes)
+        there = machine.registered(targets.nbytes)
+        ctypes.memmove(there.address, targets.ctypes.data, targets.nbytes)
     at = PageAddresses(cache.address, buffer.address, runs.address, there.address)
     nbytes = count * layout.block_bytes
     rows = []
@@ -102,7 +103,7 @@ def measure(
         if way.grid_limit is None:
             rows.append(_row(f"{direction}, {name}, read and write", 2 * found, floors.within))
         else:
-            how = f"{way.grid_limit} thread blocks, places on the {way.places}, over link"
+            how = f"{way.grid_limit} thread blocks, targets on the {way.targets}, over link"
             rows.append(_row(f"{direction}, {name}, {how}", found, link))
     return rows
 

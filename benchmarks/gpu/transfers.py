@@ -1,6 +1,6 @@
 """Load and save through the arena, all of it: plan, ring, kernels, copies over the link.
 
-Compared with the plain pinned copy of the same direction. Chunks are those of Llama 3.1 8B, 256
+Compared with the plain registered copy of the same direction. Chunks are those of Llama 3.1 8B, 256
 tokens and 32 MiB each. Before its figures count, each engine has to bring its bytes round.
 
     chunks    1 to 64 of them, blocks scattered over the cache: the ring
@@ -92,7 +92,7 @@ class Bench:
         blocks = count * BLOCKS
         self._blocks, self._other_blocks = order[:blocks], order[blocks : 2 * blocks]
         self._layout = layout
-        self._wait_pinned()
+        self._wait_registered()
         self._check(machine)
 
     def load(self, *, other: bool = False) -> Load:
@@ -130,13 +130,13 @@ class Bench:
         self._reader.close()
         self._writer.close()
 
-    def _wait_pinned(self) -> None:
+    def _wait_registered(self) -> None:
         slots = np.concatenate([self._slots, self._other_slots])
         offsets = self._reader.offsets(slots, self._layout.chunk_bytes)
         deadline = time.monotonic() + SECONDS
-        while not self.engine._pinning.covers(self._reader, offsets).all():
+        while not self.engine._registration.covers(self._reader, offsets).all():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the arena was not pinned within {SECONDS:.0f} s")
+                raise TimeoutError(f"the arena was not registered within {SECONDS:.0f} s")
             time.sleep(0.01)
 
     def _check(self, machine: Machine) -> None:

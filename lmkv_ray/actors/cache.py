@@ -18,7 +18,7 @@ from lmkv_ray.config import Settings
 from lmkv_ray.directory import GPU, MEMORY, Holding, Location
 from lmkv_ray.errors import ConnectError, LmkvError, TierError
 from lmkv_ray.keys import key_array, key_list
-from lmkv_ray.messages import Cleared, decode, encode
+from lmkv_ray.messages import ClearDone, decode, encode
 from lmkv_ray.node.tiers import TIER_SETTINGS
 from lmkv_ray.orders import Drain, Drained, Move, PeerAddress
 from lmkv_ray.status import CacheStatus
@@ -69,7 +69,7 @@ class Cache:
             ConnectError: the cache was stopped, or does not answer.
         """
         answer = self.directory.clear.remote(clear_bytes(namespace, salt))
-        return decode(wait_for(answer, CALL_SECONDS), Cleared).pending
+        return decode(wait_for(answer, CALL_SECONDS), ClearDone).pending
 
     def drain(self, node: str, seconds: float | None = None) -> Drained:
         """Let a node hand over the chunks that only it holds, before it is ended.
@@ -94,7 +94,7 @@ class Cache:
     def where(self, keys: Sequence[bytes]) -> list[list[Location]]:
         """Where each chunk is: engines' own prefix caches, nodes' memory, nodes' disks.
 
-        A hint of a moment ago, for who decides where a request goes. Devices and memory are asked
+        A hint of a moment ago, for a router of requests. Devices and memory are asked
         of the directory, disks of each node; what a store that all nodes share holds is not asked.
 
         Returns:
@@ -139,7 +139,7 @@ class Cache:
         """Move chunks out of the memory of all nodes to a tier or a node.
 
         Args:
-            keys: of the chunks.
+            keys: 16 bytes each, naming the chunks.
             to: ``disk`` (each node's own), ``remote``, or the id of a node or its beginning.
             seconds: time for it.
 

@@ -27,7 +27,8 @@ def connect(
         address: of the Ray cluster. Default: the one this process is connected to, else the
             setting ``ray_address``, else ``RAY_ADDRESS``, else the cluster that runs on this
             machine, else a new one.
-        settings: default: ``load_settings()``. Whoever starts the cache decides its settings.
+        settings: default: ``load_settings()``. The process that starts the cache decides its
+            settings.
         start: False: do not start anything, and do not wait for this node's shard (which is
             None if there is none).
 

@@ -21,7 +21,7 @@ from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import Settings
 from lmkv_ray.directory.service import DirectoryService
 from lmkv_ray.metrics.services import Sample, part_samples
-from lmkv_ray.node.loops import forever
+from lmkv_ray.node.loops import every
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class DirectoryActor:
         self._loops = [
             asyncio.create_task(loop)
             for loop in (
-                forever("reconciling shards", seconds, self._reconcile, SYSTEM_CLOCK),
-                forever("exporting metrics", EXPORT_SECONDS, export, SYSTEM_CLOCK),
+                every(seconds, "reconciling shards", self._reconcile, SYSTEM_CLOCK),
+                every(EXPORT_SECONDS, "exporting metrics", export, SYSTEM_CLOCK),
             )
         ]
 
@@ -73,37 +73,37 @@ class DirectoryActor:
         return part_samples(self._service.describe())
 
     async def delta(self, message: bytes) -> bytes:
-        """See ``DirectoryService``, here and below."""
+        """See ``DirectoryService.delta``."""
         return self._service.delta(message)
 
     async def lookup(self, keys: bytes, node_id: str, cleared: int) -> bytes:
-        """..."""
+        """See ``DirectoryService.lookup``."""
         return self._service.lookup(keys, node_id, cleared)
 
     async def where(self, keys: bytes) -> bytes:
-        """..."""
+        """See ``DirectoryService.where``."""
         return await self._service.where(keys)
 
     async def part_where(self, keys: bytes) -> bytes:
-        """..."""
+        """See ``DirectoryService.part_where``."""
         return self._service.part_where(keys)
 
     async def rooms(self, node_id: str) -> bytes:
-        """..."""
+        """See ``DirectoryService.rooms``."""
         return self._service.rooms(node_id)
 
     async def clear(self, space: bytes, number: int = 0) -> bytes:
-        """..."""
+        """See ``DirectoryService.clear``."""
         if not self._service.shards:  # just started
             await self._reconcile()
         return await self._service.clear(space, number)
 
     async def status(self) -> bytes:
-        """..."""
+        """See ``DirectoryService.status``."""
         return await self._service.status()
 
     async def part_status(self) -> bytes:
-        """..."""
+        """See ``DirectoryService.part_status``."""
         return self._service.part_status()
 
     async def _reconcile(self) -> None:
@@ -156,7 +156,7 @@ class DirectoryActor:
                 del self._farewells[node_id]  # it was idle, and an engine has come
         parts = [
             asyncio.to_thread(start_directory, self._settings, part)
-            for part in range(1, self._settings.directory_shards)
+            for part in range(1, self._settings.directory_parts)
             if directory_name(part) not in running
         ]
         kept = {

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from ray.util.metrics import Counter, Gauge
 
-from lmkv_ray.metrics.services import Kind, Sample
+from lmkv_ray.metrics.services import MetricKind, Sample
 
 EXPORT_SECONDS = 5.0
 """Between two looks at the service; Ray itself reports every 10 s."""
@@ -29,7 +29,7 @@ class Exporter:
     async def step(self) -> None:
         """Give Ray the values of now."""
         for sample in self._samples():
-            if sample.metric.kind is Kind.GAUGE:
+            if sample.metric.kind is MetricKind.GAUGE:
                 self._set(sample)
             else:
                 self._raise(sample)

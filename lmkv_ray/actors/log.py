@@ -10,7 +10,7 @@ FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 def show() -> None:
     """Show what is logged from INFO on, on standard error, which Ray keeps in the actor's log.
 
-    Does nothing where somebody else has arranged for logs already.
+    Does nothing where the process has handlers for logs already.
     """
     ours = logging.getLogger("lmkv_ray")
     if ours.level == logging.NOTSET:

@@ -68,7 +68,7 @@ class NamedActor:
         return self._finding is not None and not self._finding.done()
 
     async def handle(self, within: float) -> Handle | None:
-        """The actor; None if there is none, or nobody could say in time."""
+        """The actor; None if there is none, or Ray did not say in time."""
         if self._handle is None:
             if self._finding is None or self._finding.done():
                 self._finding = asyncio.create_task(
@@ -107,6 +107,6 @@ class NamedActor:
 
 
 def _ignore_error(task: asyncio.Task[Handle | None]) -> None:
-    """Nobody may be waiting for it any more."""
+    """Take the error of a call whose caller may have stopped waiting."""
     if not task.cancelled():
         task.exception()

@@ -25,7 +25,7 @@ from lmkv_ray.errors import ArenaError, LmkvError
 from lmkv_ray.messages import encode
 from lmkv_ray.metrics.services import Sample, node_samples
 from lmkv_ray.node import Node, ThisMachine
-from lmkv_ray.node.loops import forever, until
+from lmkv_ray.node.loops import every, until
 from lmkv_ray.status import ShardStatus
 from lmkv_ray.transports import Answer
 
@@ -65,7 +65,7 @@ class ShardActor:
             self._opening = asyncio.create_task(until(OPEN_SECONDS, self._open, SYSTEM_CLOCK))
         export = Exporter(self._samples).step
         self._exporting = asyncio.create_task(
-            forever("exporting metrics", EXPORT_SECONDS, export, SYSTEM_CLOCK)
+            every(EXPORT_SECONDS, "exporting metrics", export, SYSTEM_CLOCK)
         )
 
     async def _open(self, restarted: bool = True) -> bool:
@@ -107,15 +107,15 @@ class ShardActor:
         return self._found
 
     async def hello(self, message: bytes) -> bytes:
-        """See ``Node``, here and below."""
+        """See ``Node.hello``."""
         return self._node.hello(message)
 
     async def exchange(self, message: bytes) -> bytes:
-        """..."""
+        """See ``Node.exchange``."""
         return self._node.exchange(message)
 
     async def stage(self, message: bytes) -> bytes:
-        """..."""
+        """See ``Node.stage``."""
         return await self._node.stage(message)
 
     async def address(self, host: str = "") -> bytes:
@@ -123,39 +123,39 @@ class ShardActor:
         return self._node.address(host)
 
     async def serve(self, transport: str, question: bytes) -> Answer:
-        """..."""
+        """See ``Node.serve``."""
         return await self._node.serve(transport, question)
 
     async def take(self, message: bytes) -> bytes:
-        """..."""
+        """See ``Node.take``."""
         return await self._node.take(message)
 
     async def drain(self, message: bytes) -> bytes:
-        """..."""
+        """See ``Node.drain``."""
         return await self._node.drain(message)
 
     async def where(self, keys: bytes) -> bytes:
-        """..."""
+        """See ``Node.where``."""
         return await self._node.where(keys)
 
     async def pin(self, keys: bytes, pinned: bool) -> bytes:
-        """..."""
+        """See ``Node.pin``."""
         return await self._node.pin(keys, pinned)
 
     async def evict(self, keys: bytes) -> bytes:
-        """..."""
+        """See ``Node.evict``."""
         return self._node.evict(keys)
 
     async def move(self, message: bytes) -> bytes:
-        """..."""
+        """See ``Node.move``."""
         return await self._node.move(message)
 
     async def clear(self, space: bytes = b"") -> bytes:
-        """..."""
+        """See ``Node.clear``."""
         return await self._node.clear(space)
 
     async def catch_up(self, message: bytes) -> bytes:
-        """..."""
+        """See ``Node.catch_up``."""
         return await self._node.catch_up(message)
 
     async def status(self) -> bytes:

@@ -41,7 +41,7 @@ class MachineLimits:
 
 
 @dataclass(frozen=True, slots=True)
-class Capacity:
+class ArenaCapacity:
     """What an arena takes."""
 
     nbytes: int
@@ -49,7 +49,7 @@ class Capacity:
     """One sentence, for the log and the status."""
 
 
-def capacity_for(machine: MachineLimits, wanted: int | None) -> Capacity:
+def capacity_for(machine: MachineLimits, wanted: int | None) -> ArenaCapacity:
     """The capacity of a new arena.
 
     Args:
@@ -66,7 +66,7 @@ def capacity_for(machine: MachineLimits, wanted: int | None) -> Capacity:
                     f"LMKV_CAPACITY is {_mib(wanted)}, but {name} is {_mib(limit)}.",
                     next_step="lower LMKV_CAPACITY on this node, or raise that limit.",
                 )
-        return Capacity(wanted, f"takes {_mib(wanted)} of {machine.directory}: LMKV_CAPACITY")
+        return ArenaCapacity(wanted, f"takes {_mib(wanted)} of {machine.directory}: LMKV_CAPACITY")
     nbytes, name = min(_soft(machine))
     if nbytes < MIN_CAPACITY:
         raise ArenaError(
@@ -75,7 +75,7 @@ def capacity_for(machine: MachineLimits, wanted: int | None) -> Capacity:
             next_step="enlarge it (docker run --shm-size, or an emptyDir with medium Memory on "
             "Kubernetes), or set LMKV_CAPACITY or LMKV_ARENA_DIR on this node.",
         )
-    return Capacity(nbytes, f"takes {_mib(nbytes)} of {machine.directory}: {name}")
+    return ArenaCapacity(nbytes, f"takes {_mib(nbytes)} of {machine.directory}: {name}")
 
 
 def _hard(machine: MachineLimits) -> Iterator[tuple[int, str]]:

@@ -1,7 +1,7 @@
-"""The arena of this host, found without asking anybody.
+"""The arena of this host, found without asking a service.
 
 A worker of an engine learns which arena is its own with its first step. Whatever takes long with an
-arena (a GPU pins it) should be over by then, so it is guessed before.
+arena (a GPU registers it) should be over by then, so it is guessed before.
 """
 
 from __future__ import annotations

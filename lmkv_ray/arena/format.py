@@ -4,8 +4,9 @@
 
 Everything up to the index, and slot row 0, is allocated when the file is created; pages of the slot
 table and of the data are allocated together when their extent is assigned to a slot size, and never
-given back. So nobody may touch any other slot row or payload byte of an extent whose ``slot_bytes``
-is zero: on a full tmpfs that page could not be had, and the process would die of SIGBUS.
+given back. So no process may touch any other slot row or payload byte of an extent whose
+``slot_bytes`` is zero: on a full tmpfs that page could not be had, and the process would die of
+SIGBUS.
 
 Slots are a fixed grid: slot ``extent * slots_per_extent + i`` has row ``slot`` of the slot table
 and the bytes from ``extent * extent_bytes + i * slot_bytes`` of the data, where ``slot_bytes`` is
@@ -296,16 +297,16 @@ def locate(
     Offset and size mean nothing where it is not.
 
     Args:
-        geometry: of the arena.
+        geometry: where the arena's tables and slots lie.
         slot_bytes: of each extent, 0 where it is not assigned.
         slots: int64[n].
     """
     exists = (slots >= 0) & (slots < geometry.slots)
     rows = slots * exists
     extents = rows // geometry.slots_per_extent
-    places = rows - extents * geometry.slots_per_extent
+    positions = rows - extents * geometry.slots_per_extent
     size = slot_bytes[extents]
-    ends = (places + 1) * size
+    ends = (positions + 1) * size
     exists &= (size > 0) & (ends <= geometry.extent_bytes)
     return exists, extents * geometry.extent_bytes + ends - size, size
 

@@ -3,7 +3,7 @@
 A direct-mapped table of uint64 entries: 61 bits of the key's tag and 3 bits of reason, so that one
 store replaces an entry and a reader never sees half of one. A later removal may take the place of
 an earlier one; then the earlier key counts as never stored. It lives in the arena, so that engines
-name the reason of a miss without asking anybody.
+name the reason of a miss without a call.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def machine_limits(
     """What limits an arena in ``directory``, read now.
 
     Args:
-        directory: of the arena.
+        directory: the directory of a memory file system in which the arena is made.
         ray: memory that Ray counts on this node, in bytes.
         object_store: what Ray's object store may take of /dev/shm, in bytes.
 

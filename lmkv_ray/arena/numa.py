@@ -2,8 +2,8 @@
 
 A GPU reads memory of another node through the link between the sockets, at a fraction of its own
 link's speed. The policy is set on the arena's file before it has pages, and tmpfs keeps it for all
-processes: whoever allocates a page, the kernel takes it from the nodes that were asked for, or from
-another one if these are full. Machines with one node are left alone.
+processes: whichever process touches a page first, the kernel takes it from the nodes that were
+asked for, or from another one if these are full. Machines with one node are left alone.
 """
 
 from __future__ import annotations

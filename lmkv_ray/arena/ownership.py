@@ -56,7 +56,8 @@ def check_ours(fd: int, path: str) -> os.stat_result:
 
 
 def is_ours(process: Path) -> bool:
-    """Whether a process (``/proc/<pid>``) is this user's and nobody else's; False if it has ended.
+    """Whether a process (``/proc/<pid>``) is this user's and no other user's; False if it has
+    ended.
 
     All its user ids count: real, effective, saved, and for files. The owner of ``/proc/<pid>`` says
     less, as it is root for each process that another user may not look into.
@@ -70,4 +71,4 @@ def is_ours(process: Path) -> bool:
         check_shortage(error)
         return False
     uids = (line.split()[1:] for line in lines if line.startswith("Uid:"))
-    return any({int(uid) for uid in its} == {os.geteuid()} for its in uids)
+    return any({int(uid) for uid in owners} == {os.geteuid()} for owners in uids)

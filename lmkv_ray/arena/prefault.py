@@ -1,9 +1,9 @@
 """Faulting in memory of an arena on several threads, before copies need it.
 
-Each process has to enter each page into its own memory map, and whoever touches a page first has to
-zero it besides: half a second to two seconds a GiB on one thread. The threads give way to others:
-half of the processors at most, at a lower priority. Steps are small, as each holds the process's
-memory map, for which other threads may have to wait.
+Each process has to enter each page into its own memory map, and the process that touches a page
+first has to zero it besides: half a second to two seconds a GiB on one thread. The threads give way
+to others: half of the processors at most, at a lower priority. Steps are small, as each holds the
+process's memory map, for which other threads may have to wait.
 """
 
 from __future__ import annotations

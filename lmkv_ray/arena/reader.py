@@ -1,7 +1,7 @@
 """The arena as engines and peers see it: lock-free lookups and validated copies.
 
 A reader looks keys up, copies bytes out, and then asks ``unchanged``. The shard makes a slot's
-generation odd *before* anybody may overwrite the slot, so a copy whose generation is still the one
+generation odd *before* a writer may overwrite the slot, so a copy whose generation is still the one
 of the lookup is intact; any other copy is thrown away. There is nothing to lock, or to leak.
 
 What a copy rests on is read after the generation, also where the slot lies: an extent without

@@ -19,7 +19,7 @@ from lmkv_ray.messages import Owner
 
 
 @dataclass(frozen=True)
-class Content:
+class ArenaContent:
     """What a shard finds in the arena of its predecessor."""
 
     slot_bytes: npt.NDArray[np.int64]
@@ -36,7 +36,7 @@ class Content:
     """Those of them that a clear came for."""
 
 
-def scan(tables: Tables) -> Content:
+def scan(tables: Tables) -> ArenaContent:
     """All that is in an arena."""
     slots = _existing(tables)
     states = tables.slots["state"][slots]
@@ -44,7 +44,7 @@ def scan(tables: Tables) -> Content:
     reserved = slots[states == SlotState.RESERVED]
     rows, owned = tables.slots[ready], tables.slots[reserved]
     owners = [owned[column].tolist() for column in ("owner_pid", "owner_start", "space")]
-    return Content(
+    return ArenaContent(
         slot_bytes=tables.slot_bytes.copy(),
         ready=ready,
         keys=np.ascontiguousarray(rows["key"]),
@@ -63,7 +63,7 @@ def check_extents(tables: Tables, path: str) -> None:
     """Raise if the table of extents cannot be what a shard wrote.
 
     Args:
-        tables: of the arena.
+        tables: the arena's tables, mapped writable.
         path: of the arena, for the message.
 
     Raises:

@@ -36,7 +36,7 @@ from lmkv_ray.arena.numa import place_near_gpus
 from lmkv_ray.arena.owners import is_ending, this_process
 from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.arena.reader import read_header
-from lmkv_ray.arena.recovery import Content, check_extents, repair, scan
+from lmkv_ray.arena.recovery import ArenaContent, check_extents, repair, scan
 from lmkv_ray.arena.segment import DEFAULT_DIRECTORY, Segment
 from lmkv_ray.arena.shortage import ShortageError
 from lmkv_ray.errors import ArenaError
@@ -51,7 +51,7 @@ class ArenaHeldError(ArenaError):
     to 0.3 s a GiB.
 
     Attributes:
-        nbytes: of the arena.
+        nbytes: the arena's size in bytes.
     """
 
     nbytes = 0
@@ -216,7 +216,8 @@ class ArenaWriter:
             self._segment.allocate(geometry.slots_offset + extent * nbytes, nbytes)
             start = geometry.data_offset + extent * geometry.extent_bytes
             self._segment.allocate(start, geometry.extent_bytes)
-        # Of rows that were in no slot a successor knows only that nobody should have written there.
+        # Of rows that were in no slot a successor knows only that no process should have written
+        # there.
         self._slots["state"][geometry.slots_of(extent, geometry.min_slot_bytes)] = SlotState.FREE
         self._tables.slot_bytes[extent] = slot_bytes
         return geometry.slots_of(extent, slot_bytes)
@@ -304,7 +305,7 @@ class ArenaWriter:
         """Where in the data a view begins that ``payload`` gave."""
         return payload.ctypes.data - self._data.ctypes.data
 
-    def scan(self) -> Content:
+    def scan(self) -> ArenaContent:
         """All that is in the arena; for a shard that has just adopted it."""
         return scan(self._tables)
 

@@ -1,4 +1,4 @@
-"""How long a place takes to deliver chunks."""
+"""How long a source takes to deliver chunks."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from lmkv_ray.cost.fit import Floats, LinearFit
 STALE_SECONDS = 5.0
 
 MAX_SOURCES = 4096
-"""Places that are remembered; the one used longest ago makes room."""
+"""Sources that are remembered; the one used longest ago makes room."""
 
 
 class SourceModel:
-    """Latency and bandwidth of one place.
+    """Latency and bandwidth of one source.
 
     Args:
         latency: first guess, seconds.
@@ -52,7 +52,7 @@ class SourceModel:
 
 
 class SourceModels:
-    """The models of all places by name, bounded."""
+    """The models of all sources by name, bounded."""
 
     def __init__(self) -> None:
         self._models: OrderedDict[str, SourceModel] = OrderedDict()

@@ -15,7 +15,17 @@ from concurrent.futures import Future
 from lmkv_ray import errors
 from lmkv_ray.child import start_child
 from lmkv_ray.config import Settings
-from lmkv_ray.courier.wire import Answer, Begin, Call, Command, Failed, Find, Found, Reply, Request
+from lmkv_ray.courier.wire import (
+    Answer,
+    Begin,
+    Call,
+    Command,
+    Failed,
+    Find,
+    FoundShard,
+    Reply,
+    Request,
+)
 from lmkv_ray.errors import ConnectError, LmkvError
 from lmkv_ray.framing import Incoming, send
 
@@ -39,7 +49,7 @@ class Courier:
     """Starts its process when a shard is asked for and it is not running. For any thread.
 
     Args:
-        settings: of the engine.
+        settings: the engine's own settings.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -50,7 +60,7 @@ class Courier:
         self._closed = False
         self._cluster = ""
 
-    def shard(self, *, start: bool, host: str | None = None) -> Shard:
+    def shard(self, *, start: bool, host: str | None = None) -> CourierShard:
         """Find a shard; blocks, and ends within the time that the settings give.
 
         One search follows the other, so that a courier is given up for its own slowness, never for
@@ -69,7 +79,7 @@ class Courier:
         with self._finding:
             return self._find(start, host)
 
-    def _find(self, start: bool, host: str | None) -> Shard:
+    def _find(self, start: bool, host: str | None) -> CourierShard:
         life = self._living()
         # A new one has to join, and may have to start the cache.
         within = FIND_SECONDS if life.found else self._settings.connect_seconds + START_SECONDS
@@ -94,10 +104,10 @@ class Courier:
                     f"Ray at {where} did not answer within {within:.0f} s.",
                     next_step="look at 'ray status'; the engine goes on trying.",
                 ) from None
-        if not isinstance(result, Found):
+        if not isinstance(result, FoundShard):
             raise _error(result)
         life.found, self._cluster = True, result.cluster
-        return Shard(life, result.shard)
+        return CourierShard(life, result.shard)
 
     @property
     def pid(self) -> int | None:
@@ -125,7 +135,7 @@ class Courier:
             return self._life
 
 
-class Shard:
+class CourierShard:
     """A shard that a courier has found: a ``ShardClient``."""
 
     def __init__(self, life: _Life, number: int) -> None:
@@ -136,7 +146,7 @@ class Shard:
         """Call a method of the shard; the future ends with its answer, or with the error."""
         replied: Future[bytes] = Future()
 
-        def settle(answer: Future[Reply | Found | Failed]) -> None:
+        def settle(answer: Future[Reply | FoundShard | Failed]) -> None:
             if (error := answer.exception()) is not None:
                 replied.set_exception(error)
             elif isinstance(result := answer.result(), Reply):
@@ -158,7 +168,7 @@ class _Life:
         """Whether it has found a shard."""
         self._lock = threading.Lock()
         self._number = 0
-        self._open: dict[int, Future[Reply | Found | Failed]] = {}
+        self._open: dict[int, Future[Reply | FoundShard | Failed]] = {}
         self.process: subprocess.Popen[bytes]
         self.process, self._link = start_child(PROGRAM, [str(os.getpid())])
         limit = struct.pack("@ll", int(SEND_SECONDS), 0)
@@ -170,9 +180,9 @@ class _Life:
             raise
         self._send(Request(number=0, command=Begin(settings=pickle.dumps(settings))))
 
-    def ask(self, command: Command) -> Future[Reply | Found | Failed]:
+    def ask(self, command: Command) -> Future[Reply | FoundShard | Failed]:
         """Send a command; never raises: the future says what went wrong."""
-        answer: Future[Reply | Found | Failed] = Future()
+        answer: Future[Reply | FoundShard | Failed] = Future()
         with self._lock:
             if self.ended:
                 answer.set_exception(_gone())
@@ -239,7 +249,7 @@ def _gone() -> ConnectionError:
     return ConnectionError("the process that talks to Ray has ended")
 
 
-def _error(result: Reply | Found | Failed) -> Exception:
+def _error(result: Reply | FoundShard | Failed) -> Exception:
     assert isinstance(result, Failed), result
     kind = getattr(errors, result.kind, None) if result.kind else None
     if isinstance(kind, type) and issubclass(kind, LmkvError):

@@ -28,7 +28,17 @@ from lmkv_ray.actors.connect import connect
 from lmkv_ray.actors.launch import Handle
 from lmkv_ray.child import watch
 from lmkv_ray.config import Settings
-from lmkv_ray.courier.wire import Answer, Begin, Call, Failed, Find, Found, Reply, Request, Result
+from lmkv_ray.courier.wire import (
+    Answer,
+    Begin,
+    Call,
+    Failed,
+    Find,
+    FoundShard,
+    Reply,
+    Request,
+    Result,
+)
 from lmkv_ray.errors import ConnectError, LmkvError
 from lmkv_ray.framing import Incoming, send
 
@@ -41,7 +51,7 @@ MOST_SHARDS = 256
 """Found ones that can be called; those found first are forgotten."""
 
 
-class Process:
+class CourierProcess:
     """Serves one engine until it is gone.
 
     Args:
@@ -74,7 +84,7 @@ class Process:
         ray.shutdown()
         os._exit(0)
 
-    def _find(self, find: Find) -> Found:
+    def _find(self, find: Find) -> FoundShard:
         if not self._still_joined():
             raise ConnectError(
                 "The Ray cluster is gone, or another one has taken its place.",
@@ -96,7 +106,7 @@ class Process:
         self._shards[self._found] = shard
         if len(self._shards) > MOST_SHARDS:  # links that look again for ever
             self._shards.popitem(last=False)
-        return Found(shard=self._found, cluster=self._cluster)
+        return FoundShard(shard=self._found, cluster=self._cluster)
 
     def _shard(self, cache: Cache, host: str | None) -> Handle | None:
         return cache.shard if host is None else cache.shard_of(host)
@@ -168,13 +178,13 @@ def _failed(error: Exception) -> Failed:
     return Failed(kind="", what=f"{type(error).__name__}: {error}")
 
 
-def main(engine: str, descriptor: str, *, kind: type[Process] = Process) -> None:
+def main(engine: str, descriptor: str, *, kind: type[CourierProcess] = CourierProcess) -> None:
     """Run.
 
     Args:
         engine: pid of the engine that started this process.
         descriptor: number of the file descriptor of the socket to the engine.
-        kind: of the server.
+        kind: the class that serves the engine; tests have others.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # meant for the engine
     os.nice(NICENESS)

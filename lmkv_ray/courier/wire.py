@@ -19,7 +19,7 @@ class Find(Message, frozen=True, tag=True):
     """Start the cache if there is none."""
     known: str
     """The cluster in which the engine found a shard last. In another one the cache is started too:
-    nobody has stopped it there. Empty: none."""
+    no user has stopped it there. Empty: none."""
     host: str | None
     """``host_id`` of another node; None: this one."""
 
@@ -32,7 +32,7 @@ class Call(Message, frozen=True, tag=True):
     payload: bytes
 
 
-class Found(Message, frozen=True, tag=True):
+class FoundShard(Message, frozen=True, tag=True):
     """Answer to ``Find``."""
 
     shard: int
@@ -57,7 +57,7 @@ class Failed(Message, frozen=True, tag=True):
 
 
 Command = Begin | Find | Call
-Result = Found | Reply | Failed
+Result = FoundShard | Reply | Failed
 
 
 class Request(Message, frozen=True):

@@ -13,14 +13,14 @@ from lmkv_ray.keys import KeyArray, key_array
 from lmkv_ray.messages import DeviceDelta
 
 
-class Engine(NamedTuple):
+class EngineOfNode(NamedTuple):
     """One engine of the cluster."""
 
     node_id: str
     engine_id: str
 
 
-class Devices:
+class ClusterDevices:
     """Fed with the devices' part of the shards' deltas, once these are known to be in order.
 
     An engine is known as long as it holds anything.
@@ -30,8 +30,8 @@ class Devices:
     """
 
     def __init__(self, capacity: int) -> None:
-        self._engines: NamedTable[Engine] = NamedTable(capacity)
-        self._numbers: dict[Engine, int] = {}
+        self._engines: NamedTable[EngineOfNode] = NamedTable(capacity)
+        self._numbers: dict[EngineOfNode, int] = {}
         self.nbytes = self._engines.table.nbytes
         """Bytes of the table."""
 
@@ -44,7 +44,7 @@ class Devices:
         table = self._engines.table
         table.sweep()
         for delta in deltas:
-            engine = Engine(node_id, delta.engine_id)
+            engine = EngineOfNode(node_id, delta.engine_id)
             number = self._numbers.get(engine)
             if number is None:
                 if not delta.added:
@@ -58,7 +58,7 @@ class Devices:
         for engine in [engine for engine in self._numbers if engine.node_id == node_id]:
             self._engines.retire(self._numbers.pop(engine))
 
-    def lookup(self, keys: KeyArray) -> Iterator[tuple[Engine, list[int]]]:
+    def lookup(self, keys: KeyArray) -> Iterator[tuple[EngineOfNode, list[int]]]:
         """Engines and the positions of the keys that they hold."""
         return self._engines.lookup(keys)
 
@@ -77,7 +77,7 @@ class Devices:
         strangers = [engine for engine in self._numbers if engine.node_id not in node_ids]
         assert not strangers, f"{strangers} are on nodes that are not known"
 
-    def _new_number(self, engine: Engine) -> int:
+    def _new_number(self, engine: EngineOfNode) -> int:
         table = self._engines.table
         for known, number in [*self._numbers.items()]:
             if table.count(number) == 0:

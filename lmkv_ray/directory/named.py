@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from lmkv_ray.directory.table import NOBODY, ChunkTable
+from lmkv_ray.directory.table import NO_NODE, ChunkTable
 from lmkv_ray.keys import KeyArray
 
 N = TypeVar("N")
@@ -31,7 +31,7 @@ class NamedTable(Generic[N]):
     def new_number(self, name: N) -> int:
         """A number that names a holder from now on."""
         number = next(
-            n for n in range(NOBODY) if n not in self._names and not self.table.is_retired(n)
+            n for n in range(NO_NODE) if n not in self._names and not self.table.is_retired(n)
         )
         self._names[number] = name
         return number
@@ -52,14 +52,14 @@ class NamedTable(Generic[N]):
 
     def retire(self, number: int) -> None:
         """The number names no holder any more, and holds no chunks."""
-        if number != NOBODY:
+        if number != NO_NODE:
             self.table.retire(number)
             del self._names[number]
 
     def lookup(self, keys: KeyArray) -> Iterator[tuple[N, list[int]]]:
         """Holders and the positions of the keys they hold, number by number."""
         holders = self.table.lookup(keys)
-        where, lanes = np.nonzero(holders != NOBODY)
+        where, lanes = np.nonzero(holders != NO_NODE)
         numbers = holders[where, lanes].astype(np.int64)
         order = np.argsort(numbers, kind="stable")
         numbers, where = numbers[order], where[order]

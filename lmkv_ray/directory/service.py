@@ -17,7 +17,7 @@ from lmkv_ray.directory.parts import positions_by_part
 from lmkv_ray.directory.state import DirectoryState
 from lmkv_ray.errors import ArenaError
 from lmkv_ray.keys import key_array
-from lmkv_ray.messages import Cleared, Clears, Delta, decode, encode
+from lmkv_ray.messages import ClearDone, Clears, Delta, ShardCleared, decode, encode
 from lmkv_ray.neighbours import ClusterMemory, Neighbours
 from lmkv_ray.orders import Drain, Drained
 from lmkv_ray.status import CacheStatus, DirectoryStatus, ShardStatus
@@ -50,12 +50,12 @@ class DirectoryService:
         memory: ClusterMemory,
     ) -> None:
         self.state = DirectoryState(
-            -(-settings.directory_capacity // settings.directory_shards), orders_clears=part == 0
+            -(-settings.directory_capacity // settings.directory_parts), orders_clears=part == 0
         )
         self.shards: set[str] = set()
         """Nodes that have a shard, as the cluster's keeper says."""
-        self._capacity = -(-settings.directory_capacity // settings.directory_shards)
-        self._parts = settings.directory_shards
+        self._capacity = -(-settings.directory_capacity // settings.directory_parts)
+        self._parts = settings.directory_parts
         self._part = part
         self._clock = clock
         self._neighbours = neighbours
@@ -116,7 +116,7 @@ class DirectoryService:
         return msgspec.msgpack.encode(self.state.rooms(node_id, self._clock.monotonic()))
 
     async def clear(self, space: bytes, number: int = 0) -> bytes:
-        """Clear a space (8 bytes; none: all) on all nodes: ``Cleared``.
+        """Clear a space (8 bytes; none: all) on all nodes: ``ClearDone``.
 
         A ``number`` is that of a clear which a node found in a store that several share: it is
         ordered here once, under this number if that is a new one. So caches that share a store
@@ -130,21 +130,21 @@ class DirectoryService:
         """
         clears = self.state.clears
         if number and clears.knows(number):
-            return encode(Cleared(before=number))
+            return encode(ClearDone(number=number))
         while True:
             clear = clears.new(space, number or int(self._clock.wall() * 1e9))
             await self._keep()
             # All that a node owes: it may have missed others, which a higher number would hide.
             owed = {n: (encode(Clears(clears=self.state.owed(n))),) for n in self.shards}
             answers = await self._ask_shards("catch_up", owed)
-            cleared = [decode(a, Cleared) for a in answers.values() if a is not None]
+            cleared = [decode(a, ShardCleared) for a in answers.values() if a is not None]
             for answer in cleared:
-                clears.heard(answer.before)
+                clears.heard(answer.previous)
             # A clock that was turned back: to those shards it was no news.
-            if all(answer.before <= clear.number for answer in cleared):
+            if all(answer.previous <= clear.number for answer in cleared):
                 await self._keep()
                 pending = sorted({name for answer in cleared for name in answer.pending})
-                return encode(Cleared(before=clear.number, pending=pending))
+                return encode(ClearDone(number=clear.number, pending=pending))
 
     async def _keep(self) -> None:
         """Have the log of clears in the cluster's memory, before a clear is answered.

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lmkv_ray.directory.clears import ClearLog
-from lmkv_ray.directory.devices import Devices
+from lmkv_ray.directory.devices import ClusterDevices
 from lmkv_ray.directory.holdings import GPU, Holding, Location
 from lmkv_ray.directory.named import NamedTable
-from lmkv_ray.directory.table import NOBODY
+from lmkv_ray.directory.table import NO_NODE
 from lmkv_ray.keys import KEY_BYTES, KeyArray, key_array
 from lmkv_ray.kin import kinds
 from lmkv_ray.messages import Clear, Delta, DeltaReply, Kin, Message
@@ -51,7 +51,7 @@ class _Sync(enum.Enum):
 @dataclass(slots=True)
 class _Node:
     number: int
-    previous_number: int = NOBODY
+    previous_number: int = NO_NODE
     """While a snapshot is received: the number under which the previous content is still served, as
     hints that are not confirmed yet."""
     epoch: int = -1
@@ -82,7 +82,7 @@ class DirectoryState:
     def __init__(self, capacity: int, *, orders_clears: bool = True) -> None:
         self._holders: NamedTable[str] = NamedTable(capacity)
         self.table = self._holders.table
-        self.devices = Devices(-(-capacity // DEVICES_SHARE))
+        self.devices = ClusterDevices(-(-capacity // DEVICES_SHARE))
         self.nbytes = self.table.nbytes + self.devices.nbytes
         """Bytes of both tables."""
         self.clears = ClearLog()
@@ -160,11 +160,11 @@ class DirectoryState:
     def lookup(self, keys: KeyArray, asking: str, cleared: int, now: float) -> list[Holding]:
         """Which other nodes hold which of a prompt's chunks, longest leading run first.
 
-        Nodes that were not heard lately, or have missed a clear that anybody has carried out, hold
-        nothing.
+        Nodes that were not heard lately, or have missed a clear that some node has carried out,
+        hold nothing.
 
         Args:
-            keys: of the chunks.
+            keys: 16 bytes each, naming the chunks.
             asking: node that is not meant.
             cleared: the last clear that it has carried out.
             now: monotonic seconds.
@@ -227,13 +227,13 @@ class DirectoryState:
         self.devices.validate(self._nodes)
         names = {node.number: name for name, node in self._nodes.items()}
         previous = {node.previous_number: name for name, node in self._nodes.items()}
-        previous.pop(NOBODY, None)
+        previous.pop(NO_NODE, None)
         assert not names.keys() & previous.keys(), "a number is in use and replaced"
         assert self._holders.names() == names | previous, "numbers of nodes that are not known"
         assert sorted(names) == sorted(self._numbers.tolist()), "counted numbers are not the nodes'"
         for name, node in self._nodes.items():
             coming = node.sync is not _Sync.DONE
-            assert coming or node.previous_number == NOBODY, f"{name}: a snapshot that never ends"
+            assert coming or node.previous_number == NO_NODE, f"{name}: a snapshot that never ends"
 
     def _is_usable(self, node: _Node, now: float) -> bool:
         return node.cleared >= self.clears.highest and now - node.heard <= SILENT_SECONDS
@@ -250,7 +250,7 @@ class DirectoryState:
         if delta.removed:
             removed = key_array(delta.removed)
             self.table.remove(removed, node.number)
-            if node.previous_number != NOBODY:
+            if node.previous_number != NO_NODE:
                 self.table.remove(removed, node.previous_number)
         if delta.added:
             self.table.add(key_array(delta.added), node.number, instead_of=node.previous_number)
@@ -259,7 +259,7 @@ class DirectoryState:
         node.epoch, node.seq = delta.epoch, delta.seq
         if delta.end and node.sync is _Sync.COMING:
             self._holders.retire(node.previous_number)
-            node.previous_number, node.sync = NOBODY, _Sync.DONE
+            node.previous_number, node.sync = NO_NODE, _Sync.DONE
 
     def _new_node(self, node_id: str) -> _Node:
         node = self._nodes[node_id] = _Node(self._holders.new_number(node_id))

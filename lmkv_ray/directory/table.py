@@ -10,7 +10,7 @@ from lmkv_ray.keys import KeyArray
 
 HOLDERS = 4
 """Nodes remembered per chunk. The newest: they will keep it longest."""
-NOBODY = 0xFFFF
+NO_NODE = 0xFFFF
 SWEEP = 1 << 16
 """Rows that are swept at a time: about a millisecond."""
 
@@ -33,13 +33,13 @@ class ChunkTable:
         buffer = np.zeros(BucketIndex.nbytes(capacity), dtype=np.uint8)
         self._index = BucketIndex(buffer, capacity)
         self._keys: KeyArray = np.zeros((capacity, 2), dtype=np.uint64)
-        self._holders: Nodes = np.full((capacity, HOLDERS), NOBODY, dtype=np.uint16)
+        self._holders: Nodes = np.full((capacity, HOLDERS), NO_NODE, dtype=np.uint16)
         self._freed = np.zeros(capacity, dtype=np.uint32)  # a stack of rows that became empty
         self._n_freed = 0
         self._hand = 0  # rows are first used, and later overwritten, in this order
         self._wrapped = False
-        self._counts = np.zeros(NOBODY + 1, dtype=np.int64)
-        self._retired = np.zeros(NOBODY + 1, dtype=np.bool_)
+        self._counts = np.zeros(NO_NODE + 1, dtype=np.int64)
+        self._retired = np.zeros(NO_NODE + 1, dtype=np.bool_)
         self._unswept: dict[int, int] = {}  # retired number -> rows that may still name it
         self._broom = 0
         self.nbytes = buffer.nbytes + self._keys.nbytes + self._holders.nbytes + self._freed.nbytes
@@ -60,19 +60,19 @@ class ChunkTable:
         return self._counts[nodes]
 
     def lookup(self, keys: KeyArray) -> Nodes:
-        """Holders of each key, shape (n, 4), ``NOBODY`` where there are fewer."""
+        """Holders of each key, shape (n, 4), ``NO_NODE`` where there are fewer."""
         rows = self._rows(keys)
         holders: Nodes = self._holders[rows]
-        holders[rows < 0] = NOBODY
+        holders[rows < 0] = NO_NODE
         if self._unswept:
-            holders[self._retired[holders]] = NOBODY
+            holders[self._retired[holders]] = NO_NODE
         return holders
 
-    def add(self, keys: KeyArray, node: int, instead_of: int = NOBODY) -> None:
+    def add(self, keys: KeyArray, node: int, instead_of: int = NO_NODE) -> None:
         """The node holds these chunks now.
 
         Args:
-            keys: of the chunks.
+            keys: 16 bytes each, naming the chunks.
             node: its number.
             instead_of: another number of the same node, which does not hold them now.
         """
@@ -85,14 +85,14 @@ class ChunkTable:
             # Taking rows for the new may have overwritten known ones of this very batch.
             rows = rows[(rows >= 0) & (self._keys[rows] == keys).all(axis=1)]
         holders = self._holders[rows]
-        if self._unswept or instead_of != NOBODY:
-            stale = self._retired[holders] | ((holders == instead_of) & (holders != NOBODY))
+        if self._unswept or instead_of != NO_NODE:
+            stale = self._retired[holders] | ((holders == instead_of) & (holders != NO_NODE))
             np.subtract.at(self._counts, holders[stale], 1)
-            holders[stale] = NOBODY
+            holders[stale] = NO_NODE
             self._holders[rows] = holders
         fresh = (holders != node).all(axis=1)
         rows, holders = rows[fresh], holders[fresh]
-        free = holders == NOBODY
+        free = holders == NO_NODE
         full = ~free.any(axis=1)
         np.subtract.at(self._counts, holders[full, 0], 1)
         holders[full, :-1] = holders[full, 1:]
@@ -108,9 +108,9 @@ class ChunkTable:
         holders = self._holders[rows]
         mine = holders == node
         self._counts[node] -= int(mine.sum())
-        holders[mine] = NOBODY
+        holders[mine] = NO_NODE
         self._holders[rows] = holders
-        self._forget(rows[mine.any(axis=1) & (holders == NOBODY).all(axis=1)])
+        self._forget(rows[mine.any(axis=1) & (holders == NO_NODE).all(axis=1)])
 
     def retire(self, node: int) -> None:
         """The node holds nothing any more. Its number can be used again once it is swept."""
@@ -132,8 +132,8 @@ class ChunkTable:
         gone = self._retired[holders]
         touched = gone.any(axis=1)
         np.subtract.at(self._counts, holders[gone], 1)
-        holders[gone] = NOBODY
-        self._forget(swept[touched & (holders == NOBODY).all(axis=1)])
+        holders[gone] = NO_NODE
+        self._forget(swept[touched & (holders == NO_NODE).all(axis=1)])
         if self._broom == self.capacity:
             self._broom = 0
         for node in [*self._unswept]:
@@ -153,8 +153,8 @@ class ChunkTable:
         Raises:
             AssertionError: something does not hold; the text says what.
         """
-        present = self._holders != NOBODY
-        counted = np.bincount(self._holders[present], minlength=NOBODY + 1)
+        present = self._holders != NO_NODE
+        counted = np.bincount(self._holders[present], minlength=NO_NODE + 1)
         wrong = np.flatnonzero(counted != self._counts).tolist()
         assert not wrong, f"numbers {wrong} are in {counted[wrong]} rows, not {self._counts[wrong]}"
         used = np.flatnonzero(present.any(axis=1))
@@ -212,9 +212,9 @@ class ChunkTable:
 
     def _overwrite(self, rows: Rows) -> None:
         holders = self._holders[rows]
-        np.subtract.at(self._counts, holders[holders != NOBODY], 1)
+        np.subtract.at(self._counts, holders[holders != NO_NODE], 1)
         self._index.remove(self._keys[rows])
-        self._holders[rows] = NOBODY
+        self._holders[rows] = NO_NODE
         self.overwritten += len(rows)
 
 

@@ -27,7 +27,7 @@ def canonical(value: Any, name: str) -> str:
     """The text of a value.
 
     Args:
-        value: of a configuration.
+        value: any value that a configuration holds.
         name: what the value is called, for errors.
 
     Raises:

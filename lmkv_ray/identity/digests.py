@@ -116,7 +116,7 @@ def blob_of(file: Path) -> str | None:
     """The digest that a cache of Hugging Face gave a file as its name: SHA-256 if it is large.
 
     Such a cache links ``snapshots/REVISION/NAME`` to ``blobs/DIGEST`` once that file is whole. A
-    file that was written after its link was made has been changed by somebody, and is read. Its
+    file that was written after its link was made was changed, and is read. Its
     mtime could have been set back, so its ctime must not be later either: a cache that was copied
     is read, once.
     """

@@ -71,7 +71,7 @@ class ModelFiles:
 
         Args:
             model: a directory, a file, or a name of Hugging Face.
-            revision: of the name.
+            revision: the revision of the model under this name.
             download_dir: where vLLM was told to keep what it downloads.
             load_format: vLLM's.
 

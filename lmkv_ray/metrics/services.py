@@ -13,7 +13,7 @@ from enum import Enum
 from lmkv_ray.status import DirectoryStatus, ShardStatus, TierStatus
 
 
-class Kind(Enum):
+class MetricKind(Enum):
     """What Prometheus calls the type of a metric."""
 
     COUNTER = "counter"
@@ -26,7 +26,7 @@ class Metric:
     """One declared metric of a service. Ray puts ``ray_`` in front of its name."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     text: str
     """Its meaning, one sentence."""
     labels: tuple[str, ...]
@@ -36,7 +36,7 @@ class Metric:
     @property
     def exported(self) -> str:
         """As Prometheus has it."""
-        return f"ray_{self.name}{'_total' if self.kind is Kind.COUNTER else ''}"
+        return f"ray_{self.name}{'_total' if self.kind is MetricKind.COUNTER else ''}"
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class Sample:
 
 
 def _gauge(name: str, text: str, labels: tuple[str, ...]) -> Metric:
-    return Metric(f"lmkv_{name}", Kind.GAUGE, text, labels)
+    return Metric(f"lmkv_{name}", MetricKind.GAUGE, text, labels)
 
 
 def _counter(name: str, counter: str, text: str, labels: tuple[str, ...]) -> Metric:
-    return Metric(f"lmkv_{name}", Kind.COUNTER, text, labels, counter)
+    return Metric(f"lmkv_{name}", MetricKind.COUNTER, text, labels, counter)
 
 
 _NODE = ("node",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from lmkv_ray.messages import Clear, Cleared
+from lmkv_ray.messages import Clear, ShardCleared
 from lmkv_ray.node.peers import Peers
 from lmkv_ray.node.shard import Shard
 from lmkv_ray.tiers import Tier
@@ -31,7 +31,8 @@ class NodeClears:
         """Agree with the tiers of this node, before anything is read from them.
 
         A disk may have been elsewhere, or refused, while memory was cleared: what it missed then
-        nobody tells it again. An empty memory has missed nothing that its disk has not.
+        the directory does not tell it again. An empty memory has missed nothing that its disk has
+        not.
         """
         own = [tier for tier in self._tiers if not tier.capabilities.shared]
         if not len(self._shard.state.chunks):
@@ -47,17 +48,17 @@ class NodeClears:
         self._shard.clear(which)
         await asyncio.gather(*(tier.clear(which, number) for tier in self._tiers))
 
-    async def catch_up(self, clears: Sequence[Clear]) -> Cleared:
+    async def catch_up(self, clears: Sequence[Clear]) -> ShardCleared:
         """Carry out those of the directory's clears that are new."""
         before = self._shard.cleared
         async with self._one_at_a_time:
             for clear in clears:
                 if clear.number > self._shard.cleared:
                     await self.clear(clear.space, clear.number)
-                    # Noted last: whoever is interrupted does it again.
+                    # Noted last: a clear that is interrupted is carried out again.
                     self._shard.cleared = self._peers.cleared = clear.number
         pending = [tier.name for tier in self._tiers if not tier.settled]
-        return Cleared(before=before, pending=pending)
+        return ShardCleared(previous=before, pending=pending)
 
     async def hear(self, order: Callable[[bytes, int], Awaitable[int | None]]) -> None:
         """Let all nodes clear what others, who share a tier with us, have cleared there.

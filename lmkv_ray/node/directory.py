@@ -9,7 +9,7 @@ import msgspec
 from lmkv_ray.clock import Clock
 from lmkv_ray.directory import Holding, merge, positions_by_part
 from lmkv_ray.keys import key_array
-from lmkv_ray.messages import Cleared, Delta, DeltaReply, decode, encode
+from lmkv_ray.messages import ClearDone, Delta, DeltaReply, decode, encode
 from lmkv_ray.neighbours import Neighbour, Neighbours
 
 SILENT_SECONDS = 3.0
@@ -87,7 +87,7 @@ class DirectoryClient:
         was ordered; None if it was not accepted.
         """
         answer = await self._parts[0].ask("clear", space, number, within=SILENT_SECONDS)
-        return None if answer is None else decode(answer, Cleared).before
+        return None if answer is None else decode(answer, ClearDone).number
 
     async def rooms(self, asking: str) -> dict[str, int] | None:
         """Bytes that other nodes would take; None if the directory does not answer in time."""

@@ -50,7 +50,7 @@ class Handover:
         """Hand over what no other node holds, the most worth first, until the time is over.
 
         It is not over before the directory knows of the copies: it forgets this node next, and
-        nobody would find them.
+        no reader would find them.
         """
         deadline = self._shard.clock.monotonic() + within
         copied: set[bytes] = set()  # a directory that hears late has chunks copied twice

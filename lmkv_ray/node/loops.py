@@ -33,40 +33,74 @@ class Alarm:
         self._event.clear()
 
 
-async def forever(
-    what: str,
-    period: float,
-    step: Callable[[], Awaitable[None]],
-    clock: Clock,
-    alarm: Alarm | None = None,
-    least: float = 0.0,
-) -> None:
-    """Run ``step`` every ``period`` seconds until cancelled; after an error too, less often.
-
-    The growing pause also bounds the rate of the log.
+class _Step:
+    """One step of a loop: an error is logged, and the pause after it grows, which also bounds the
+    rate of the log.
 
     Args:
         what: the step in words, for the log.
-        period: seconds between two steps if nothing rings.
+        step: does what there is to do.
+        period: seconds that the first pause after an error exceeds.
+    """
+
+    def __init__(self, what: str, step: Callable[[], Awaitable[None]], period: float) -> None:
+        self._what = what
+        self._step = step
+        self._pause = self._period = period
+
+    async def take(self) -> float:
+        """Do it; how many seconds to pause for an error, 0 if there was none."""
+        try:
+            await self._step()
+        except Exception:
+            self._pause = min(max(2 * self._pause, 0.1), LONGEST_PAUSE)
+            logger.exception("lmkv_ray: %s failed; again in %.1f s", self._what, self._pause)
+            return self._pause
+        self._pause = self._period
+        return 0.0
+
+
+async def every(
+    period: float, what: str, step: Callable[[], Awaitable[None]], clock: Clock
+) -> None:
+    """Run ``step`` every ``period`` seconds until cancelled; after an error less often.
+
+    Args:
+        period: seconds between two steps.
+        what: the step in words, for the log.
         step: does what there is to do.
         clock: the machine's.
-        alarm: wakes the loop earlier.
-        least: seconds between two steps, however often the alarm rings: what comes meanwhile is
-            done together.
     """
-    pause = period
+    work = _Step(what, step, period)
     while True:
-        try:
-            await step()
-            pause = period
-        except Exception:
-            pause = min(max(2 * pause, 0.1), LONGEST_PAUSE)
-            logger.exception("lmkv_ray: %s failed; again in %.1f s", what, pause)
-        if alarm is None or pause != period:
+        await clock.sleep(await work.take() or period)
+
+
+async def whenever(
+    alarm: Alarm,
+    what: str,
+    step: Callable[[], Awaitable[None]],
+    clock: Clock,
+    seconds: tuple[float, float],
+) -> None:
+    """Run ``step`` whenever the alarm has rung, until cancelled; after an error less often.
+
+    Args:
+        alarm: rings when there is something to do.
+        what: the step in words, for the log.
+        step: does what there is to do.
+        clock: the machine's.
+        seconds: between two steps: at least, however often the alarm rings, so that what comes
+            meanwhile is done together; and at most, though it has not rung.
+    """
+    least, most = seconds
+    work = _Step(what, step, most)
+    while True:
+        if pause := await work.take():
             await clock.sleep(pause)
         else:
             await clock.sleep(least)
-            await alarm.wait(period - least)
+            await alarm.wait(most - least)
 
 
 async def until(

@@ -20,7 +20,7 @@ from lmkv_ray.node.clears import NodeClears
 from lmkv_ray.node.demotion import Demotion
 from lmkv_ray.node.directory import DirectoryClient
 from lmkv_ray.node.handover import Handover
-from lmkv_ray.node.loops import Alarm, forever
+from lmkv_ray.node.loops import Alarm, every, whenever
 from lmkv_ray.node.machine import Machine
 from lmkv_ray.node.operations import Operations
 from lmkv_ray.node.peers import Peers
@@ -78,7 +78,7 @@ class Node:
         self._taken = taken
         self._tiers, self._refused = tiers
         clock = machine.clock
-        self._directory = DirectoryClient(neighbours, settings.directory_shards, clock)
+        self._directory = DirectoryClient(neighbours, settings.directory_parts, clock)
         self._peers = Peers(neighbours, self._directory, node_id, machine.host, clock)
         self.shard = shard = Shard(writer, settings, node_id, machine)
         transports = Transports(machine.transports(writer), settings.transport, clock)
@@ -129,16 +129,14 @@ class Node:
 
     def _start(self) -> None:
         clock = self._machine.clock
-        loops = [forever("ticking", TICK_SECONDS, self._tick, clock)]
+        loops = [every(TICK_SECONDS, "ticking", self._tick, clock)]
         if self._tiers:
-            step, alarm = self._demotion.step, self._admitted
-            loops.append(
-                forever("writing to tiers", LATE_SECONDS, step, clock, alarm, BATCH_SECONDS)
-            )
+            step, seconds = self._demotion.step, (BATCH_SECONDS, LATE_SECONDS)
+            loops.append(whenever(self._admitted, "writing to tiers", step, clock, seconds))
         if any(tier.capabilities.shared for tier in self._tiers):
-            loops.append(forever("hearing of clears", LATE_SECONDS, self._hear, clock))
+            loops.append(every(LATE_SECONDS, "hearing of clears", self._hear, clock))
         if self._settings.replicas > 1:
-            loops.append(forever("replicating", PERIOD_SECONDS, self._replication.step, clock))
+            loops.append(every(PERIOD_SECONDS, "replicating", self._replication.step, clock))
         self._loops = [*self._reports.start(), *map(asyncio.create_task, loops)]
 
     def _changed(self) -> None:
@@ -272,7 +270,7 @@ class Node:
         return b""
 
     async def catch_up(self, message: bytes) -> bytes:
-        """``Clears`` -> ``Cleared``: carry out what was missed."""
+        """``Clears`` -> ``ShardCleared``: carry out what was missed."""
         return encode(await self._clears.catch_up(decode(message, Clears).clears))
 
     def status(self) -> bytes:

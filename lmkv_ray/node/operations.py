@@ -20,7 +20,7 @@ TIER_SECONDS = 1.0
 
 
 class Operations:
-    """One shard's part of an operation. Chunks it does not hold are somebody else's part.
+    """One shard's part of an operation. Chunks it does not hold are other shards' part.
 
     Args:
         shard: the chunks in the memory of this node.

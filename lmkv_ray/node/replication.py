@@ -1,4 +1,4 @@
-"""More than one copy of what many ask for, or what somebody pinned."""
+"""More than one copy of what many engines ask for, or what a user pinned."""
 
 from __future__ import annotations
 

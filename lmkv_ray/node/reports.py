@@ -10,7 +10,7 @@ import msgspec
 
 from lmkv_ray.messages import Clear
 from lmkv_ray.node.directory import DirectoryClient
-from lmkv_ray.node.loops import Alarm, forever
+from lmkv_ray.node.loops import Alarm, whenever
 from lmkv_ray.node.shard import Shard
 
 TELL_SECONDS = 0.1
@@ -56,13 +56,12 @@ class Reports:
         """One loop for each part."""
         return [
             asyncio.create_task(
-                forever(
+                whenever(
+                    alarm,
                     "telling the directory",
-                    HEARTBEAT_SECONDS,
                     partial(self._tell, part),
                     self._shard.clock,
-                    alarm,
-                    TELL_SECONDS,
+                    (TELL_SECONDS, HEARTBEAT_SECONDS),
                 )
             )
             for part, alarm in enumerate(self._alarms)

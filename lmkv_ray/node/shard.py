@@ -75,7 +75,7 @@ class Shard:
         self.state = ShardState(
             allocator,
             machine.process,
-            DeltaLog(node_id, int(machine.clock.wall() * 1e9), settings.directory_shards),
+            DeltaLog(node_id, int(machine.clock.wall() * 1e9), settings.directory_parts),
             Admission(settings.tier_admission if settings.has_tiers else None),
             Limits(grant_seconds=settings.grant_seconds),
         )
@@ -283,7 +283,7 @@ class Shard:
 
 
 def _nothing() -> None:
-    """Nobody listens."""
+    """Called for each change, until a listener is set."""
 
 
 def _slots(slots: Iterable[int]) -> np.ndarray[Any, np.dtype[np.int64]]:

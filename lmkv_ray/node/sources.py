@@ -1,4 +1,4 @@
-"""Places outside the arena that chunks can be fetched from."""
+"""Sources: what chunks can be fetched from, outside the arena."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Source:
-    """One place that says it holds some chunks of a run."""
+    """One source that says it holds some chunks of a run."""
 
     name: str
     """A node's id, or a tier's name."""
@@ -34,10 +34,10 @@ class Source:
 
 
 class Finder(Protocol):
-    """Knows one kind of places."""
+    """Knows one kind of sources."""
 
     async def find(self, keys: KeyArray, within: float) -> list[Source] | None:
-        """Who holds what, best first; None: nobody could say in time."""
+        """The sources, the best first; None: the finder got no answer in time."""
         ...
 
 
@@ -81,7 +81,7 @@ class PeerFinder:
         holdings = await self._peers.lookup(keys.tobytes(), within)
         if holdings is None:
             return None
-        # Of nodes that hold the same the first is asked: not the same one by everybody.
+        # Of nodes that hold the same the first is asked: not the same one by all readers.
         shuffled = sorted(holdings, key=lambda _: self._clock.random_bytes(8))
         return [self.source(holding.node_id, holding.positions) for holding in shuffled]
 
@@ -147,14 +147,14 @@ async def find_all(
         the sources, and whether every finder that was needed answered in time.
     """
     found: list[Source] = []
-    everybody = True
+    all_answered = True
     missing = np.ones(len(keys), np.bool_)
     for finder in finders:
         left = deadline - clock.monotonic()
         asked = np.flatnonzero(missing)
         sources = await finder.find(keys[asked], left) if left > 0 else None
         if sources is None:
-            everybody = False
+            all_answered = False
             continue
         for source in sources:
             if source.name in avoid:
@@ -164,4 +164,4 @@ async def find_all(
             found.append(replace(source, positions=positions.tolist()))
         if not missing.any():
             break
-    return found, everybody
+    return found, all_answered

@@ -20,13 +20,14 @@ from lmkv_ray.keys import KEY_BYTES, key_array, key_list
 from lmkv_ray.messages import Commit, MissReason, Stage, StageReply
 from lmkv_ray.node.shard import Shard
 from lmkv_ray.node.sources import Finder, Source, find_all
-from lmkv_ray.shard import Plan, plan_fetches
+from lmkv_ray.shard import FetchPlan, plan_fetches
 from lmkv_ray.tenants import namespace_of, tenant_within
 
 logger = logging.getLogger(__name__)
 
 ROUNDS = 3
-"""Times that one stage asks who holds what: a holder may have lost what it was said to hold."""
+"""Times that one stage asks which sources hold what: a holder may have lost what it was said to
+hold."""
 MAX_SECONDS = 600.0
 """That a stage may last."""
 MAX_KEYS = 1 << 16
@@ -43,7 +44,7 @@ class StageCounters:
     """Chunks that arrived."""
     staged_bytes: int = 0
     fetch_failed: int = 0
-    """Chunks that a place was asked for and did not deliver."""
+    """Chunks that a source was asked for and did not deliver."""
     left_to_compute: int = 0
     """Chunks that could have been fetched, but computing them was expected to be quicker."""
     expected_seconds: float = 0.0
@@ -67,12 +68,12 @@ class _Job:
     finders: Sequence[Finder]
     clock: Clock
     avoid: set[str] = field(default_factory=set)
-    """Places that did not deliver."""
+    """Sources that did not deliver."""
     reason: dict[bytes, MissReason] = field(default_factory=dict)
 
     @property
     def namespace(self) -> int:
-        """Which the shard holds slots for, whoever the tenants are."""
+        """Under which the shard holds the slots: that of all tenants."""
         return namespace_of(self.space) or self.space
 
     @property
@@ -88,8 +89,8 @@ class _Room:
     """Those that have slots now."""
     released: asyncio.Event = field(default_factory=asyncio.Event)
     queue: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Who waits for slots: first come, first served, or the next window of a long prompt would
-    always take what the last one has just released."""
+    """Held by the stage whose turn it is: first come, first served, or the next window of a long
+    prompt would always take what the last one has just released."""
 
 
 class Staging:
@@ -97,13 +98,13 @@ class Staging:
 
     Args:
         shard: where to.
-        finders: who may know of places that hold them, the quickest kind of place first.
+        finders: know of sources that hold chunks, the quickest kind of source first.
     """
 
     def __init__(self, shard: Shard, finders: Sequence[Finder]) -> None:
         self.counters = StageCounters()
         self.models = SourceModels()
-        """How long each place takes."""
+        """How long each source takes."""
         self._shard = shard
         self._finders = finders
         self._flights: dict[bytes, asyncio.Future[None]] = {}
@@ -182,7 +183,7 @@ class Staging:
         flights = {key: loop.create_future() for key in keys}
         self._flights |= flights
         try:
-            found, everybody = await find_all(
+            found, all_answered = await find_all(
                 job.finders, key_array(keys), job.deadline, job.clock, job.avoid
             )
             sources = {source.name: source for source in found}
@@ -190,7 +191,7 @@ class Staging:
                 range(len(keys)), [(s.name, s.positions) for s in sources.values()]
             )
             covered = plans[-1].positions[-1] + 1 if plans else 0
-            if not everybody:
+            if not all_answered:
                 job.reason |= dict.fromkeys(keys[covered:], MissReason.STAGE_TIMEOUT)
             plans = self._worthwhile(job, keys, missing, plans)
             if not plans:
@@ -203,8 +204,8 @@ class Staging:
                     self._land(key)
 
     def _worthwhile(
-        self, job: _Job, keys: list[bytes], missing: Sequence[int], plans: list[Plan]
-    ) -> list[Plan]:
+        self, job: _Job, keys: list[bytes], missing: Sequence[int], plans: list[FetchPlan]
+    ) -> list[FetchPlan]:
         """The part of the plans that is expected to be quicker than computing."""
         if not job.remaining or not plans:
             return plans
@@ -213,9 +214,9 @@ class Staging:
             nbytes = job.slot_bytes * np.arange(1, len(plan.positions) + 1)
             at = [missing[i] for i in plan.positions]
             arrival[at] = self.models[plan.source].seconds(nbytes)
-        end = missing[plans[-1].positions[-1]] + 1  # nobody holds the next one
+        end = missing[plans[-1].positions[-1]] + 1  # no source holds the next one
         chunks = choose(arrival[:end], job.remaining[: end + 1]).chunks
-        # A place that is left alone is never seen to be quick again: try it now and then.
+        # A source that is left alone is never seen to be quick again: try it now and then.
         tried = [missing[p.positions[-1]] + 1 for p in plans if self.models[p.source].is_stale()]
         chunks = max([chunks, *tried])
         kept = []
@@ -225,10 +226,12 @@ class Staging:
             self.counters.left_to_compute += len(dropped)
             job.reason |= dict.fromkeys((keys[i] for i in dropped), MissReason.CHEAPER_TO_COMPUTE)
             if wanted:
-                kept.append(Plan(plan.source, wanted))
+                kept.append(FetchPlan(plan.source, wanted))
         return kept
 
-    async def _carry_out(self, job: _Job, keys: list[bytes], plan: Plan, source: Source) -> None:
+    async def _carry_out(
+        self, job: _Job, keys: list[bytes], plan: FetchPlan, source: Source
+    ) -> None:
         """Carry out a plan in windows of slots."""
         wanted = [keys[i] for i in plan.positions]
         model = self.models[source.name]
@@ -255,7 +258,7 @@ class Staging:
         job.reason |= dict.fromkeys(wanted, MissReason.STAGE_TIMEOUT)
 
     async def _reserve(self, job: _Job, n: int) -> list[int] | None:
-        """Up to ``n`` slots, in the order of asking; none if nobody is going to release any; None
+        """Up to ``n`` slots, in the order of asking; none if no stage is going to release any; None
         if it is too late.
         """
         room = self._rooms[job.namespace, job.slot_bytes]
@@ -303,16 +306,16 @@ class Staging:
                     self._failed(job, source.name, [key], f"{outcome.failure} {outcome.detail}")
         return complete
 
-    def _failed(self, job: _Job, place: str | None, keys: list[bytes], why: str) -> None:
-        if place is not None and place not in job.avoid:
-            job.avoid.add(place)
-            logger.warning("lmkv_ray: fetching from %s failed: %s", place, why)
+    def _failed(self, job: _Job, source: str | None, keys: list[bytes], why: str) -> None:
+        if source is not None and source not in job.avoid:
+            job.avoid.add(source)
+            logger.warning("lmkv_ray: fetching from %s failed: %s", source, why)
         self.counters.fetch_failed += len(keys)
         for key in keys:
             job.reason.setdefault(key, MissReason.FETCH_FAILED)
 
     def _land(self, key: bytes) -> None:
-        """The key is here or will not come by this flight: wake who waits for it."""
+        """The key is here or will not come by this flight: wake the stages that wait for it."""
         flight = self._flights.pop(key, None)
         if flight is not None and not flight.done():
             flight.set_result(None)

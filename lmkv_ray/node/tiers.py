@@ -58,8 +58,8 @@ async def open_tiers(settings: Settings, clock: Clock) -> tuple[list[Tier], list
     A tier that is configured wrongly costs itself, not the cache.
 
     Args:
-        settings: of the shard.
-        clock: of the machine.
+        settings: the settings of this node's shard.
+        clock: the machine's time and chance.
 
     Returns:
         the tiers, the quickest first, and the state of those that were refused.

@@ -1,4 +1,4 @@
-"""Who is evicted first."""
+"""Eviction policies: which chunk is evicted first."""
 
 from lmkv_ray.policies.arc import ARC
 from lmkv_ray.policies.base import Clock, Policy

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.policies.base import Policy
-from lmkv_ray.policies.capacity import Capacity
+from lmkv_ray.policies.capacity import ClassCapacity
 
 
 class ARC(Policy):
@@ -20,9 +20,9 @@ class ARC(Policy):
 
     Two things differ from the paper, because here a chunk is evicted before it is known which one
     comes. Adding a chunk adapts ``p`` and trims the ghosts at once, but evicts nothing; a victim is
-    chosen when one is asked for. And the capacity is not given (see ``Capacity``). With a fixed
-    capacity, and one victim asked for after each chunk that was one too many, the result is the
-    paper's, hit by hit (``tests/policies/test_oracle.py``).
+    chosen when one is asked for. And the capacity is not given (see ``ClassCapacity``). With a
+    fixed capacity, and one victim asked for after each chunk that was one too many, the result is
+    the paper's, hit by hit (``tests/policies/test_oracle.py``).
     """
 
     def __init__(self, capacity: int | None = None) -> None:
@@ -31,7 +31,7 @@ class ARC(Policy):
         self._b1: OrderedDict[bytes, None] = OrderedDict()
         self._b2: OrderedDict[bytes, None] = OrderedDict()
         self._p = 0.0
-        self._capacity = Capacity(capacity)
+        self._capacity = ClassCapacity(capacity)
         # The paper chooses the victim before the new chunk is in T1, and prefers T1 at a tie if the
         # new chunk came from B2. So for the first victim after an addition:
         self._uncounted = 0  # in T1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 
-class Capacity:
+class ClassCapacity:
     """How many chunks fit: given, or concluded from how many there were.
 
     A size class has no fixed capacity: extents come and go, and some slots are always free or

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.policies.base import Clock, Policy
-from lmkv_ray.policies.capacity import Capacity
+from lmkv_ray.policies.capacity import ClassCapacity
 from lmkv_ray.policies.reuse import ReuseTimes
 
 USES = 2
@@ -62,7 +62,7 @@ class Hinted(Policy):
         """Chunks of each queue with the time of their last use, oldest first."""
         self._times: dict[Kind, ReuseTimes] = {}
         self._ghosts: OrderedDict[bytes, tuple[_Queue, float]] = OrderedDict()
-        self._capacity = Capacity()
+        self._capacity = ClassCapacity()
         self._categories = {""}
         self._sessions: OrderedDict[str, bool] = OrderedDict()
         """Whether each came back."""

@@ -31,7 +31,7 @@ def make_policy(
     Pins are not among them: the allocator, which must know them too, adds those.
 
     Args:
-        name: of the core.
+        name: the policy's name in ``POLICIES``.
         clock: what deadlines are compared with.
         tenant_share: see ``Quota``; None: tenants have no shares.
 

@@ -8,7 +8,7 @@ from itertools import chain
 
 from lmkv_ray.hints import NO_HINTS, Hints
 from lmkv_ray.policies.base import Policy
-from lmkv_ray.policies.capacity import Capacity
+from lmkv_ray.policies.capacity import ClassCapacity
 
 SMALL = 0.1
 """Share of the capacity that is on probation."""
@@ -33,7 +33,7 @@ class S3FIFO(Policy):
         self._small: OrderedDict[bytes, int] = OrderedDict()
         self._main: OrderedDict[bytes, int] = OrderedDict()
         self._ghosts: OrderedDict[bytes, None] = OrderedDict()
-        self._capacity = Capacity(capacity)
+        self._capacity = ClassCapacity(capacity)
         self._evicted = False
         # The paper evicts before the new chunk is in a queue: it waits here until the next change.
         self._newest: bytes | None = None

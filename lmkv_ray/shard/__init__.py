@@ -12,7 +12,7 @@ from lmkv_ray.shard.instructions import (
     Retire,
     Spoil,
 )
-from lmkv_ray.shard.plan import Plan, plan_fetches
+from lmkv_ray.shard.plan import FetchPlan, plan_fetches
 from lmkv_ray.shard.refusals import Refusals
 from lmkv_ray.shard.state import ShardState
 from lmkv_ray.shard.values import Counters, Limits, RecoveredSlot
@@ -23,10 +23,10 @@ __all__ = [
     "AssignExtent",
     "Counters",
     "DeltaLog",
+    "FetchPlan",
     "Free",
     "Instruction",
     "Limits",
-    "Plan",
     "Publish",
     "RecoveredSlot",
     "Refusals",

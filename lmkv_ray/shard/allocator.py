@@ -37,7 +37,7 @@ class Assigned:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class TakenSlots:
     """Slots that are reserved now, and the steps taken to get them, in order."""
 
     slots: tuple[int, ...]
@@ -112,10 +112,10 @@ class Allocator:
 
     # -- what happens to chunks ------------------------------------------------------------------
 
-    def take(self, slot_bytes: int, n: int) -> Taken:
+    def take(self, slot_bytes: int, n: int) -> TakenSlots:
         """Reserve up to ``n`` free slots, evicting and assigning extents as needed."""
         if n <= 0:
-            return Taken((), ())
+            return TakenSlots((), ())
         steps: list[Evicted | Assigned] = []
         self._finish_drain(steps)
         size = self.extents.size_class(slot_bytes)
@@ -125,7 +125,7 @@ class Allocator:
         if not slots:
             self._start_drain(size)
         self.extents.discard(size)
-        return Taken(slots, tuple(steps))
+        return TakenSlots(slots, tuple(steps))
 
     def fill(self, slot: int, key: bytes, hints: Hints = NO_HINTS) -> bool:
         """A reserved slot is ready: it holds the chunk ``key``, which no other slot holds.

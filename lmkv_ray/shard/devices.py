@@ -11,7 +11,7 @@ MAX_KEYS = 1 << 16
 """Chunks of one engine that are known; it tells no more than that either."""
 
 
-class Devices:
+class NodeDevices:
     """Keys by engine; hints for the directory, and nothing the shard itself relies on.
 
     Args:

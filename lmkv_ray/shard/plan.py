@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class FetchPlan:
     """Chunks to fetch from one source, in order."""
 
     source: str
@@ -16,7 +16,7 @@ class Plan:
 
 def plan_fetches(
     missing: Sequence[int], holders: Iterable[tuple[str, Iterable[int]]]
-) -> list[Plan]:
+) -> list[FetchPlan]:
     """Cover a run of chunks from as few sources as possible, longest run first.
 
     Args:
@@ -29,7 +29,7 @@ def plan_fetches(
         source holds: what follows a gap cannot be used.
     """
     held = [(node, frozenset(positions)) for node, positions in holders]
-    fetches: list[Plan] = []
+    fetches: list[FetchPlan] = []
     i = 0
     while i < len(missing):
         best, reach = "", i
@@ -41,6 +41,6 @@ def plan_fetches(
                 best, reach = node, end
         if reach == i:
             break
-        fetches.append(Plan(best, tuple(missing[i:reach])))
+        fetches.append(FetchPlan(best, tuple(missing[i:reach])))
         i = reach
     return fetches

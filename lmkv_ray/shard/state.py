@@ -34,7 +34,7 @@ from lmkv_ray.shard.admission import Admission
 from lmkv_ray.shard.allocator import Allocator, Assigned
 from lmkv_ray.shard.chunks import Chunks
 from lmkv_ray.shard.deltas import DeltaLog
-from lmkv_ray.shard.devices import Devices
+from lmkv_ray.shard.devices import NodeDevices
 from lmkv_ray.shard.extents import SlotUse
 from lmkv_ray.shard.instructions import (
     AssignExtent,
@@ -78,7 +78,7 @@ class ShardState:
         admission = Admission(None) if admission is None else admission
         self.chunks = Chunks(allocator, deltas, admission, self.counters)
         """The ready chunks."""
-        self.devices = Devices(deltas)
+        self.devices = NodeDevices(deltas)
         """Chunks in the prefix caches of attached engines."""
         self.kin_elsewhere: list[Kin] = []
         """Engines of other nodes, as the directory has told."""

@@ -3,7 +3,7 @@
 from lmkv_ray.simulate.belady import Belady
 from lmkv_ray.simulate.costs import ConstantCosts, Costs, Rate
 from lmkv_ray.simulate.replay import BELADY, Result, Setup, replay
-from lmkv_ray.simulate.traces import Request, Trace, read_trace
+from lmkv_ray.simulate.traces import Trace, TracedRequest, read_trace
 
 __all__ = [
     "BELADY",
@@ -11,10 +11,10 @@ __all__ = [
     "ConstantCosts",
     "Costs",
     "Rate",
-    "Request",
     "Result",
     "Setup",
     "Trace",
+    "TracedRequest",
     "read_trace",
     "replay",
 ]

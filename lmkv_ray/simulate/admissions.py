@@ -47,7 +47,7 @@ class HitInMemory:
         return self._waiting.popleft() if self._waiting else None
 
 
-class Evicted:
+class OnEviction:
     """What was used twice, in this life in memory or an earlier one, when memory evicts it."""
 
     def __init__(self) -> None:
@@ -75,6 +75,6 @@ def make_admission(rule: AdmissionRule) -> Admits:
         case "hit_in_memory":
             return HitInMemory()
         case "evicted":
-            return Evicted()
+            return OnEviction()
         case _:
             return Admission(rule)

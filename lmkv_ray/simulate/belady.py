@@ -1,4 +1,4 @@
-"""The best that could be done by who knows the future."""
+"""The best hit rate that any policy could have: Belady's, which knows the future."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ class Costs(Protocol):
 
 @dataclass(frozen=True)
 class Rate:
-    """A place to load from."""
+    """A source to load from."""
 
     bytes_per_second: float
     latency: float = 0.0

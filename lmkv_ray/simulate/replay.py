@@ -13,7 +13,7 @@ from lmkv_ray.simulate.admissions import AdmissionRule, make_admission
 from lmkv_ray.simulate.belady import Belady
 from lmkv_ray.simulate.costs import ConstantCosts, Costs
 from lmkv_ray.simulate.store import Store
-from lmkv_ray.simulate.traces import Request, Trace
+from lmkv_ray.simulate.traces import Trace, TracedRequest
 
 TIERS = ("memory", "disk", "remote")
 BELADY = "belady"
@@ -117,7 +117,7 @@ class _Replay:
             return Belady.of(requests, lambda: clock.request)
         return make_policy(self.setup.policy, clock=lambda: clock.seconds)
 
-    def request(self, request: Request) -> dict[str, int]:
+    def request(self, request: TracedRequest) -> dict[str, int]:
         """One prompt comes; returns its hits by tier."""
         keys, held = request.keys, self.memory.held
         found: dict[str, list[bytes]] = {tier: [] for tier, _ in self.below}
@@ -151,12 +151,12 @@ class _Replay:
                 return tier
         return None
 
-    def save(self, request: Request, used: list[bytes]) -> None:
+    def save(self, request: TracedRequest, used: list[bytes]) -> None:
         """Store in memory what is not there, and below what has earned it."""
         keys, held = request.keys, self.memory.held
-        places = [i for i, key in enumerate(keys) if key not in held]
-        hints = [self.hints(request, i) for i in places]
-        stored, evicted = self.memory.put([keys[i] for i in places], hints)
+        missing = [i for i, key in enumerate(keys) if key not in held]
+        hints = [self.hints(request, i) for i in missing]
+        stored, evicted = self.memory.put([keys[i] for i in missing], hints)
         self.stored["memory"] += len(stored)
         if self.admission is None:
             return
@@ -173,7 +173,7 @@ class _Replay:
         for key in evicted:
             self.hints_of.pop(key, None)
 
-    def hints(self, request: Request, i: int) -> Hints:
+    def hints(self, request: TracedRequest, i: int) -> Hints:
         ttl = self.setup.ttl
         return Hints(
             after=request.keys[i - 1] if i else b"",

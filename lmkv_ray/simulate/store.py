@@ -11,7 +11,7 @@ from lmkv_ray.shard.allocator import Evicted
 
 
 class Store:
-    """Chunks of one size in a place that holds so many.
+    """Chunks of one size in a store that holds so many.
 
     ``ShardState`` is left out: it adds engines with grants, which hold free slots for moments
     that a trace does not tell of, and costs as much again.

@@ -16,7 +16,7 @@ Format = Literal["auto", "mooncake", "bailian"]
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class TracedRequest:
     """One prompt, as chunks."""
 
     at: float
@@ -33,7 +33,7 @@ class Request:
 class Trace:
     """Requests in order of time."""
 
-    requests: list[Request]
+    requests: list[TracedRequest]
     chunk_tokens: int
     """Tokens in one chunk."""
 
@@ -72,7 +72,7 @@ def read_trace(path: Path, *, format: Format = "auto", chunk_tokens: int = 256) 
     their type is the category.
 
     Args:
-        path: of the trace.
+        path: the file that holds the trace.
         format: of its lines.
         chunk_tokens: rounded up to whole blocks of the trace. A chunk of several blocks has the id
             of its last one; what is left at the end of a prompt is no chunk.
@@ -120,7 +120,7 @@ def _decode(line: bytes, number: int, kind: str, path: Path) -> _Mooncake | _Bai
         ) from error
 
 
-def _requests(lines: Iterator[_Mooncake | _Bailian], blocks: int) -> Iterator[Request]:
+def _requests(lines: Iterator[_Mooncake | _Bailian], blocks: int) -> Iterator[TracedRequest]:
     known: dict[int, bytes] = {}  # one object for each key
     root_of: dict[int, int] = {}
     for line in lines:
@@ -129,9 +129,9 @@ def _requests(lines: Iterator[_Mooncake | _Bailian], blocks: int) -> Iterator[Re
         if isinstance(line, _Bailian):
             root = root_of.get(line.parent_chat_id, line.chat_id)
             root_of[line.chat_id] = root
-            yield Request(line.timestamp, line.input_length, keys, str(root), line.type)
+            yield TracedRequest(line.timestamp, line.input_length, keys, str(root), line.type)
         else:
-            yield Request(line.timestamp / 1000, line.input_length, keys)
+            yield TracedRequest(line.timestamp / 1000, line.input_length, keys)
 
 
 def _key(number: int) -> bytes:

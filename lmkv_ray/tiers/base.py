@@ -39,14 +39,15 @@ class TierChunk:
 
 
 class Tier(Protocol):
-    """A place below memory that keeps chunks: disk, an object store.
+    """A store below memory that keeps chunks: disk, an object store.
 
     The life of a chunk below memory, and who runs each step. All methods are called on the shard's
     event loop, which is never blocked: whatever waits or computes runs in threads of the tier.
 
-    1. (shard) A chunk in the arena has earned a place (see the admission setting): ``store``.
-    2. (tier) The bytes are written with key, space, size and checksum, under a name nobody looks
-       at. Then ``intact`` is asked; only if it holds, the chunk is published in one atomic step.
+    1. (shard) A chunk in the arena has earned a tier (see the admission setting): ``store``.
+    2. (tier) The bytes are written with key, space, size and checksum, under a name that no
+       reader looks at. Then ``intact`` is asked; only if it holds, the chunk is published in one
+       atomic step.
     3. (shard) A prompt wants a chunk that memory does not hold: ``lookup``, then ``fetch`` into
        slots that are reserved for it, exactly as from a peer.
     4. (tier) What was read is verified in place (key, size, checksum). What does not match is
@@ -56,9 +57,9 @@ class Tier(Protocol):
       * ``fetch`` promises what ``Transport.fetch`` does: one outcome for each key, in time, no
         writes into a destination after its outcome or after the iterator was closed. Where these
         two exclude each other the second one wins: a read that a kernel or device does not give
-        back holds back its own outcome and the end of the iterator, and no other outcome. So who
-        must answer in time waits for outcomes with a timeout of its own, and leaves the iterator
-        to a task that gives back the slots when it has ended.
+        back holds back its own outcome and the end of the iterator, and no other outcome. So a
+        caller that must answer in time waits for outcomes with a timeout of its own, and leaves the
+        iterator to a task that gives back the slots when it has ended.
       * No method raises. A tier in trouble (full, gone, refused, too slow) says so in
         ``status().problem``, answers as if it were empty, and tries again by itself.
       * Bounded: bytes on the medium, bytes and requests in flight, threads.
@@ -97,14 +98,15 @@ class Tier(Protocol):
         Args:
             space: None: all.
             number: of the clear, higher than those before; 0: it has none. A tier outlives the
-                memory of who gives the order: it does not repeat a clear that it has carried out.
+                memory of the one that gives the order: it does not repeat a clear that it has
+                carried out.
         """
         ...
 
     @property
     def cleared(self) -> int:
         """The number of the last clear that was carried out here, also by a predecessor; 0: not
-        known, or a matter of all who share it.
+        known, or a matter of all that share it.
         """
         ...
 
@@ -115,8 +117,8 @@ class Tier(Protocol):
 
     @property
     def unheard(self) -> list[Unheard]:
-        """Clears by others who share the medium. Nothing that they cover is stored until ``clear``
-        or ``heard`` says that memory holds nothing any more of what they cover.
+        """Clears by clusters that share the medium. Nothing that they cover is stored until
+        ``clear`` or ``heard`` says that memory holds nothing any more of what they cover.
         """
         ...
 

@@ -18,7 +18,8 @@ class Breaker:
 
     Args:
         first: seconds of the first pause.
-        longest: seconds of the longest pause; who works for so long is trusted as at first.
+        longest: seconds of the longest pause; a medium that works for so long is trusted as at
+            first.
     """
 
     first: float = FIRST_PAUSE

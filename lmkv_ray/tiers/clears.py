@@ -22,7 +22,7 @@ class PendingClear:
 
 @dataclass(frozen=True)
 class Unheard:
-    """A clear by others who share the medium, which this node was not told of."""
+    """A clear by clusters that share the medium, which this node was not told of."""
 
     space: int | None
     """None: everything."""

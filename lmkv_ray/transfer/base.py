@@ -122,7 +122,7 @@ class TransferEngine(Protocol):
         Args:
             arena: lives for as long as the caller holds it.
             within: seconds that this may take. What is left waits for ``attach``: the device is
-                let alone until then (see ``pinning``).
+                let alone until then (see ``registration``).
         """
 
     def attach(self, arena: Arena, offsets: Sequence[int]) -> None:

@@ -108,7 +108,7 @@ class BatchedCopy:
         return cls(function, attributes=takes, most=_MOST["rocm"])
 
     def copy(self, stream: int, to: Ints, source: Ints, nbytes: Ints) -> None:
-        """Queue copies, in any order among themselves; all host memory in them is pinned.
+        """Queue copies, in any order among themselves; all host memory in them is registered.
 
         Raises:
             DeviceError: the device refused one.

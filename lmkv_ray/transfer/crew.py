@@ -45,7 +45,7 @@ class Crew:
 
     Args:
         threads: at most.
-        name: of the threads.
+        name: the beginning of the threads' names.
     """
 
     def __init__(self, threads: int, name: str) -> None:

@@ -10,7 +10,7 @@ What is relied on, with its source:
 * ``cudaEventQuery`` returns, not raises, ``cudaErrorNotReady`` (600) in CuPy; so does ROCm's.
 * A wait is for what the event had recorded when the wait was queued; destroying an event that is
   still to pass is allowed (CUDA runtime API, cudaStreamWaitEvent, cudaEventDestroy).
-* Pinned memory of ``cudaHostAlloc`` is mapped: kernels read it at its host address (unified
+* Registered memory of ``cudaHostAlloc`` is mapped: kernels read it at its host address (unified
   addressing). That is how they read their tables, which uploads would hold up behind the bulk of
   the other lane in the same copy engine.
 """
@@ -113,7 +113,7 @@ class CupyDevice:
             memory = self._cuda.memory.Memory(nbytes)
             return Memory(memory.ptr, nbytes, memory)
 
-    def pinned(self, nbytes: int) -> Memory:
+    def registered(self, nbytes: int) -> Memory:
         """See ``Device``."""
         with self._errors():
             memory = self._cuda.pinned_memory.PinnedMemory(nbytes, self._runtime.hostAllocMapped)
@@ -135,11 +135,11 @@ class CupyDevice:
         source: Ints,
         nbytes: Ints,
         *,
-        pinned: bool,
+        registered: bool,
     ) -> None:
         """See ``Device``."""
         with self._errors():
-            if pinned and self._batched is not None and len(to) > 1:
+            if registered and self._batched is not None and len(to) > 1:
                 self._batched.copy(stream.ptr, to, source, nbytes)
                 return
             kind, copy, queue = _KIND[direction], self._runtime.memcpyAsync, stream.ptr

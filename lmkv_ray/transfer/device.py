@@ -2,7 +2,7 @@
 
 Work is queued on streams. A stream does its work in order; between streams only events order
 anything. Nothing here waits for the device but ``upload``, ``close`` and copies of memory that is
-not pinned. Addresses are those of one address space for host and device (unified addressing).
+not registered. Addresses are those of one address space for host and device (unified addressing).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Direction(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Memory of the device, or pinned memory of the host; it lives as long as this object."""
+    """Memory of the device, or registered memory of the host; it lives as long as this object."""
 
     address: int
     nbytes: int
@@ -69,7 +69,7 @@ class Device(Protocol):
     def allocate(self, nbytes: int) -> Memory:
         """Memory of the device."""
 
-    def pinned(self, nbytes: int) -> Memory:
+    def registered(self, nbytes: int) -> Memory:
         """Memory of the host that kernels can read."""
 
     def upload(self, data: Bytes) -> Memory:
@@ -83,7 +83,7 @@ class Device(Protocol):
         source: Ints,
         nbytes: Ints,
         *,
-        pinned: bool,
+        registered: bool,
     ) -> None:
         """Queue copies between host and device, in any order among themselves.
 
@@ -93,8 +93,8 @@ class Device(Protocol):
             to: addresses, int64[n].
             source: addresses, int64[n].
             nbytes: sizes, int64[n].
-            pinned: all of the host's memory in them is registered with the device, so that they may
-                go as one batch and nothing waits.
+            registered: all of the host's memory in them is registered with the device, so that they
+                may go as one batch and nothing waits.
         """
 
     def gather(self, stream: Stream, launch: PageLaunch, at: PageAddresses) -> None:
@@ -104,7 +104,7 @@ class Device(Protocol):
         """Queue the copy of pages from a buffer into the cache."""
 
     def register(self, address: int, nbytes: int) -> None:
-        """Pin memory of the host."""
+        """Register memory of the host."""
 
     def unregister(self, address: int) -> None:
         """Undo ``register``; nothing may be under way there."""

@@ -18,12 +18,12 @@ from lmkv_ray.kernels import PageTable
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Arena, Ended, Load, Save
 from lmkv_ray.transfer.device import Device, Direction, Event
-from lmkv_ray.transfer.health import Health
-from lmkv_ray.transfer.lane import AHEAD, Job, Lane
-from lmkv_ray.transfer.pinning import Pinning
+from lmkv_ray.transfer.health import EngineHealth
+from lmkv_ray.transfer.lane import AHEAD, CopyJob, Lane
 from lmkv_ray.transfer.planner import Planner
+from lmkv_ray.transfer.registration import Registration
 from lmkv_ray.transfer.ring import Ring
-from lmkv_ray.transfer.steps import Group
+from lmkv_ray.transfer.steps import PlannedGroup
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class DeviceEngine:
 
     Args:
         layouts: one per KV group.
-        device: of the cache.
+        device: the device that holds the engine's cache.
         cache: address of the engine's allocation; the layouts' offsets count from it.
         cache_bytes: its size.
         ring_bytes: of the device's memory, for both lanes together; 0: no kernels, plain copies
@@ -73,8 +73,8 @@ class DeviceEngine:
     ) -> None:
         device.enter()
         self._device = device
-        self._health = Health(f"the transfer engine on {device.name}")
-        self._pinning = Pinning(device)
+        self._health = EngineHealth(f"the transfer engine on {device.name}")
+        self._registration = Registration(device)
         slot_bytes = ring_bytes // (2 * RING_SLOTS) // 4096 * 4096
         groups = [
             make_group(
@@ -94,7 +94,7 @@ class DeviceEngine:
                 slots=RING_SLOTS,
                 slot_bytes=slot_bytes,
                 tables=AHEAD,
-                places=max(group.planner.places for group in groups),
+                targets=max(group.planner.targets for group in groups),
             )
             self._lanes[direction] = Lane(
                 device,
@@ -103,7 +103,7 @@ class DeviceEngine:
                 cache=cache,
                 ring=ring,
                 health=self._health,
-                pinned=self._pinning.covers,
+                registered=self._registration.covers,
             )
             self._wakes[direction] = threading.Event()
         self._arena: tuple[Arena, list[int]] | None = None
@@ -132,9 +132,9 @@ class DeviceEngine:
     def prepare(self, arena: Arena, within: float) -> None:
         """See ``TransferEngine``."""
         began = time.monotonic()
-        done, whole = self._pinning.prepare(arena, within)
+        done, whole = self._registration.prepare(arena, within)
         logger.info(
-            "lmkv_ray: %s pinned %.1f of %.1f GiB of the node's arena in %.1f s.",
+            "lmkv_ray: %s registered %.1f of %.1f GiB of the node's arena in %.1f s.",
             self._device.name,
             done / 2**30,
             whole / 2**30,
@@ -144,11 +144,11 @@ class DeviceEngine:
     def attach(self, arena: Arena, offsets: Sequence[int]) -> None:
         """See ``TransferEngine``."""
         self._arena = (arena, list(offsets))
-        self._pinning.attach(arena)
+        self._registration.attach(arena)
 
     def begin_loads(self, loads: Sequence[Load], *, idle: bool) -> None:
         """See ``TransferEngine``."""
-        self._pinning.look()
+        self._registration.look()
         if loads:
             after = self._mark()
             for load in loads:
@@ -187,7 +187,7 @@ class DeviceEngine:
                 CLOSE_SECONDS,
             )
             return
-        self._pinning.close()
+        self._registration.close()
         self._arena = None
 
     def _mark(self) -> Event | None:
@@ -201,7 +201,7 @@ class DeviceEngine:
         arena, offset = None, 0
         if self._arena is not None and self._arena[0].arena_id == copies[0].arena_id:
             arena, offset = self._arena[0], self._arena[1][copies[0].group]
-        self._lanes[direction].submit(Job(copies, arena, offset, after))
+        self._lanes[direction].submit(CopyJob(copies, arena, offset, after))
         self._wakes[direction].set()
 
     def _work(self, direction: Direction) -> None:
@@ -225,10 +225,10 @@ class DeviceEngine:
 
 def make_group(
     device: Device, layout: ChunkLayout, *, cache_bytes: int, slot_bytes: int, direct_bytes: int
-) -> Group:
+) -> PlannedGroup:
     """What lanes need to know of a KV group."""
     table = PageTable(layout, cache_bytes=cache_bytes)
-    return Group(
+    return PlannedGroup(
         Planner(layout, slot_bytes=slot_bytes, direct_bytes=direct_bytes),
         table,
         device.upload(table.runs.view(np.uint8)),

@@ -7,7 +7,7 @@ import logging
 logger = logging.getLogger(__name__)
 
 
-class Health:
+class EngineHealth:
     """Sound until the first error, and broken for good after it. For any thread."""
 
     def __init__(self, what: str) -> None:

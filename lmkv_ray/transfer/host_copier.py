@@ -14,7 +14,7 @@ import numpy as np
 
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Bytes
-from lmkv_ray.transfer.places import BlockPlaces
+from lmkv_ray.transfer.targets import BlockTargets
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +34,9 @@ class CopyRun:
     block_step: int
 
 
-def plan_copies(places: BlockPlaces) -> list[CopyRun]:
+def plan_copies(targets: BlockTargets) -> list[CopyRun]:
     """Cut the blocks into maximal arithmetic progressions, greedily from the left."""
-    rows = np.stack([places.chunks, places.indices, places.blocks], axis=1)
+    rows = np.stack([targets.chunks, targets.indices, targets.blocks], axis=1)
     steps = np.diff(rows, axis=0)
     changes = np.any(steps[1:] != steps[:-1], axis=1).tolist()
     values, deltas = rows.tolist(), steps.tolist()
@@ -67,27 +67,27 @@ class HostCopier:
         self._arena = arena
         self._runs = list(zip(layout.runs, layout.run_offsets(), strict=True))
 
-    def load(self, places: BlockPlaces) -> None:
+    def load(self, targets: BlockTargets) -> None:
         """Copy blocks from the arena into the engine's pages.
 
         Raises:
             IndexError: a block or a chunk lies outside its memory; nothing was copied.
         """
-        self._copy(places, to_arena=False)
+        self._copy(targets, to_arena=False)
 
-    def save(self, places: BlockPlaces) -> None:
+    def save(self, targets: BlockTargets) -> None:
         """Copy blocks from the engine's pages into the arena.
 
         Raises:
             IndexError: a block or a chunk lies outside its memory; nothing was copied.
         """
-        self._copy(places, to_arena=True)
+        self._copy(targets, to_arena=True)
 
-    def _copy(self, places: BlockPlaces, *, to_arena: bool) -> None:
-        places.check(self._layout, len(self._arena))
+    def _copy(self, targets: BlockTargets, *, to_arena: bool) -> None:
+        targets.check(self._layout, len(self._arena))
         arena, cache = self._arena, self._cache
         arena_at, cache_at = arena.ctypes.data, cache.ctypes.data
-        plan = plan_copies(places)
+        plan = plan_copies(targets)
         for run, run_offset in self._runs:
             for copy in plan:
                 a = copy.chunk + run_offset + copy.index * run.nbytes

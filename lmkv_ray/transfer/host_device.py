@@ -11,7 +11,7 @@ import ctypes
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.kernels import PLACE, RUN, PageAddresses, PageLaunch
+from lmkv_ray.kernels import RUN, TARGET, PageAddresses, PageLaunch
 from lmkv_ray.transfer.base import Bytes, Ints
 from lmkv_ray.transfer.device import Direction, Event, Memory, Stream
 
@@ -52,7 +52,7 @@ class HostDevice:
         data = np.zeros(nbytes, np.uint8)
         return Memory(data.ctypes.data, nbytes, data, data)
 
-    def pinned(self, nbytes: int) -> Memory:
+    def registered(self, nbytes: int) -> Memory:
         """See ``Device``."""
         return self.allocate(nbytes)
 
@@ -70,7 +70,7 @@ class HostDevice:
         source: Ints,
         nbytes: Ints,
         *,
-        pinned: bool,
+        registered: bool,
     ) -> None:
         """See ``Device``."""
         for each in zip(to.tolist(), source.tolist(), nbytes.tolist(), strict=True):
@@ -96,13 +96,13 @@ class HostDevice:
 def pages(launch: PageLaunch, at: PageAddresses) -> list[tuple[int, int, int]]:
     """The pages of a launch as its tables say now: address in cache and buffer, and size."""
     runs = _table(at.runs + launch.first_run * RUN.itemsize, launch.runs, RUN)
-    places = _table(at.places, launch.places, PLACE)
-    block, index = places["block"].astype(np.int64), places["index"].astype(np.int64)
+    targets = _table(at.targets, launch.targets, TARGET)
+    block, index = targets["block"].astype(np.int64), targets["index"].astype(np.int64)
     found: list[tuple[int, int, int]] = []
     for offset, stride, chunk_offset, nbytes in runs.tolist():
         in_cache = (at.cache + offset + block * stride).tolist()
-        in_buffer = (at.buffer + places["chunk"] + chunk_offset + index * nbytes).tolist()
-        found += zip(in_cache, in_buffer, [nbytes] * len(places), strict=True)
+        in_buffer = (at.buffer + targets["chunk"] + chunk_offset + index * nbytes).tolist()
+        found += zip(in_cache, in_buffer, [nbytes] * len(targets), strict=True)
     return found
 
 

@@ -17,7 +17,7 @@ from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Arena, Bytes, Ended, Ints, Load, Save
 from lmkv_ray.transfer.crew import Crew
 from lmkv_ray.transfer.host_copier import HostCopier
-from lmkv_ray.transfer.places import BlockPlaces, place_blocks
+from lmkv_ray.transfer.targets import BlockTargets, target_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class HostEngine:
         self._populating = _nothing()
 
     def prepare(self, arena: Arena, within: float) -> None:
-        """See ``TransferEngine``; faulting in needs nobody's leave, and goes on beside the rest."""
+        """See ``TransferEngine``; faulting in waits for nothing, and goes on beside the rest."""
         self._populating = self._saving.submit(_populate, arena)
 
     def attach(self, arena: Arena, offsets: Sequence[int]) -> None:
@@ -106,7 +106,7 @@ class HostEngine:
         began = time.perf_counter()
         try:
             at = self._locate(reader, load, offsets)
-            copiers[load.group].load(self._place(load, at))
+            copiers[load.group].load(self._targets(load, at))
             unchanged = reader.unchanged(load.slots, load.generations)
         except Exception:
             logger.exception("lmkv_ray: a load failed; the tokens are recomputed")
@@ -124,7 +124,7 @@ class HostEngine:
         began = time.perf_counter()
         try:
             at = self._locate(reader, save, offsets)
-            copiers[save.group].save(self._place(save, at))
+            copiers[save.group].save(self._targets(save, at))
         except Exception:
             logger.exception("lmkv_ray: a save failed; the chunk is not kept")
             return Ended(save, False, 0)
@@ -135,9 +135,9 @@ class HostEngine:
         offset = offsets[copy.group]
         return reader.offsets(copy.slots, offset + self._layouts[copy.group].chunk_bytes) + offset
 
-    def _place(self, copy: Load | Save, at: Ints) -> BlockPlaces:
+    def _targets(self, copy: Load | Save, at: Ints) -> BlockTargets:
         per_chunk = self._layouts[copy.group].blocks
-        return place_blocks(at, copy.blocks, skip=copy.skip, per_chunk=per_chunk)
+        return target_blocks(at, copy.blocks, skip=copy.skip, per_chunk=per_chunk)
 
     def _done(self, copy: Load | Save, ok: bool, good: int, began: float) -> Ended:
         nbytes = len(copy.blocks) * self._layouts[copy.group].block_bytes

@@ -8,8 +8,8 @@ when the step that fills its blocks has ended and what was queued before is over
 late by that writes into a slot that is still its own.
 
 A job has ended when its last step has, as seen by the host; then a load's generations are checked.
-An error of the device ends both lanes for good (``Health``): what was queued is waited for, as long
-as the device answers, and all jobs fail.
+An error of the device ends both lanes for good (``EngineHealth``): what was queued is waited for,
+as long as the device answers, and all jobs fail.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ import numpy as np
 
 from lmkv_ray.transfer.base import Arena, Ended, Load, Save
 from lmkv_ray.transfer.device import Device, Direction, Event
-from lmkv_ray.transfer.health import Health
-from lmkv_ray.transfer.plan import Plan
+from lmkv_ray.transfer.health import EngineHealth
+from lmkv_ray.transfer.plan import CopyPlan
 from lmkv_ray.transfer.ring import Ring
-from lmkv_ray.transfer.steps import Group, Pinned, Step, Stepper
+from lmkv_ray.transfer.steps import PlannedGroup, Registered, Step, Stepper
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ LOOK_SECONDS = (0.1e-3, 1e-3)
 
 
 @dataclass(slots=True, eq=False)
-class Job:
+class CopyJob:
     """Copies of one KV group that are planned together; one load, or saves of one step."""
 
     copies: Sequence[Load | Save]
@@ -60,13 +60,14 @@ class Lane:
     """See above. ``submit`` and ``take_ended`` are for any thread, all else for one.
 
     Args:
-        device: of the cache.
+        device: the device that holds the engine's cache.
         direction: of this lane.
         groups: one per KV group.
         cache: address of the engine's allocation.
         ring: of this lane alone.
         health: of both lanes.
-        pinned: for offsets in the arena's data, bool[n]: whether they may be copied as pinned.
+        registered: for offsets in the arena's data, bool[n]: whether they may be copied as
+            registered.
         ahead: steps that may be queued and not yet over; the ring has as many tables.
     """
 
@@ -74,12 +75,12 @@ class Lane:
         self,
         device: Device,
         direction: Direction,
-        groups: Sequence[Group],
+        groups: Sequence[PlannedGroup],
         *,
         cache: int,
         ring: Ring,
-        health: Health,
-        pinned: Pinned,
+        health: EngineHealth,
+        registered: Registered,
         ahead: int = AHEAD,
     ) -> None:
         self._device = device
@@ -89,16 +90,16 @@ class Lane:
         self._health = health
         self._ahead = ahead
         self._abandoned = False
-        self._stepper = Stepper(device, direction, cache=cache, ring=ring, pinned=pinned)
-        self._queue: deque[Job] = deque()
-        self._open: list[Job] = []
+        self._stepper = Stepper(device, direction, cache=cache, ring=ring, registered=registered)
+        self._queue: deque[CopyJob] = deque()
+        self._open: list[CopyJob] = []
         self._steps: Iterator[Step] | None = None
-        self._flight: deque[tuple[Step, Job]] = deque()
+        self._flight: deque[tuple[Step, CopyJob]] = deque()
         self._ended: deque[Ended] = deque()
 
     # -- for any thread -------------------------------------------------------------------------
 
-    def submit(self, job: Job) -> None:
+    def submit(self, job: CopyJob) -> None:
         """Queue a job."""
         self._queue.append(job)
 
@@ -164,7 +165,7 @@ class Lane:
             self._flight.append((step, self._open[-1]))
         return True
 
-    def _begin(self, job: Job) -> None:
+    def _begin(self, job: CopyJob) -> None:
         """Refuse a job, or plan it."""
         self._open.append(job)
         if job.arena is None:
@@ -182,7 +183,7 @@ class Lane:
         except Exception:
             self._open.remove(job)
             if len(job.copies) > 1:  # find out whose fault it is
-                alone = [Job([c], job.arena, job.offset, job.after) for c in job.copies]
+                alone = [CopyJob([c], job.arena, job.offset, job.after) for c in job.copies]
                 self._queue.extendleft(reversed(alone))
                 return
             logger.exception("lmkv_ray: a copy was refused; its tokens are recomputed")
@@ -195,7 +196,7 @@ class Lane:
             group = self._groups[job.copies[0].group]
             self._steps = self._stepper.run(group, job.arena, plan, job.after)
 
-    def _plan(self, job: Job, arena: Arena) -> Plan:
+    def _plan(self, job: CopyJob, arena: Arena) -> CopyPlan:
         group = self._groups[job.copies[0].group]
         slots = np.concatenate([copy.slots for copy in job.copies])
         blocks = np.concatenate([copy.blocks for copy in job.copies])
@@ -213,7 +214,7 @@ class Lane:
 
     # -- ends -----------------------------------------------------------------------------------
 
-    def _retire(self, step: Step, job: Job) -> None:
+    def _retire(self, step: Step, job: CopyJob) -> None:
         if step.table is not None:
             self._ring.give(step.table)
         if step.last:
@@ -235,7 +236,7 @@ class Lane:
         for job in list(self._open):
             self._end(job, ok=False)
 
-    def _end(self, job: Job, *, ok: bool, only: Sequence[Load | Save] | None = None) -> None:
+    def _end(self, job: CopyJob, *, ok: bool, only: Sequence[Load | Save] | None = None) -> None:
         """Report copies of a job, by default all, and then forget it."""
         seconds = time.perf_counter() - job.began if job.began else 0.0
         for copy in job.copies if only is None else only:
@@ -248,7 +249,7 @@ class Lane:
         if only is None and job in self._open:
             self._open.remove(job)
 
-    def _good(self, job: Job, load: Load) -> int:
+    def _good(self, job: CopyJob, load: Load) -> int:
         """Leading chunks that kept their generation until the copy was over."""
         try:
             assert job.arena is not None

@@ -34,7 +34,7 @@ class Copies:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class CopyBatch:
     """What passes through one ring slot: some runs of some blocks, and the copies of the slot.
 
     ``chunks``, ``indices``, ``blocks`` and ``runs`` are what ``PageTable.write`` takes.
@@ -51,7 +51,7 @@ class Batch:
 class Pieces:
     """Plain copies between arena and cache, not yet written out: each piece for each run.
 
-    A piece is ``counts`` blocks from ``blocks`` on, that lie side by side in both places.
+    A piece is ``counts`` blocks from ``blocks`` on, that lie side by side on both sides.
     """
 
     chunks: Ints
@@ -75,7 +75,7 @@ class Pieces:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CopyPlan:
     """The copies of one job; ``plain()`` and ``batches()`` in any order."""
 
     direct: tuple[Pieces, ...]
@@ -106,10 +106,10 @@ class Plan:
             for first in range(0, len(pieces), step):
                 yield pieces.copies(first, first + step)
 
-    def batches(self) -> Iterator[Batch]:
+    def batches(self) -> Iterator[CopyBatch]:
         """The batches in order; each is to pass through a ring slot of its own."""
         for block, end_block, run, end_run, copy, end_copy, shift in self.rows.tolist():
-            yield Batch(
+            yield CopyBatch(
                 self.chunks[block:end_block] + shift,
                 self.indices[block:end_block],
                 self.blocks[block:end_block],

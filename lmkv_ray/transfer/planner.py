@@ -2,7 +2,7 @@
 
 A chunk lies in the arena in one piece, and in the engine's cache in as many as the layout and the
 block ids make. Where these are long (all layers of a block side by side; or neighbouring blocks of
-one layer in neighbouring places), each is one plain copy between cache and arena. Where they are
+one layer in neighbouring pieces), each is one plain copy between cache and arena. Where they are
 short, a kernel gathers them in a slot of the ring, or scatters them from there, and the arena sees
 one copy a chunk. Which of the two is decided chunk by chunk.
 
@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.transfer.base import Ints
-from lmkv_ray.transfer.plan import Copies, Pieces, Plan
+from lmkv_ray.transfer.plan import Copies, CopyPlan, Pieces
 
 Bools = npt.NDArray[np.bool_]
 
@@ -38,7 +38,7 @@ class _Tile:
     nbytes: int
 
     @property
-    def place(self) -> tuple[int, int, int, int]:
+    def bounds(self) -> tuple[int, int, int, int]:
         """Bounds of its blocks and runs."""
         return self.first, self.end, self.runs.start, self.runs.stop
 
@@ -75,13 +75,13 @@ class Planner:
         return self._chunk_bytes
 
     @property
-    def places(self) -> int:
+    def targets(self) -> int:
         """Blocks in the largest batch."""
         return max(1, self._slot_bytes // self._pitch) * self._layout.blocks
 
     def plan(
         self, chunks: Ints, blocks: Ints, *, skip: int, arena_bytes: int, extent_bytes: int
-    ) -> Plan:
+    ) -> CopyPlan:
         """The copies between chunks and blocks.
 
         Args:
@@ -163,12 +163,12 @@ class Planner:
         wanted: Ints,
         index: Ints,
         blocks: Ints,
-    ) -> Plan:
+    ) -> CopyPlan:
         """Batches for packed chunks, of which blocks ``low`` to ``low + wanted`` are wanted."""
         if not len(chunks):
             none = np.empty(0, np.int64)
             empty = Copies(none, none, none)
-            return Plan(plain, none, none, none, empty, np.empty((0, 7), np.int64))
+            return CopyPlan(plain, none, none, none, empty, np.empty((0, 7), np.int64))
         count, tiles = len(chunks), self._tiles
         if len(tiles) == 1:  # whole chunks, several in a slot
             per_slot = max(1, self._slot_bytes // self._pitch)
@@ -180,7 +180,7 @@ class Planner:
             end, at = begin + 1, np.zeros(count, np.int64)
         packed, ends = self._copies_of_slots(chunks, low, low + wanted, at)
         first = np.concatenate([[0], np.cumsum(wanted)])
-        columns = np.array([(*tile.place, -tile.begin) for tile in tiles], np.int64)
+        columns = np.array([(*tile.bounds, -tile.begin) for tile in tiles], np.int64)
         tile_first, tile_end, *runs, back = columns.T
         # Chunk by chunk, so that a chunk that is lost while it is copied costs few others.
         table = np.empty((len(begin), len(tiles), 7), np.int64)
@@ -191,7 +191,7 @@ class Planner:
         table[:, :, 4], table[:, :, 5] = ends[begin, :-1], ends[end - 1, 1:]
         rows = table.reshape(-1, 7)
         rows = rows[rows[:, 0] < rows[:, 1]]
-        return Plan(plain, np.repeat(at, wanted), index, blocks, packed, rows)
+        return CopyPlan(plain, np.repeat(at, wanted), index, blocks, packed, rows)
 
     def _copies_of_slots(
         self, chunks: Ints, low: Ints, high: Ints, at: Ints

@@ -1,9 +1,9 @@
 """The ring of one lane: slots in the device's memory, and tables that say what passes.
 
-A slot is used again when the last who used it has passed, by an event on the device: the host need
-not be there. A table is read by the device while its step is under way, so it is taken and given
-back by the host. It lies in pinned host memory: an upload would wait in the copy engine behind the
-other lane's bulk.
+A slot is used again when the last copy that used it has passed, by an event on the device: the host
+need not be there. A table is read by the device while its step is under way, so it is taken and
+given back by the host. It lies in registered host memory: an upload would wait in the copy engine
+behind the other lane's bulk.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.kernels import PLACE
+from lmkv_ray.kernels import TARGET
 from lmkv_ray.transfer.device import Device, Event, Memory
 
 
@@ -28,10 +28,10 @@ class Slot:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Room for the places of one launch."""
+    """Room for the targets of one launch."""
 
     address: int
-    places: npt.NDArray[np.void]
+    targets: npt.NDArray[np.void]
 
 
 class Ring:
@@ -42,15 +42,15 @@ class Ring:
         slots: how many.
         slot_bytes: size of each; 0: there is no memory behind the ring.
         tables: how many.
-        places: rows of a table.
+        targets: rows of a table.
     """
 
     def __init__(
-        self, device: Device, *, slots: int, slot_bytes: int, tables: int, places: int
+        self, device: Device, *, slots: int, slot_bytes: int, tables: int, targets: int
     ) -> None:
         self.slot_bytes = slot_bytes
         self._memory: Memory | None = None
-        self._pinned: Memory | None = None
+        self._registered: Memory | None = None
         self._slots: list[Slot] = []
         self._tables: list[Table] = []
         self._all: tuple[Table, ...] = ()
@@ -59,13 +59,13 @@ class Ring:
             return
         self._memory = device.allocate(slots * slot_bytes)
         self._slots = [Slot(self._memory.address + i * slot_bytes) for i in range(slots)]
-        nbytes = places * PLACE.itemsize
-        self._pinned = device.pinned(tables * nbytes)
-        rows = self._pinned.host
+        nbytes = targets * TARGET.itemsize
+        self._registered = device.registered(tables * nbytes)
+        rows = self._registered.host
         assert rows is not None
         for i in range(tables):
-            view = rows[i * nbytes : (i + 1) * nbytes].view(PLACE)
-            self._tables.append(Table(self._pinned.address + i * nbytes, view))
+            view = rows[i * nbytes : (i + 1) * nbytes].view(TARGET)
+            self._tables.append(Table(self._registered.address + i * nbytes, view))
         self._all = tuple(self._tables)
 
     @property

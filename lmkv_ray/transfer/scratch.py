@@ -29,7 +29,7 @@ class ScratchArena:
         return np.ones(len(slots), np.bool_)
 
     def assigned(self) -> list[tuple[int, int]]:
-        """Nothing: one copy is not worth pinning for."""
+        """Nothing: one copy is not worth registration for."""
         return []
 
     def populate(self) -> Iterator[int]:

@@ -26,19 +26,19 @@ import numpy.typing as npt
 from lmkv_ray.kernels import PageAddresses, PageTable
 from lmkv_ray.transfer.base import Arena, Ints
 from lmkv_ray.transfer.device import Device, Direction, Event, Memory
-from lmkv_ray.transfer.health import Health
-from lmkv_ray.transfer.plan import Batch, Copies, Plan
+from lmkv_ray.transfer.health import EngineHealth
+from lmkv_ray.transfer.plan import Copies, CopyBatch, CopyPlan
 from lmkv_ray.transfer.planner import Planner
 from lmkv_ray.transfer.ring import Ring, Table
 
 COPIES = 512
 """Plain copies in one step."""
 
-Pinned = Callable[[Arena, Ints], npt.NDArray[np.bool_]]
+Registered = Callable[[Arena, Ints], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class PlannedGroup:
     """What a lane knows of one KV group."""
 
     planner: Planner
@@ -63,17 +63,25 @@ class Stepper:
     """Queues the steps of one lane; the arguments are ``Lane``'s."""
 
     def __init__(
-        self, device: Device, direction: Direction, *, cache: int, ring: Ring, pinned: Pinned
+        self,
+        device: Device,
+        direction: Direction,
+        *,
+        cache: int,
+        ring: Ring,
+        registered: Registered,
     ) -> None:
         self._device = device
         self._direction = direction
         self._cache = cache
         self._ring = ring
-        self._pinned = pinned
+        self._registered = registered
         self._copying = device.stream()
         self._packing = device.stream()
 
-    def run(self, group: Group, arena: Arena, plan: Plan, after: Event) -> Iterator[Step]:
+    def run(
+        self, group: PlannedGroup, arena: Arena, plan: CopyPlan, after: Event
+    ) -> Iterator[Step]:
         """Queue a job's steps one by one, to begin after an event."""
         left = len(plan.rows) + plan.plain_steps(COPIES)
         if len(plan.rows):
@@ -89,7 +97,7 @@ class Stepper:
             self._copy(arena, self._cache, copies)
             yield Step(self._device.record(self._copying), None, not left)
 
-    def idle(self, health: Health) -> bool:
+    def idle(self, health: EngineHealth) -> bool:
         """Whether nothing is under way any more, or nothing can be, as the device is dead."""
         for stream in (self._copying, self._packing):
             try:
@@ -99,11 +107,11 @@ class Stepper:
                 health.fail(error)
         return True
 
-    def _batch(self, group: Group, arena: Arena, batch: Batch, table: Table) -> Event:
+    def _batch(self, group: PlannedGroup, arena: Arena, batch: CopyBatch, table: Table) -> Event:
         """Queue what passes through one ring slot."""
         device, slot = self._device, self._ring.next_slot()
         launch = group.table.write(
-            table.places,
+            table.targets,
             batch.chunks,
             batch.indices,
             batch.blocks,
@@ -129,17 +137,17 @@ class Stepper:
 
     def _copy(self, arena: Arena, other: int, copies: Copies) -> None:
         """Queue plain copies between the arena and the device's memory from ``other`` on."""
-        pinned = self._pinned(arena, copies.arena)
+        registered = self._registered(arena, copies.arena)
         in_arena, in_device = copies.arena + arena.data.ctypes.data, copies.other + other
         to, source = (
             (in_device, in_arena)
             if self._direction is Direction.TO_DEVICE
             else (in_arena, in_device)
         )
-        if pinned.all() or not pinned.any():
-            parts: list[tuple[slice | npt.NDArray[np.bool_], bool]] = [(slice(None), pinned[0])]
+        if registered.all() or not registered.any():
+            parts: list[tuple[slice | npt.NDArray[np.bool_], bool]] = [(slice(None), registered[0])]
         else:
-            parts = [(pinned, True), (~pinned, False)]
+            parts = [(registered, True), (~registered, False)]
         for mine, value in parts:
             self._device.copy(
                 self._copying,
@@ -147,5 +155,5 @@ class Stepper:
                 to[mine],
                 source[mine],
                 copies.nbytes[mine],
-                pinned=bool(value),
+                registered=bool(value),
             )

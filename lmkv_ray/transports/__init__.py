@@ -25,7 +25,7 @@ CONTRIBUTING.md says how to add a transport.
 """
 
 from lmkv_ray.transports.base import Answer, Capabilities, PeerInfo, Server, Transport
-from lmkv_ray.transports.chunk_reader import Batch, ChunkReader
+from lmkv_ray.transports.chunk_reader import ChunkBatch, ChunkReader
 from lmkv_ray.transports.nixl import Helper, NixlServer, NixlTransport
 from lmkv_ray.transports.object_store import ObjectStoreServer, ObjectStoreTransport
 from lmkv_ray.transports.select import Transports, all_servers, all_transports
@@ -34,8 +34,8 @@ from lmkv_ray.transports.shared_memory import SharedMemoryServer, SharedMemoryTr
 
 __all__ = [
     "Answer",
-    "Batch",
     "Capabilities",
+    "ChunkBatch",
     "ChunkReader",
     "Helper",
     "NixlServer",

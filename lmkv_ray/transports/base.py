@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from lmkv_ray.fetch import Fetch, Outcome
 from lmkv_ray.orders import Offer
-from lmkv_ray.transports.chunk_reader import Batch
+from lmkv_ray.transports.chunk_reader import ChunkBatch
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class PeerInfo:
     """Calls ``Servers.answer`` of the peer: (name of the transport, question) -> ``Answer``."""
 
 
-Answer = bytes | Batch
-"""What a peer's end of a transport answers. Chunks of a ``Batch`` are not copied before they are
-sent."""
+Answer = bytes | ChunkBatch
+"""What a peer's end of a transport answers. Chunks of a ``ChunkBatch`` are not copied before they
+are sent."""
 
 
 class Server(Protocol):
@@ -93,7 +93,7 @@ class Transport(Protocol):
       * Exactly one outcome for each key, in any order, at most moments after ``within`` seconds.
         Past it the rest is ``LATE``. Failures are outcomes; ``fetch`` raises nothing.
       * Once a key's outcome is there, nothing writes into its destination any more, so the slot
-        may be published or given to somebody else. The same holds for all destinations when the
+        may be published or given to another chunk. The same holds for all destinations when the
         iterator was closed (use ``contextlib.aclosing``) or its task was cancelled.
       * Bounded: a transport holds a few batches of bytes, however many keys are wanted.
     """

@@ -17,7 +17,7 @@ CHANGED = -2
 
 
 @dataclass(frozen=True)
-class Batch:
+class ChunkBatch:
     """Chunks on their way to another node."""
 
     nbytes: npt.NDArray[np.int64]
@@ -42,7 +42,7 @@ class ChunkReader:
         self._reader = reader
         self._limit = limit
 
-    def read(self, keys: KeyArray) -> Batch:
+    def read(self, keys: KeyArray) -> ChunkBatch:
         """What is there of ``keys``. Call it in a thread: it may compute checksums."""
         reader = self._reader
         hits = reader.lookup(keys)
@@ -62,4 +62,4 @@ class ChunkReader:
         gone = positions[~same]
         nbytes[gone], checksums[gone] = CHANGED, 0
         kept = [chunk for chunk, intact in zip(chunks, same.tolist(), strict=True) if intact]
-        return Batch(nbytes, checksums, kept)
+        return ChunkBatch(nbytes, checksums, kept)

@@ -20,7 +20,7 @@ from lmkv_ray.keys import key_array
 from lmkv_ray.orders import Offer
 from lmkv_ray.transports.answers import NoAnswerError, answer_of
 from lmkv_ray.transports.base import Answer, Capabilities, PeerInfo
-from lmkv_ray.transports.chunk_reader import BATCH_BYTES, CHANGED, Batch, ChunkReader
+from lmkv_ray.transports.chunk_reader import BATCH_BYTES, CHANGED, ChunkBatch, ChunkReader
 from lmkv_ray.transports.windows import in_windows
 from lmkv_ray.waits import to_the_end
 
@@ -97,12 +97,12 @@ class ObjectStoreTransport:
             batch = await answer_of(lambda: peer.ask(NAME, keys), deadline, self._clock)
         except NoAnswerError as error:
             return failed(wanted, error.failure, error.detail)
-        if not isinstance(batch, Batch):
+        if not isinstance(batch, ChunkBatch):
             return failed(wanted, Failure.LOST, "the answer is no batch")
         return await to_the_end(partial(_land, batch, fetch, wanted))
 
 
-def _land(batch: Batch, fetch: Fetch, group: Sequence[int]) -> list[Outcome]:
+def _land(batch: ChunkBatch, fetch: Fetch, group: Sequence[int]) -> list[Outcome]:
     """Copy the chunks of a batch into their destinations and verify them there."""
     if len(batch.nbytes) != len(group) or len(batch.checksums) != len(group):
         return failed(group, Failure.LOST, "the batch is not for the keys that were asked for")

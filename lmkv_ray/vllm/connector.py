@@ -188,7 +188,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     # -- scheduler ------------------------------------------------------------------------------
 
     def bind_gpu_block_pool(self, gpu_block_pool: BlockPool) -> None:
-        """Keep vLLM's block pool, for pins."""
+        """Keep vLLM's block pool, in which blocks are held."""
         self._pool = gpu_block_pool
 
     def set_xfer_handshake_metadata(
@@ -238,7 +238,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
     def request_finished_all_groups(
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
-        """Never delays the freeing of blocks: those being saved are pinned."""
+        """Never delays the freeing of blocks: those being saved are held."""
         keys = self._the_scheduler.keys_of(request)
         self._the_scheduler.on_finished(request, block_ids)
         return False, None if keys is None else {"lmkv_keys": keys}
@@ -248,7 +248,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         return self._the_scheduler.saving
 
     def has_pending_block_frees(self) -> bool:
-        """Pinned blocks come free soon: rather wait than preempt. Asked when there are too few."""
+        """Held blocks come free soon: rather wait than preempt. Asked when there are too few."""
         return self._the_scheduler.make_room()
 
     def take_events(self) -> Iterable[KVCacheEvent]:
@@ -297,7 +297,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler.bind(self._pool)
 
     def _find_shard(self, host: str | None) -> ShardClient:
-        # Once attached, a cache that is gone was stopped by somebody: do not start it again.
+        # Once attached, a cache that is gone was stopped by a user: do not start it again.
         first = all(link.attachment is None for link in self._links)
         assert self._courier is not None, "not the engine's half"
         return self._courier.shard(start=first, host=host)

@@ -104,8 +104,8 @@ class Nodes:
         def known() -> bool:
             alive = set(alive_nodes())
             return all(
-                alive & {at.node_id for at in its if at.tier == MEMORY}
-                for its in self.cache.where(keys)
+                alive & {at.node_id for at in locations if at.tier == MEMORY}
+                for locations in self.cache.where(keys)
             )
 
         eventually(known)

@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ray
 KEYS = make_keys(30)
 TRANSPORTS = [{"transport": name} for name in ("shared_memory", "nixl", "object_store")]
 all_transports = pytest.mark.parametrize(
-    "nodes", TRANSPORTS, indirect=True, ids=lambda its: its["transport"]
+    "nodes", TRANSPORTS, indirect=True, ids=lambda value: value["transport"]
 )
 
 
@@ -121,7 +121,7 @@ def test_a_killed_directory_is_rebuilt_from_the_shards(nodes: Nodes) -> None:
     eventually(lambda: there.stage(KEYS).ready == 30)  # its shard, too, has to find the new one
 
 
-@pytest.mark.parametrize("nodes", [{"directory_shards": 2}], indirect=True, ids=["2 parts"])
+@pytest.mark.parametrize("nodes", [{"directory_parts": 2}], indirect=True, ids=["2 parts"])
 def test_a_directory_in_parts_is_rebuilt_from_the_shards(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
     here.save(KEYS)
@@ -212,7 +212,7 @@ def test_each_node_has_the_capacity_of_its_own_environment(cluster: Cluster, nod
     try:
         wanted[third.node_id] = 32
         nodes.wait_for(
-            lambda status: {its.node_id: its.capacity >> 20 for its in status.nodes} == wanted
+            lambda status: {value.node_id: value.capacity >> 20 for value in status.nodes} == wanted
         )
     finally:
         cluster.remove_node(third, allow_graceful=False)

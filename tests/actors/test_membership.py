@@ -29,7 +29,9 @@ def test_a_node_that_is_drained_hands_over_what_only_it_holds(
     nodes.wait_for(lambda s: s.directory_chunks == 30 and s.chunks == 36)
     eventually(lambda: nodes.cache.drain(nodes.cache.node_id).left == 0)
     # It may end now, and nobody has to wait for the directory to hear of the copies.
-    assert all(len({at.node_id for at in its}) == 2 for its in nodes.cache.where(KEYS[:10]))
+    assert all(
+        len({at.node_id for at in locations}) == 2 for locations in nodes.cache.where(KEYS[:10])
+    )
     nodes.wait_for(lambda status: status.chunks == 40)
     assert there.intact(KEYS[:10]) == 10
     assert here.intact(KEYS[:10]) == 10  # it goes on serving

@@ -41,7 +41,7 @@ def become(nodes: Nodes, expected: list[list[Location]], within: float = 10) -> 
 
 
 @pytest.mark.parametrize(
-    "nodes", [{}, {"directory_shards": 2}], indirect=True, ids=["whole", "2 parts"]
+    "nodes", [{}, {"directory_parts": 2}], indirect=True, ids=["whole", "2 parts"]
 )
 def test_devices_and_memory_of_all_nodes(nodes: Nodes) -> None:
     here, there = nodes.engine(nodes.cache.node_id), nodes.engine(nodes.other)
@@ -71,8 +71,8 @@ def test_devices_and_memory_of_all_nodes(nodes: Nodes) -> None:
     for part in range(len(nodes.cache.status().directory)):
         os.kill(directory_pid(nodes.namespace, directory_name(part)), signal.SIGKILL)
     copy = Location(nodes.other)
-    both = [its + ([copy] if i < 20 else []) for i, its in enumerate(expected)]
-    become(nodes, [sorted(its, key=lambda p: (p.tier != GPU, p)) for its in both], 30)
+    both = [locations + ([copy] if i < 20 else []) for i, locations in enumerate(expected)]
+    become(nodes, [sorted(locations, key=lambda p: (p.tier != GPU, p)) for locations in both], 30)
 
     nodes.cache.clear()
     become(nodes, [[]] * 30)

@@ -60,12 +60,12 @@ def watch(tables: Any, load: Callable[[], None], store: Any) -> Iterator[None]:
     index, ghosts = tables.index, tables.ghosts
     shared = [(tables, "slots"), (tables, "slot_bytes"), (ghosts, "_entries")]
     shared += [(index, name) for name in ("_tags", "_rows", "_spilled", "_buckets")]
-    before = [getattr(its, name) for its, name in shared]
-    for (its, name), array in zip(shared, before, strict=True):
-        setattr(its, name, watched(array, load, store))
+    before = [getattr(owner, name) for owner, name in shared]
+    for (owner, name), array in zip(shared, before, strict=True):
+        setattr(owner, name, watched(array, load, store))
     yield
-    for (its, name), array in zip(shared, before, strict=True):
-        setattr(its, name, array)
+    for (owner, name), array in zip(shared, before, strict=True):
+        setattr(owner, name, array)
 
 
 Store = tuple[np.ndarray, Any, np.ndarray]

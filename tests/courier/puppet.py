@@ -9,7 +9,7 @@ import threading
 import time
 
 from lmkv_ray.child import watch
-from lmkv_ray.courier.wire import Answer, Begin, Call, Find, Found, Reply, Request
+from lmkv_ray.courier.wire import Answer, Begin, Call, Find, FoundShard, Reply, Request
 from lmkv_ray.framing import Incoming, framed
 
 SLOW_SECONDS = 0.4
@@ -26,7 +26,7 @@ def serve(link: socket.socket, how: str) -> None:
                 case Find():
                     if how == "slow":
                         time.sleep(SLOW_SECONDS)
-                    answer = framed(Answer(request.number, Found(shard=1, cluster="c")))
+                    answer = framed(Answer(request.number, FoundShard(shard=1, cluster="c")))
                 case Call(payload=payload):
                     answer = framed(Answer(request.number, Reply(payload=payload)))
                     match how:
@@ -45,6 +45,6 @@ def serve(link: socket.socket, how: str) -> None:
 
 
 if __name__ == "__main__":
-    its = socket.socket(fileno=int(sys.argv[2]))
-    watch(int(sys.argv[1]), its)
-    serve(its, os.environ["PUPPET"])
+    link = socket.socket(fileno=int(sys.argv[2]))
+    watch(int(sys.argv[1]), link)
+    serve(link, os.environ["PUPPET"])

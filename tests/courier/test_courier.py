@@ -19,7 +19,7 @@ from lmkv_ray.actors import cluster as joining
 from lmkv_ray.actors import connect
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.courier import Courier, client
-from lmkv_ray.courier.process import MOST_SHARDS, Process
+from lmkv_ray.courier.process import MOST_SHARDS, CourierProcess
 from lmkv_ray.courier.wire import Find
 from lmkv_ray.errors import ConnectError
 from tests.vllm.conftest import wait_for
@@ -114,10 +114,10 @@ def test_a_courier_ends_with_its_engine_which_is_no_driver(settings: Settings) -
 
 
 def test_a_head_that_is_gone_is_an_error_within_seconds() -> None:
-    its = Courier(load_settings({"ray_address": "127.0.0.1:1"}))
+    courier = Courier(load_settings({"ray_address": "127.0.0.1:1"}))
     with pytest.raises(ConnectError, match="No Ray cluster answers"):
-        its.shard(start=True)
-    its.close()
+        courier.shard(start=True)
+    courier.close()
 
 
 def test_a_head_that_accepts_and_says_nothing_is_an_error_in_time(
@@ -190,11 +190,11 @@ def test_the_token_of_this_machine_is_used_or_asked_for(
 
 def cache_at(address: str) -> None:
     """Look for a cache there; in a process of its own, as a token is read once a process."""
-    its = Courier(load_settings({"ray_address": address}))
+    courier = Courier(load_settings({"ray_address": address}))
     try:
-        its.shard(start=False)
+        courier.shard(start=False)
     finally:
-        its.close()
+        courier.close()
 
 
 def test_a_link_that_looks_for_ever_costs_no_memory(
@@ -202,10 +202,10 @@ def test_a_link_that_looks_for_ever_costs_no_memory(
 ) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        its = Process(theirs)
-        its._settings = settings
+        courier = CourierProcess(theirs)
+        courier._settings = settings
         for _ in range(MOST_SHARDS + 2):
-            monkeypatch.setattr(its, "_still_joined", lambda: True)
-            last = its._find(Find(start=False, known="", host=None))
-        assert len(its._shards) == MOST_SHARDS
-        assert last.shard in its._shards
+            monkeypatch.setattr(courier, "_still_joined", lambda: True)
+            last = courier._find(Find(start=False, known="", host=None))
+        assert len(courier._shards) == MOST_SHARDS
+        assert last.shard in courier._shards

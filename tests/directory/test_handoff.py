@@ -50,7 +50,7 @@ chunks = st.lists(
         pinned=st.booleans(),
         elsewhere=st.frozensets(st.sampled_from(NODES), max_size=2),
     ),
-    unique_by=lambda its: its.key,
+    unique_by=lambda held: held.key,
     max_size=150,
 )
 rooms = st.dictionaries(st.sampled_from(NODES), st.integers(0, 800))

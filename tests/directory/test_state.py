@@ -113,8 +113,8 @@ class DirectoryMachine(RuleBasedStateMachine):
     @rule(name=nodes)
     def speak(self, name: str) -> None:
         """As it is on most days."""
-        for part, its in enumerate(self.parts):
-            self.shards[name].hear(part, its.delta(self.shards[name].delta(part), 0))
+        for part, state in enumerate(self.parts):
+            self.shards[name].hear(part, state.delta(self.shards[name].delta(part), 0))
 
     @rule(name=nodes, which=st.sets(st.sampled_from(KEYS), min_size=1))
     def save_and_speak(self, name: str, which: set[bytes]) -> None:
@@ -161,9 +161,9 @@ class DirectoryMachine(RuleBasedStateMachine):
         """Once messages arrive again, all is known exactly."""
         for _ in range(3):  # who is behind another one hears it when that one has spoken
             for shard in self.shards.values():
-                for part, its in enumerate(self.parts):
+                for part, state in enumerate(self.parts):
                     for _ in range(20):
-                        shard.hear(part, its.delta(shard.delta(part), 0))
+                        shard.hear(part, state.delta(shard.delta(part), 0))
                         if not shard.log.pending(part):
                             break
                     else:
@@ -175,9 +175,9 @@ class DirectoryMachine(RuleBasedStateMachine):
     def lookup(self, asking: str) -> list[Holding]:
         cleared = self.shards[asking].cleared if asking in self.shards else 0
         answers = []
-        for part, its in enumerate(self.parts):
+        for part, state in enumerate(self.parts):
             asked = np.flatnonzero(parts_of(ALL, PARTS) == part)
-            answers.append((asked.tolist(), its.lookup(ALL[asked], asking, cleared, now=0)))
+            answers.append((asked.tolist(), state.lookup(ALL[asked], asking, cleared, now=0)))
         return merge(answers)
 
     @invariant()
@@ -205,9 +205,9 @@ class DirectoryMachine(RuleBasedStateMachine):
 
     def check_where(self) -> None:
         answers = []
-        for part, its in enumerate(self.parts):
+        for part, state in enumerate(self.parts):
             asked = np.flatnonzero(parts_of(ALL, PARTS) == part)
-            answers.append((asked.tolist(), its.where(ALL[asked], now=0)))
+            answers.append((asked.tolist(), state.where(ALL[asked], now=0)))
         truth = {Location(name): set(shard.content) for name, shard in self.shards.items()}
         for name, shard in self.shards.items():
             truth |= {Location(name, GPU, engine): held for engine, held in shard.devices.items()}
@@ -222,7 +222,7 @@ class DirectoryMachine(RuleBasedStateMachine):
             assert len(part._holders) <= 2 * len(NODES)
             assert len(part.devices) <= 2 * len(NODES)
         for shard in self.shards.values():
-            assert all(sum(map(len, its.changes.values())) <= 10 for its in shard.log._parts)
+            assert all(sum(map(len, state.changes.values())) <= 10 for state in shard.log._parts)
 
 
 TestDirectoryMachine = DirectoryMachine.TestCase

@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmkv_ray.directory import ChunkTable
-from lmkv_ray.directory.table import NOBODY
+from lmkv_ray.directory.table import NO_NODE
 from lmkv_ray.keys import KeyArray
 
 RNG_SEED = 7
@@ -14,7 +14,7 @@ def some_keys(n: int, seed: int = RNG_SEED) -> KeyArray:
 
 
 def holders(table: ChunkTable, keys: KeyArray) -> list[set[int]]:
-    return [set(row.tolist()) - {NOBODY} for row in table.lookup(keys)]
+    return [set(row.tolist()) - {NO_NODE} for row in table.lookup(keys)]
 
 
 def test_remembers_the_newest_four_holders() -> None:

@@ -301,7 +301,9 @@ def _directory(settings: Settings) -> Any:
 
 def _longest(settings: Settings, keys: bytes) -> int:
     found = ray.get(_directory(settings).lookup.remote(keys, "", 0), timeout=5)
-    return max((its.run for its in msgspec.msgpack.decode(found, type=list[Holding])), default=0)
+    return max(
+        (holding.run for holding in msgspec.msgpack.decode(found, type=list[Holding])), default=0
+    )
 
 
 def _tell(settings: Settings, delta: bytes) -> None:

@@ -123,7 +123,7 @@ def test_stale_note(lab: Lab, recovery: Recovery) -> None:
     host, note = lab.hosts[1], "/tmp/ray/ray_current_cluster"
     right = host.run(f"cat {note}").strip()
     host.run(f"echo 127.0.0.1:1 > {note}")
-    settings = {name: its for name, its in lab.settings.items() if name != "ray_address"}
+    settings = {name: value for name, value in lab.settings.items() if name != "ray_address"}
     engine = host.remote("tests.faults.standin:StandIn", settings, CHUNK_BYTES).wait_made()
     assert not engine.call("attached")
     assert engine.call("request", lab.new_document(), 8).hits == 0

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from lmkv_ray.kernels import PLACE, PageAddresses, PageLaunch, PageTable, pages
+from lmkv_ray.kernels import TARGET, PageAddresses, PageLaunch, PageTable, pages
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -30,7 +30,7 @@ class Copy(NamedTuple):
     """"gather": cache to buffer; "scatter": buffer to cache."""
     table: PageTable
     launch: PageLaunch
-    places: npt.NDArray[np.void]
+    targets: npt.NDArray[np.void]
     cache: Bytes
     buffer: Bytes
     grid_limit: int
@@ -61,7 +61,7 @@ class HostBackend:
         self._library = library(*flags)
 
     def run(self, copy: Copy) -> None:
-        tables = copy.table.runs.ctypes.data, copy.places.ctypes.data
+        tables = copy.table.runs.ctypes.data, copy.targets.ctypes.data
         at = PageAddresses(copy.cache.ctypes.data, copy.buffer.ctypes.data, *tables)
         self.launch(copy.direction, copy.launch, at, copy.grid_limit)
 
@@ -85,7 +85,7 @@ class GpuBackend:
         import cupy
 
         stream = cupy.cuda.Stream(non_blocking=True)
-        memory = copy.cache, copy.buffer, copy.table.runs, copy.places
+        memory = copy.cache, copy.buffer, copy.table.runs, copy.targets
         with stream:
             there = [_upload(cupy, a) for a in memory]
             at = PageAddresses(*(a.data.ptr for a in there))
@@ -113,6 +113,6 @@ def gpu_missing() -> str:
     return ""
 
 
-def empty_places(count: int) -> npt.NDArray[np.void]:
-    """Room for the places of ``count`` blocks."""
-    return np.zeros(count, PLACE)
+def empty_targets(count: int) -> npt.NDArray[np.void]:
+    """Room for the targets of ``count`` blocks."""
+    return np.zeros(count, TARGET)

@@ -3,10 +3,10 @@
 
 #include "pages.cu"
 
-using Kernel = void(char*, char*, const Run*, const Place*, unsigned, unsigned, unsigned);
+using Kernel = void(char*, char*, const Run*, const Target*, unsigned, unsigned, unsigned);
 
 extern "C" void launch(Kernel* kernel, unsigned grid, unsigned threads, char* cache, char* buffer,
-                       const Run* runs, const Place* places, unsigned run_count,
-                       unsigned place_count, unsigned parts) {
-    run(kernel, grid, threads, cache, buffer, runs, places, run_count, place_count, parts);
+                       const Run* runs, const Target* targets, unsigned run_count,
+                       unsigned target_count, unsigned parts) {
+    run(kernel, grid, threads, cache, buffer, runs, targets, run_count, target_count, parts);
 }

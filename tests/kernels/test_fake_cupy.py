@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from lmkv_ray.kernels import PLACE, PageAddresses, PageTable, pages
+from lmkv_ray.kernels import TARGET, PageAddresses, PageTable, pages
 from lmkv_ray.layout import ChunkLayout, Run
 from tests.kernels.fake_cupy import FakeCupy
 
@@ -49,10 +49,10 @@ def test_launches_go_to_the_stream_with_the_wanted_grid(
     layout = ChunkLayout((Run(0, 65536, 65536),), blocks=2, num_blocks=2)
     cache, buffer = np.arange(131072, dtype=np.uint32).view(np.uint8), np.zeros(131072, np.uint8)
     cache = cache[: len(buffer)]
-    table, places = PageTable(layout, cache_bytes=len(cache)), np.zeros(2, PLACE)
+    table, targets = PageTable(layout, cache_bytes=len(cache)), np.zeros(2, TARGET)
     zero, both = np.zeros(2, np.int64), np.arange(2)
-    launch = table.write(places, zero, both, both[::-1], buffer_bytes=len(buffer))
-    addresses = (array.ctypes.data for array in (cache, buffer, table.runs, places))
+    launch = table.write(targets, zero, both, both[::-1], buffer_bytes=len(buffer))
+    addresses = (array.ctypes.data for array in (cache, buffer, table.runs, targets))
     pages.gather(launch, PageAddresses(*addresses), stream=7, grid_limit=limit)
     assert cupy.launches == [("gather_16", grid, 7)]
     assert bytes(buffer) == bytes(cache[65536:]) + bytes(cache[:65536])
@@ -62,7 +62,7 @@ def test_nothing_is_launched_for_nothing(cupy: FakeCupy) -> None:
     layout = ChunkLayout((Run(0, 16, 16),), blocks=1, num_blocks=1)
     none = np.zeros(0, np.int64)
     launch = PageTable(layout, cache_bytes=16).write(
-        np.zeros(0, PLACE), none, none, none, buffer_bytes=16
+        np.zeros(0, TARGET), none, none, none, buffer_bytes=16
     )
     pages.scatter(launch, PageAddresses(0, 0, 0, 0), stream=7)
     assert not cupy.launches

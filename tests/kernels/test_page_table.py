@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmkv_ray.kernels import PLACE, PageLaunch, PageTable
+from lmkv_ray.kernels import TARGET, PageLaunch, PageTable
 from lmkv_ray.kernels.page_table import RUN, alignment
 from lmkv_ray.layout import ChunkLayout, Run
 
@@ -25,7 +25,7 @@ def write(
     buffer_bytes: int = BUFFER,
     runs: range | None = None,
 ) -> tuple[PageLaunch, np.ndarray]:
-    out = np.zeros(room, PLACE)
+    out = np.zeros(room, TARGET)
     arrays = (np.array(values, np.int64) for values in (chunks, indices, blocks))
     table = PageTable(LAYOUT, cache_bytes=CACHE)
     try:
@@ -37,12 +37,12 @@ def write(
 
 
 def test_tables_are_as_pages_cu_declares_them() -> None:
-    assert (RUN.itemsize, PLACE.itemsize) == (32, 16)
+    assert (RUN.itemsize, TARGET.itemsize) == (32, 16)
     runs = PageTable(LAYOUT, cache_bytes=CACHE).runs
     assert runs.tolist() == [(0, 1024, 0, 1024), (8192, 512, 4096, 512)]
     launch, out = write([0, LAYOUT.chunk_bytes], [3, 0], [7, 0])
     assert out[:2].tolist() == [(0, 3, 7), (LAYOUT.chunk_bytes, 0, 0)]
-    assert launch == PageLaunch(places=2, first_run=0, runs=2, page_bytes=1024, alignment=16)
+    assert launch == PageLaunch(targets=2, first_run=0, runs=2, page_bytes=1024, alignment=16)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_chunk_may_begin_outside_as_long_as_its_pages_are_inside() -> None:
 def test_no_blocks_or_no_runs_is_no_launch(runs: range | None) -> None:
     blocks = [0] if runs is not None else []
     launch, _ = write(blocks, blocks, blocks, runs=runs)
-    assert not launch.places
+    assert not launch.targets
 
 
 def test_a_layout_beyond_the_allocation_is_refused() -> None:

@@ -8,8 +8,15 @@ from hypothesis import strategies as st
 
 from lmkv_ray.kernels import PageAddresses, PageTable, pages
 from lmkv_ray.transfer.host_copier import HostCopier
-from lmkv_ray.transfer.places import BlockPlaces
-from tests.kernels.backends import Backend, Copy, GpuBackend, HostBackend, empty_places, gpu_missing
+from lmkv_ray.transfer.targets import BlockTargets
+from tests.kernels.backends import (
+    Backend,
+    Copy,
+    GpuBackend,
+    HostBackend,
+    empty_targets,
+    gpu_missing,
+)
 from tests.kernels.caches import LAYOUTS, Shape, guarded
 
 GUARD = 256
@@ -40,15 +47,15 @@ def shapes(draw: st.DrawFn) -> Shape:
 
 
 @st.composite
-def placements(draw: st.DrawFn, shape: Shape, per_chunk: int) -> BlockPlaces:
+def placements(draw: st.DrawFn, shape: Shape, per_chunk: int) -> BlockTargets:
     """Some blocks in any order, at different numbers of chunks in any order, some left free."""
     blocks = draw(st.permutations(range(shape.sizes["B"])))[: draw(st.integers(1, 7))]
     numbers = draw(st.permutations(range(len(blocks) + 3)))[: len(blocks)]
     gap = draw(st.sampled_from([0, 0, 16, 8, 4, 2, 1]))
     chunk_bytes = shape.block_bytes() * per_chunk + gap
-    places = np.array(numbers, np.int64)
-    return BlockPlaces(
-        places // per_chunk * chunk_bytes, places % per_chunk, np.array(blocks, np.int64)
+    targets = np.array(numbers, np.int64)
+    return BlockTargets(
+        targets // per_chunk * chunk_bytes, targets % per_chunk, np.array(blocks, np.int64)
     )
 
 
@@ -60,39 +67,39 @@ def test_blocks_reach_their_chunk_and_come_back_elsewhere(
 ) -> None:
     shape = data.draw(shapes())
     per_chunk = data.draw(st.integers(1, 4))
-    places = data.draw(placements(shape, per_chunk))
+    targets = data.draw(placements(shape, per_chunk))
     shift = st.sampled_from([0, 0, 0, 8, 4, 2, 1])
     layout = shape.chunk_layout(per_chunk)
-    buffer_bytes = int(places.chunks.max()) + layout.chunk_bytes
+    buffer_bytes = int(targets.chunks.max()) + layout.chunk_bytes
     cache = guarded(shape.nbytes(), data.draw(shift), seed=1, guard=GUARD)
     buffer = guarded(buffer_bytes, data.draw(shift), seed=2, guard=GUARD)
     grid_limit = data.draw(st.sampled_from([1, 2, 300]))
 
-    table, places_out = PageTable(layout, cache_bytes=shape.nbytes()), empty_places(9)
+    table, targets_out = PageTable(layout, cache_bytes=shape.nbytes()), empty_targets(9)
     inner, outer = cache[GUARD:-GUARD], buffer[GUARD:-GUARD]
 
     def launch(direction: str, blocks: np.ndarray) -> None:
         it = table.write(
-            places_out, places.chunks, places.indices, blocks, buffer_bytes=buffer_bytes
+            targets_out, targets.chunks, targets.indices, blocks, buffer_bytes=buffer_bytes
         )
-        backend().run(Copy(direction, table, it, places_out, inner, outer, grid_limit))
+        backend().run(Copy(direction, table, it, targets_out, inner, outer, grid_limit))
 
     # Gather: as the host copier does it, not a byte more.
     before, expected = cache.copy(), buffer.copy()
-    HostCopier(layout, inner, expected[GUARD:-GUARD]).save(places)
-    launch("gather", places.blocks)
+    HostCopier(layout, inner, expected[GUARD:-GUARD]).save(targets)
+    launch("gather", targets.blocks)
     np.testing.assert_array_equal(buffer, expected)
     np.testing.assert_array_equal(cache, before)
 
     # Scatter into other blocks: as torch copies block to block through the engine's views.
-    targets = np.array(
-        data.draw(st.permutations(range(shape.sizes["B"])))[: len(places.blocks)], np.int64
+    others = np.array(
+        data.draw(st.permutations(range(shape.sizes["B"])))[: len(targets.blocks)], np.int64
     )
     expected_cache = cache.copy()
-    shape.view(expected_cache[GUARD:-GUARD])[:, torch.from_numpy(targets)] = shape.view(inner)[
-        :, torch.from_numpy(places.blocks)
+    shape.view(expected_cache[GUARD:-GUARD])[:, torch.from_numpy(others)] = shape.view(inner)[
+        :, torch.from_numpy(targets.blocks)
     ]
-    launch("scatter", targets)
+    launch("scatter", others)
     np.testing.assert_array_equal(cache, expected_cache)
     np.testing.assert_array_equal(buffer, expected)
 
@@ -105,24 +112,24 @@ def test_a_buffer_smaller_than_a_chunk_takes_it_in_pieces(
     shape = Shape(name, {"L": 4, "B": 5, "H": 2, "N": 16, "C": 64}, 2, (0, 0, 0, 0, 0))
     layout = shape.chunk_layout(2)
     cache = guarded(shape.nbytes(), 0, seed=3, guard=0)
-    table, places_out = PageTable(layout, cache_bytes=len(cache)), empty_places(2)
+    table, targets_out = PageTable(layout, cache_bytes=len(cache)), empty_targets(2)
     chunk, blocks = np.zeros(layout.chunk_bytes, np.uint8), np.array([4, 1], np.int64)
     HostCopier(layout, cache, chunk).save(
-        BlockPlaces(np.zeros(2, np.int64), np.arange(2, dtype=np.int64), blocks)
+        BlockTargets(np.zeros(2, np.int64), np.arange(2, dtype=np.int64), blocks)
     )
     found = []
     for r, (run, offset) in enumerate(zip(layout.runs, layout.run_offsets(), strict=True)):
         for index in range(2):  # one page at a time: the smallest buffer there can be
             buffer = np.zeros(run.nbytes, np.uint8)
             launch = table.write(
-                places_out,
+                targets_out,
                 np.array([-offset - index * run.nbytes]),
                 np.array([index]),
                 blocks[index : index + 1],
                 buffer_bytes=len(buffer),
                 runs=range(r, r + 1),
             )
-            backend().run(Copy("gather", table, launch, places_out, cache, buffer, 4))
+            backend().run(Copy("gather", table, launch, targets_out, cache, buffer, 4))
             found.append(buffer)
     np.testing.assert_array_equal(np.concatenate(found), chunk)
 
@@ -135,7 +142,7 @@ def test_words_are_as_wide_as_every_address_and_size_allows(
     table = PageTable(layout, cache_bytes=shape.nbytes())
     block = np.array([shape.sizes["B"] - 1])
     zeros, one = np.zeros(1, np.int64), np.ones(1, np.int64)
-    launch = table.write(empty_places(1), zeros, one, block, buffer_bytes=layout.chunk_bytes)
+    launch = table.write(empty_targets(1), zeros, one, block, buffer_bytes=layout.chunk_bytes)
     at = PageAddresses(1 << 20, (1 << 21) + shift, 1 << 22, 1 << 23)
     grid, word, parts = pages.grid_and_word(launch, at, grid_limit)
     numbers = [shift, *(number for row in table.runs.tolist() for number in row)]
@@ -150,7 +157,7 @@ def test_more_tiles_than_a_kernel_counts_are_refused() -> None:
     from lmkv_ray.kernels import PageLaunch
 
     at = PageAddresses(0, 0, 0, 0)
-    launch = PageLaunch(places=1 << 20, first_run=0, runs=32, page_bytes=1 << 17, alignment=16)
+    launch = PageLaunch(targets=1 << 20, first_run=0, runs=32, page_bytes=1 << 17, alignment=16)
     with pytest.raises(IndexError, match="tiles"):
         pages.grid_and_word(launch, at, 16)
 

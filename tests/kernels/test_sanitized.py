@@ -10,7 +10,7 @@ import pytest
 
 from lmkv_ray.kernels import PageTable
 from lmkv_ray.layout import ChunkLayout, Run
-from tests.kernels.backends import Copy, HostBackend, empty_places
+from tests.kernels.backends import Copy, HostBackend, empty_targets
 
 ROOT = Path(__file__).parents[2]
 
@@ -22,12 +22,12 @@ def copy_everything(beyond: int) -> None:
         layout = ChunkLayout((Run(0, 2 * nbytes, nbytes), Run(nbytes, 2 * nbytes, nbytes)), 2, 3)
         cache = np.zeros(6 * nbytes, np.uint8)
         buffer = np.zeros(layout.chunk_bytes, np.uint8)
-        places, ints = empty_places(2), np.arange(2, dtype=np.int64)
+        targets, ints = empty_targets(2), np.arange(2, dtype=np.int64)
         table = PageTable(layout, cache_bytes=len(cache))
-        launch = table.write(places, 0 * ints, ints, ints + 1, buffer_bytes=len(buffer))
-        places["block"] += beyond
+        launch = table.write(targets, 0 * ints, ints, ints + 1, buffer_bytes=len(buffer))
+        targets["block"] += beyond
         for direction in ("gather", "scatter"):
-            backend.run(Copy(direction, table, launch, places, cache, buffer, 2))
+            backend.run(Copy(direction, table, launch, targets, cache, buffer, 2))
 
 
 @pytest.mark.parametrize("beyond", [0, 1])

@@ -37,7 +37,7 @@ async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None
     clearing = NodeClears(shard, tiers, peers)
     tiers[1].settled = False
     done = await clearing.catch_up([Clear(number=3), Clear(number=5)])
-    assert done.before == 0
+    assert done.previous == 0
     assert done.pending == ["b"]
     assert shard.cleared == peers.cleared == 5, "nothing of it is served any more"
     clearing.settle()
@@ -45,7 +45,7 @@ async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None
     tiers[1].settled = True
     clearing.settle()
     assert shard.writer.cleared == 5
-    assert (await clearing.catch_up([Clear(number=5), Clear(number=6)])).before == 5
+    assert (await clearing.catch_up([Clear(number=5), Clear(number=6)])).previous == 5
     assert tiers[0].numbers == [3, 5, 6]
     shard.close()
 

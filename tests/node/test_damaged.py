@@ -60,7 +60,7 @@ def damage(arena: ArenaReader, chance: np.random.Generator) -> None:
     whole = arena._segment.map(writable=True, nbytes=geometry.data_offset)
     words = whole[start:end].view(np.uint64)
     near, many, bits = (
-        int(chance.choice(its)) for its in ([4, 64, 4096], [1, 8, 500], [3, 16, 63])
+        int(chance.choice(choices)) for choices in ([4, 64, 4096], [1, 8, 500], [3, 16, 63])
     )
     places = chance.integers(min(len(words), near), size=many)
     words[places] = chance.integers(0, 2**bits, size=many, dtype=np.uint64)

@@ -119,7 +119,9 @@ def test_slots_of_a_dead_engine_come_back(shard: LocalShard) -> None:
         assert is_alive(owner)
         engine = FakeEngine(shard.call, "mortal", owner)
         engine.exchange(want=5)
-        assert {(its.pid, its.start) for its in shard.state.owners()} == {(owner.pid, owner.start)}
+        assert {(process.pid, process.start) for process in shard.state.owners()} == {
+            (owner.pid, owner.start)
+        }
         process.kill()
     shard.tick()
     engine.close()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lmkv_ray.simulate import Request, Trace
+from lmkv_ray.simulate import Trace, TracedRequest
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def trace_of(*prompts: list[int], every: float = 1.0) -> Trace:
     """Prompts of chunks, one after the other; a chunk is 10 tokens."""
     return Trace(
         [
-            Request(i * every, 10 * len(ids), [n.to_bytes(16, "little") for n in ids])
+            TracedRequest(i * every, 10 * len(ids), [n.to_bytes(16, "little") for n in ids])
             for i, ids in enumerate(prompts)
         ],
         chunk_tokens=10,

@@ -11,10 +11,11 @@ from lmkv_ray.arena import ArenaReader
 from lmkv_ray.config import Settings, load_settings
 from lmkv_ray.directory.service import DirectoryService
 from lmkv_ray.errors import LmkvError
-from lmkv_ray.messages import Cleared, decode
+from lmkv_ray.messages import ClearDone, decode
 from lmkv_ray.node import Node
 from lmkv_ray.tenants import space_of
 from lmkv_ray.transports import PeerInfo
+from tests.simulation.bucket import Bucket
 from tests.simulation.content import Contents
 from tests.simulation.engine import SimulatedEngine, Writes
 from tests.simulation.loop import Incarnation, VirtualLoop
@@ -70,6 +71,7 @@ class Cluster:
         nodes: how many machines have a shard.
         parts: of the directory.
         disks: whether the machines have a disk tier.
+        bucket_wanted: whether they share an object store.
         cards: whether the machines read each other's memory, as with RDMA.
     """
 
@@ -79,6 +81,7 @@ class Cluster:
     nodes: int
     parts: int
     disks: bool
+    bucket_wanted: bool
     cards: bool = False
     contents: Contents = field(default_factory=Contents)
     shards: dict[str, _Shard] = field(default_factory=dict)
@@ -91,13 +94,14 @@ class Cluster:
         self.settings: Settings = load_settings(
             {
                 "capacity": CAPACITY,
-                "directory_shards": self.parts,
+                "directory_parts": self.parts,
                 "directory_capacity": 4096,
                 "grant_seconds": 10.0,
                 "replicas": self.random.choice([1, 1, 2]),
                 "tier_admission": self.random.choice(["all", "second_hit"]),
                 "eviction_policy": self.random.choice(["arc", "lru", "s3fifo", "hinted"]),
                 **({"disk_dir": "/simulated"} if self.disks else {}),
+                **({"remote_url": "file:///simulated"} if self.bucket_wanted else {}),
             }
         )
         self.network = Network(self.loop, self.random, self.story)
@@ -109,6 +113,9 @@ class Cluster:
             wire = Wire(self.network.travel, self._memory, lambda: self.network.damage)
             for machine in self.machines.values():
                 machine.card = SimulatedTransport(machine.name, wire, machine.clock, self.random)
+        self.bucket = Bucket(self.random) if self.bucket_wanted else None
+        for machine in self.machines.values():
+            machine.bucket = self.bucket
         if self.random.random() < 0.5:
             wire = Wire(self.network.travel, self._memory_of, lambda: self.network.damage)
             for machine in self.machines.values():
@@ -301,7 +308,7 @@ class Cluster:
         if answer is None:
             self.story.tell("a clear was not answered")
             return False
-        number = decode(answer, Cleared).before
+        number = decode(answer, ClearDone).number
         self.contents.cleared(number, space, asked)
         self.story.tell(f"clear {number} of {space} is answered, asked at {asked:.3f}")
         return True

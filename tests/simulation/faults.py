@@ -34,10 +34,12 @@ class Faults:
             self._damage,
             self._turn_clock,
             *3 * [self._clear],
+            *2 * [self._clear_and_kill],
             self._evict,
             self._pin,
             self._move,
             self._break_disk,
+            self._break_bucket,
             self._fill_memory,
         ]
 
@@ -60,6 +62,11 @@ class Faults:
                 disk.read_only = disk.broken = disk.gone = False
                 disk.lies, disk.pace = 0.0, 0.001
                 disk.unstick()
+        bucket = cluster.bucket
+        if bucket is not None:
+            bucket.down = bucket.denied = False
+            bucket.fails = bucket.hangs = bucket.lies = 0.0
+            bucket.pace = 0.02
         for incarnation in [*cluster.asleep]:
             cluster.thaw(incarnation)
 
@@ -163,6 +170,12 @@ class Faults:
     def _clear(self) -> None:
         self._task(self._cluster.clear(self._random.choice([None, *SPACES])))
 
+    def _clear_and_kill(self) -> None:
+        """A clear, and a shard that ends while engines fill what the clear came for."""
+        self._clear()
+        name = self._machine()
+        self._later(self._random.uniform(0, 0.5), lambda: self._cluster.kill_shard(name))
+
     def _evict(self) -> None:
         name = self._machine()
         keys = b"".join(self._cluster.some_keys(name, 5))
@@ -197,6 +210,16 @@ class Faults:
             disk.sync()
         else:
             setattr(disk, what, True)
+
+    def _break_bucket(self) -> None:
+        bucket = self._cluster.bucket
+        if bucket is None:
+            return
+        what = self._random.choice(["down", "denied", "fails", "hangs", "lies", "pace"])
+        self._cluster.story.tell(f"the bucket: {what}")
+        before = getattr(bucket, what)
+        setattr(bucket, what, {"down": True, "denied": True, "pace": 1.0}.get(what, 0.3))
+        self._later(self._seconds(), lambda: setattr(bucket, what, before))
 
     def _fill_memory(self) -> None:
         machine = self._cluster.machines[self._machine()]

@@ -18,7 +18,10 @@ from lmkv_ray.policies import make_policy
 from lmkv_ray.status import TierStatus
 from lmkv_ray.tiers import Tier
 from lmkv_ray.tiers.disk import DiskTier
+from lmkv_ray.tiers.remote import RemoteTier
+from lmkv_ray.tiers.remote.objects import Objects
 from lmkv_ray.transports import ObjectStoreServer, ObjectStoreTransport, Server, Transport
+from tests.simulation.bucket import Bucket
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.transport import SimulatedServer, Wire
@@ -77,6 +80,8 @@ class SimulatedMachine:
         """What the engines of this machine map."""
         self.disk = SimulatedDisk(self.clock, random, DISK_BYTES) if disk else None
         self._random = random
+        self.bucket: Bucket | None = None
+        """The object store that all machines share; None: there is none."""
         self.wire: Wire | None = None
         """For network cards that read the memory of other machines; None: it has none."""
         self.card: Transport | None = None
@@ -113,16 +118,20 @@ class SimulatedMachine:
         return writer
 
     async def open_tiers(self, settings: Settings) -> tuple[list[Tier], list[TierStatus]]:
-        if self.disk is None:
-            return [], []
-        tier = await DiskTier.open(
-            FOLDER,
-            DISK_BYTES,
-            make_policy=partial(make_policy, settings.eviction_policy),
-            clock=self.clock,
-            medium=self.disk,
-        )
-        return [tier], []
+        tiers: list[Tier] = []
+        if self.disk is not None:
+            disk = await DiskTier.open(
+                FOLDER,
+                DISK_BYTES,
+                make_policy=partial(make_policy, settings.eviction_policy),
+                clock=self.clock,
+                medium=self.disk,
+            )
+            tiers.append(disk)
+        if self.bucket is not None:
+            objects = Objects(self.bucket.store())
+            tiers.append(await RemoteTier.over(objects, None, self.clock))
+        return tiers, []
 
     def transports(self, arena: ArenaWriter) -> list[Transport]:
         by_asking = ObjectStoreTransport(self.clock, batch_bytes=256 << 10)

@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 from lmkv_ray.errors import LmkvError
-from lmkv_ray.transports import Batch
+from lmkv_ray.transports import ChunkBatch
 from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.story import Story
 
@@ -89,7 +89,7 @@ class Network:
         finally:
             service.waiting.discard(answer)
         nbytes = 0
-        if isinstance(result, Batch):
+        if isinstance(result, ChunkBatch):
             result = self._pack(result)
             nbytes = sum(chunk.nbytes for chunk in result.chunks)
         await self.travel(service.machine, machine, nbytes)
@@ -116,13 +116,13 @@ class Network:
     def _delay(self) -> float:
         return self._random.expovariate(1 / self.delay)
 
-    def _pack(self, batch: Batch) -> Batch:
+    def _pack(self, batch: ChunkBatch) -> ChunkBatch:
         """The bytes as they leave the machine; a few of them may arrive damaged."""
         chunks = [chunk.copy() for chunk in batch.chunks]
         for chunk in chunks:
             if self._random.random() < self.damage:
                 chunk[self._random.randrange(len(chunk))] ^= 0xFF
-        return Batch(batch.nbytes.copy(), batch.checksums.copy(), chunks)
+        return ChunkBatch(batch.nbytes.copy(), batch.checksums.copy(), chunks)
 
 
 async def _answer(

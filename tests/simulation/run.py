@@ -49,8 +49,8 @@ def run(seed: int, *, cards: bool = False) -> Result:
     loop = VirtualLoop(random)
     story = Story(loop.time)
     nodes = random.randint(2, 4)
-    parts, disks = random.randint(1, 2), random.random() < 0.5
-    cluster = Cluster(loop, random, story, nodes, parts, disks, cards)
+    parts, disks, bucket = random.randint(1, 2), random.random() < 0.5, random.random() < 0.3
+    cluster = Cluster(loop, random, story, nodes, parts, disks, bucket, cards)
     violation = None
     failures: list[str] = []
     loop.set_exception_handler(lambda _, context: failures.append(_text(context)))

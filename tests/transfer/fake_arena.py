@@ -11,7 +11,9 @@ from lmkv_ray.transfer.base import Bytes, Generations, Ints
 
 
 class FakeArena:
-    """``slots`` slots of ``slot_bytes``, in the order ``order`` (slot i lies at place order[i])."""
+    """``slots`` slots of ``slot_bytes``, in the order ``order`` (slot i lies at position
+    order[i]).
+    """
 
     def __init__(
         self, slots: int, slot_bytes: int, *, arena_id: int = 1, order: Ints | None = None

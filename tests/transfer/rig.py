@@ -9,8 +9,8 @@ from functools import partial
 from lmkv_ray.transfer.base import Bytes, Ended, Load, Save
 from lmkv_ray.transfer.device import Direction
 from lmkv_ray.transfer.device_engine import make_group
-from lmkv_ray.transfer.health import Health
-from lmkv_ray.transfer.lane import Job, Lane
+from lmkv_ray.transfer.health import EngineHealth
+from lmkv_ray.transfer.lane import CopyJob, Lane
 from lmkv_ray.transfer.ring import Ring
 from tests.transfer.cases import SLOTS, Case, random_bytes
 from tests.transfer.fake_arena import FakeArena
@@ -29,7 +29,7 @@ class Rig:
         self.cache = random_bytes(device.random.randrange(1 << 30), case.cache_bytes)
         self.arena = FakeArena(SLOTS, case.slot_bytes, order=case.order)
         self.arena.data[:] = random_bytes(device.random.randrange(1 << 30), len(self.arena.data))
-        self.health = Health("the shuffled device")
+        self.health = EngineHealth("the shuffled device")
         self.rings = []
         self.lanes = []
         group = make_group(
@@ -45,7 +45,7 @@ class Rig:
                 slots=RING_SLOTS,
                 slot_bytes=case.ring_slot_bytes,
                 tables=AHEAD,
-                places=group.planner.places,
+                targets=group.planner.targets,
             )
             lane = Lane(
                 device,
@@ -54,7 +54,7 @@ class Rig:
                 cache=self.cache.ctypes.data,
                 ring=ring,
                 health=self.health,
-                pinned=lambda arena, at: at % 2 == 0,
+                registered=lambda arena, at: at % 2 == 0,
                 ahead=AHEAD,
             )
             self.rings.append(ring)
@@ -79,7 +79,7 @@ class Rig:
 
     def submit(self, *copies: Load | Save) -> None:
         lane = self.loads if isinstance(copies[0], Load) else self.saves
-        lane.submit(Job(copies, self.arena, 0, self.device.mark()))
+        lane.submit(CopyJob(copies, self.arena, 0, self.device.mark()))
 
     def turn(self) -> bool:
         """The host or the device does something; False if nothing is left."""

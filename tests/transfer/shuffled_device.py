@@ -113,7 +113,7 @@ class ShuffledDevice(HostDevice):
         source: Ints,
         nbytes: Ints,
         *,
-        pinned: bool,
+        registered: bool,
     ) -> None:
         self._call()
         for each in zip(to.tolist(), source.tolist(), nbytes.tolist(), strict=True):
@@ -159,7 +159,7 @@ class ShuffledDevice(HostDevice):
             to, source = (in_buffer, in_cache) if gather else (in_cache, in_buffer)
             ctypes.memmove(to, source, nbytes)
 
-        for i in range(launch.places * launch.runs):
+        for i in range(launch.targets * launch.runs):
             stream.work.append(partial(page, i))
 
     def _call(self) -> None:

@@ -78,7 +78,7 @@ def test_statuses_are_answers_or_errors(cupy: Any) -> None:
         device.done(event)
     one = np.ones(1, np.int64)
     with pytest.raises(DeviceError, match="700"):
-        device.copy(stream, Direction.TO_DEVICE, one, one, one, pinned=True)
+        device.copy(stream, Direction.TO_DEVICE, one, one, one, registered=True)
 
 
 def test_a_device_that_is_not_there_is_refused(cupy: Any) -> None:

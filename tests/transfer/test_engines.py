@@ -189,7 +189,7 @@ def test_without_threads_copies_are_not_good_and_never_made_later(
             engine.begin_loads([load(1, 2)], idle=True)
             engine.begin_saves([save(3), save(4)])
             ended = engine.ended()
-            assert [(its.ok, its.good) for its in ended] == [(False, 0)] * 3
+            assert [(copy.ok, copy.good) for copy in ended] == [(False, 0)] * 3
     assert len([r for r in caplog.records if "threads can be started" in r.message]) == 2
     assert "Next step" in caplog.text
     monkeypatch.setattr("lmkv_ray.transfer.crew.RETRY_SECONDS", 0.0)
@@ -240,7 +240,7 @@ def test_a_closed_engine_has_let_go_of_everything(engine: TransferEngine, arena:
 
 
 def test_new_memory_is_faulted_in(engine: TransferEngine, arena: FakeArena) -> None:
-    before = arena.populated  # a device pins what there is, at once
+    before = arena.populated  # a device registers what there is, at once
     arena.grown = True
     engine.begin_loads([], idle=False)
     wait_until(lambda: arena.populated > before)
@@ -289,7 +289,7 @@ def test_an_engine_says_what_it_takes_and_what_it_pinned(
         "host: a ring of 3 MiB of its memory (2 x 4 slots of 0.4 MiB); runs of 128 KiB"
         in caplog.text
     )
-    assert "host pinned 0.0 of 0.0 GiB of the node's arena" in caplog.text
+    assert "host registered 0.0 of 0.0 GiB of the node's arena" in caplog.text
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 5), st.data())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmkv_ray.layout import ChunkLayout, Run
 from lmkv_ray.transfer.host_copier import HostCopier, plan_copies
-from lmkv_ray.transfer.places import BlockPlaces, place_blocks
+from lmkv_ray.transfer.targets import BlockTargets, target_blocks
 
 NUM_BLOCKS = 24
 
@@ -43,9 +43,9 @@ def cases(draw: st.DrawFn) -> Case:
 
 
 def reference_save(
-    layout: ChunkLayout, cache: np.ndarray, arena: np.ndarray, places: BlockPlaces
+    layout: ChunkLayout, cache: np.ndarray, arena: np.ndarray, targets: BlockTargets
 ) -> None:
-    for chunk, index, block in zip(places.chunks, places.indices, places.blocks, strict=True):
+    for chunk, index, block in zip(targets.chunks, targets.indices, targets.blocks, strict=True):
         for run, offset in zip(layout.runs, layout.run_offsets(), strict=True):
             to = chunk + offset + index * run.nbytes
             source = run.offset + block * run.stride
@@ -61,16 +61,16 @@ def test_save_and_load_agree_with_copying_block_by_block(
     generator = np.random.default_rng(source_of_seeds.randrange(1 << 32))
     cache = generator.integers(0, 256, cache_bytes, np.uint8)
     arena = generator.integers(0, 256, 8 * (layout.chunk_bytes + 16), np.uint8)
-    places = place_blocks(chunks, blocks, skip=skip, per_chunk=layout.blocks)
+    targets = target_blocks(chunks, blocks, skip=skip, per_chunk=layout.blocks)
 
     expected = arena.copy()
-    reference_save(layout, cache, expected, places)
-    HostCopier(layout, cache, arena).save(places)
+    reference_save(layout, cache, expected, targets)
+    HostCopier(layout, cache, arena).save(targets)
     assert (arena == expected).all()
 
     other = generator.integers(0, 256, cache_bytes, np.uint8)
     untouched = other.copy()
-    HostCopier(layout, other, arena).load(places)
+    HostCopier(layout, other, arena).load(targets)
     for run in layout.runs:
         for block in range(NUM_BLOCKS):
             at = slice(
@@ -83,21 +83,21 @@ def test_save_and_load_agree_with_copying_block_by_block(
 @given(cases())
 def test_a_plan_covers_every_block_once_and_in_order(case: Case) -> None:
     layout, chunks, blocks, skip = case
-    places = place_blocks(chunks, blocks, skip=skip, per_chunk=layout.blocks)
+    targets = target_blocks(chunks, blocks, skip=skip, per_chunk=layout.blocks)
     rows = [
         (c.chunk + i * c.chunk_step, c.index + i * c.index_step, c.block + i * c.block_step)
-        for c in plan_copies(places)
+        for c in plan_copies(targets)
         for i in range(c.count)
     ]
     assert rows == list(
-        zip(places.chunks.tolist(), places.indices.tolist(), places.blocks.tolist(), strict=True)
+        zip(targets.chunks.tolist(), targets.indices.tolist(), targets.blocks.tolist(), strict=True)
     )
 
 
 @pytest.mark.parametrize("step", [1, -1])
 def test_a_prompt_in_order_is_one_copy_per_layer(step: int) -> None:
     blocks = np.arange(20)[::step]
-    assert len(plan_copies(place_blocks(np.arange(20) * 64, blocks, skip=0, per_chunk=1))) == 1
+    assert len(plan_copies(target_blocks(np.arange(20) * 64, blocks, skip=0, per_chunk=1))) == 1
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_a_prompt_in_order_is_one_copy_per_layer(step: int) -> None:
 def test_nothing_is_copied_out_of_bounds(chunk: int, block: int) -> None:
     layout = ChunkLayout((Run(0, 8, 8),), 1, NUM_BLOCKS)
     copier = HostCopier(layout, np.zeros(8 * NUM_BLOCKS, np.uint8), np.zeros(64, np.uint8))
-    places = place_blocks(np.array([chunk]), np.array([block]), skip=0, per_chunk=1)
+    targets = target_blocks(np.array([chunk]), np.array([block]), skip=0, per_chunk=1)
     for copy in (copier.load, copier.save):
         with pytest.raises(IndexError):
-            copy(places)
+            copy(targets)

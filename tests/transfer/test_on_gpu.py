@@ -86,7 +86,7 @@ def test_graphs_can_be_captured_between_prepare_and_attach() -> None:
         direct_bytes=1 << 20,
     )
     engine.prepare(arena, 60)
-    assert engine._pinning.covers(arena, arena.offsets(np.arange(4), layout.chunk_bytes)).all()
+    assert engine._registration.covers(arena, arena.offsets(np.arange(4), layout.chunk_bytes)).all()
     counted = cupy.zeros(1000, cupy.int32)
     counted += 1  # compiled now: modules cannot be loaded while a graph is captured
     cupy.cuda.get_current_stream().synchronize()

@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from lmkv_ray.kernels import PLACE, PageTable
+from lmkv_ray.kernels import TARGET, PageTable
 from lmkv_ray.layout import ChunkLayout, Run
-from lmkv_ray.transfer.plan import Copies, Plan
+from lmkv_ray.transfer.plan import Copies, CopyPlan
 from lmkv_ray.transfer.planner import Planner
 from tests.transfer.cases import SLOTS, Case, cases, random_bytes
 
 
-def plan_of(case: Case) -> Plan:
+def plan_of(case: Case) -> CopyPlan:
     planner = Planner(case.layout, slot_bytes=case.ring_slot_bytes, direct_bytes=case.direct_bytes)
     size = SLOTS * case.slot_bytes
     plan = planner.plan(
         case.chunks, case.blocks, skip=case.skip, arena_bytes=size, extent_bytes=size // 2
     )
-    assert all(len(batch.blocks) <= planner.places for batch in plan.batches())
+    assert all(len(batch.blocks) <= planner.targets for batch in plan.batches())
     return plan
 
 
-def plain(plan: Plan) -> Copies:
+def plain(plan: CopyPlan) -> Copies:
     """All plain copies as one."""
     parts = list(plan.plain(5))
     assert len(parts) == plan.plain_steps(5)
@@ -53,9 +53,9 @@ def test_a_plan_carried_out_in_any_way_is_the_load(case: Case) -> None:
             assert r + n <= len(ring)
             ring[r : r + n] = arena[a : a + n]
         # What the kernels check before a launch.
-        out, places = np.zeros(99, PLACE), (batch.chunks, batch.indices, batch.blocks)
-        table.write(out, *places, buffer_bytes=len(ring), runs=batch.runs)
-        for chunk, index, block in zip(*(p.tolist() for p in places), strict=True):
+        out, targets = np.zeros(99, TARGET), (batch.chunks, batch.indices, batch.blocks)
+        table.write(out, *targets, buffer_bytes=len(ring), runs=batch.runs)
+        for chunk, index, block in zip(*(p.tolist() for p in targets), strict=True):
             for i in batch.runs:
                 run, start = layout.runs[i], layout.run_offsets()[i]
                 r, c = chunk + start + index * run.nbytes, run.offset + block * run.stride
@@ -83,7 +83,9 @@ def layers(count: int, page: int, blocks: int = 64, per_chunk: int = 4) -> Chunk
     return ChunkLayout(runs, per_chunk, blocks)
 
 
-def plan_chunks(layout: ChunkLayout, chunks: list[int], blocks: list[int], **sizes: int) -> Plan:
+def plan_chunks(
+    layout: ChunkLayout, chunks: list[int], blocks: list[int], **sizes: int
+) -> CopyPlan:
     planner = Planner(
         layout, slot_bytes=sizes.get("slot", 1 << 20), direct_bytes=sizes.get("direct", 4096)
     )

@@ -22,7 +22,7 @@ from lmkv_ray.messages import MissReason, decode, encode
 from lmkv_ray.orders import Offer
 from lmkv_ray.transports import (
     Answer,
-    Batch,
+    ChunkBatch,
     Helper,
     NixlServer,
     NixlTransport,
@@ -111,9 +111,9 @@ class Store:
         asks = transport == NixlServer.name
         await self.behave(decode(question, Locate).keys if asks else question)
         answer = await self.servers.answer(transport, question)
-        return self._spoiled(answer) if isinstance(answer, Batch) else self._misled(answer)
+        return self._spoiled(answer) if isinstance(answer, ChunkBatch) else self._misled(answer)
 
-    def _spoiled(self, batch: Batch) -> Batch:
+    def _spoiled(self, batch: ChunkBatch) -> ChunkBatch:
         if self.mood == "corrupt":
             first = batch.chunks[0].copy()
             first[7] ^= 1

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.framing import Incoming, framed
-from lmkv_ray.transports.nixl.process import Process
+from lmkv_ray.transports.nixl.process import NixlProcess
 from lmkv_ray.transports.nixl.transfers import Transfers, descriptors
 from lmkv_ray.transports.nixl.wire import (
-    Failed,
     Meet,
+    NotDone,
     PeerData,
     Read,
     Registered,
@@ -148,7 +148,7 @@ class Events(list[str]):
 
 
 @pytest.fixture
-def process(agent: FakeAgent) -> Iterator[Process]:
+def process(agent: FakeAgent) -> Iterator[NixlProcess]:
     """Has met the agents a and b, of arenas like its own."""
     api = SimpleNamespace(
         nixl_agent=lambda name, config: agent,
@@ -157,7 +157,7 @@ def process(agent: FakeAgent) -> Iterator[Process]:
     )
     here, (ours, theirs) = Here(), socket.socketpair()
     with ours, theirs:
-        process = Process(api, ArenaReader.attach(here.writer.path), theirs)
+        process = NixlProcess(api, ArenaReader.attach(here.writer.path), theirs)
         data = PeerData(address=0, extent_bytes=here.writer.geometry.extent_bytes)
         for name in ("a", "b"):
             meet = Meet(agent=name, metadata=b"", replaces="", data=data)
@@ -167,7 +167,7 @@ def process(agent: FakeAgent) -> Iterator[Process]:
 
 
 def test_an_error_that_may_leave_a_part_under_way_is_not_answered(
-    agent: FakeAgent, process: Process
+    agent: FakeAgent, process: NixlProcess
 ) -> None:
     """It ends the process, which is the only fence there is."""
     said: list[Result] = []
@@ -183,15 +183,15 @@ def test_an_error_that_may_leave_a_part_under_way_is_not_answered(
     assert not said
 
 
-def test_what_is_not_posted_costs_nobody_else(agent: FakeAgent, process: Process) -> None:
+def test_what_is_not_posted_costs_nobody_else(agent: FakeAgent, process: NixlProcess) -> None:
     said: list[Result] = []
     read = Read(agent="a", rows=np.array([[0, 0, CHUNK, 1]], np.uint64).tobytes())
     agent.lockable = False
     process._obey(read, said.append)
     process._obey(Read(agent="c", rows=b""), said.append)
     assert said == [
-        Failed(why="OSError: too much is locked in memory"),
-        Failed(why="another agent has just taken its place"),
+        NotDone(why="OSError: too much is locked in memory"),
+        NotDone(why="another agent has just taken its place"),
     ]
 
 

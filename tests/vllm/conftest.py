@@ -117,7 +117,7 @@ def wait_for_slots(engine: Engine, prompts: list[list[int]]) -> None:
             }
             for link in place.links.values()
         }
-        wait_for(lambda wanted=wanted: all(len(its.slots) >= len(wanted[its]) for its in wanted))  # type: ignore[misc]
+        wait_for(lambda wanted=wanted: all(len(link.slots) >= len(wanted[link]) for link in wanted))  # type: ignore[misc]
 
 
 def save_prompt(engine: Engine, prompt: list[int]) -> None:
@@ -130,7 +130,7 @@ def save_prompts(engine: Engine, prompts: list[list[int]]) -> None:
     wait_for_slots(engine, prompts)
     engine.generate(prompts, max_tokens=1)
     engine.wait_saved()
-    assert engine.reset(), "blocks are still pinned"
+    assert engine.reset(), "blocks are still held"
 
 
 class Evictable(Protocol):
@@ -140,7 +140,7 @@ class Evictable(Protocol):
 def forget(engine: Engine, shard: Evictable) -> None:
     """Empty vLLM's own cache and the shard, once nothing is on its way there any more."""
     engine.wait_saved()
-    assert engine.reset(), "blocks are still pinned"
+    assert engine.reset(), "blocks are still held"
     shard.evict_all()
 
 

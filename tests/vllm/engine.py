@@ -207,17 +207,17 @@ class Engine:
     def stop_in(self, copy: str) -> None:
         """Let this process stop (SIGSTOP) in the middle of its next "load" or "save", once."""
         from lmkv_ray.transfer.host_copier import HostCopier
-        from lmkv_ray.transfer.places import BlockPlaces
+        from lmkv_ray.transfer.targets import BlockTargets
 
         whole = getattr(HostCopier, copy)
 
-        def halves(copier: HostCopier, places: BlockPlaces) -> None:
+        def halves(copier: HostCopier, targets: BlockTargets) -> None:
             setattr(HostCopier, copy, whole)
-            half = len(places.chunks) // 2
-            first = (places.chunks[:half], places.indices[:half], places.blocks[:half])
-            whole(copier, BlockPlaces(*first))
+            half = len(targets.chunks) // 2
+            first = (targets.chunks[:half], targets.indices[:half], targets.blocks[:half])
+            whole(copier, BlockTargets(*first))
             os.kill(os.getpid(), signal.SIGSTOP)
-            whole(copier, places)
+            whole(copier, targets)
 
         setattr(HostCopier, copy, halves)
 

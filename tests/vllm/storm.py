@@ -40,21 +40,21 @@ def storm(
             llm_engine.abort_request([name])
             doomed.discard(name)
     engine.drain()
-    whole = [(prompts[name], its) for name, its in finished.items() if len(its) == max_tokens]
+    whole = [(prompts[name], value) for name, value in finished.items() if len(value) == max_tokens]
     assert len(whole) >= requests // 3
     return whole
 
 
 def assert_nothing_is_held(engine: Engine) -> None:
-    """No request is remembered, no save under way, no block pinned."""
+    """No request is remembered, no save under way, no block held."""
     scheduler = engine.connector()._scheduler
     assert scheduler._tracked == {}
     assert not scheduler.saving
     pool = engine.core().scheduler.kv_cache_manager.block_pool
-    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "pinned blocks were lost"
+    assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1, "held blocks were lost"
 
 
 def preemptions(engine: Engine) -> float:
     """Requests that made room for others, ever."""
     metrics = engine.llm().get_metrics()
-    return float(sum(its.value for its in metrics if its.name == "vllm:num_preemptions"))
+    return float(sum(value.value for value in metrics if value.name == "vllm:num_preemptions"))

@@ -132,7 +132,7 @@ def test_files_that_changed_since_they_began_to_be_loaded_are_not_what_the_engin
 ) -> None:
     path = checkpoint(tmp_path / "a")
     loaded = (path / "model.safetensors").stat().st_mtime
-    loaded = max(its.stat().st_ctime for its in (path, *path.iterdir())) + LATER
+    loaded = max(item.stat().st_ctime for item in (path, *path.iterdir())) + LATER
     assert read(config(model(path)), began=loaded).weights.startswith("read ")
     os.utime(path / "model.safetensors", (loaded + 1, loaded + 1))
     assert read(config(model(path)), began=loaded + 0.5).weights.startswith("own ")
@@ -242,7 +242,7 @@ def test_another_version_of_the_library_is_seen_if_its_code_is_run(
     for number in ("5.0", "5.1"):
         monkeypatch.setattr(module, "version", lambda _, number=number: number)
         found.append([read(each) for each in (seeing, trusted, borrowed, config(model(path)))])
-    for one, other in zip(*(its[:3] for its in found), strict=True):
+    for one, other in zip(*(item[:3] for item in found), strict=True):
         assert (one.code, one.processor) != (other.code, other.processor)
     assert found[0][3] == found[1][3], "vLLM's own code of a model of text needs none of it"
 

@@ -105,7 +105,7 @@ def elsewhere_but_slow(world: World) -> None:
 
 def unidentified(world: World) -> None:
     stored(world)
-    world.patch.setattr(Identity, "adopt", lambda its: setattr(its, "known", False))
+    world.patch.setattr(Identity, "adopt", lambda value: setattr(value, "known", False))
 
 
 def must_be_computed(world: World) -> None:
@@ -137,7 +137,7 @@ def test_every_miss_has_its_reason(world: World, reason: MissReason) -> None:
     before = world.engine.counted()
     world.engine.generate([world.prompt], max_tokens=1, **world.sampling)
     counted = {name: n - before.get(name, 0) for name, n in world.engine.counted().items()}
-    missed = {its: counted[its] for its in MissReason if counted.get(its)}
+    missed = {value: counted[value] for value in MissReason if counted.get(value)}
     assert missed == {reason: WHOLE} | {MissReason.TAIL: TAIL}
     found = reason in (MissReason.TAIL, MissReason.LOAD_FAILED)
     assert counted.get("hit_tokens", 0) == (WHOLE if found else 0)

@@ -64,7 +64,7 @@ def test_the_model_runner_is_the_one_that_was_asked_for(engine: Engine) -> None:
     """Of 2, the default on GPUs, which also schedules asynchronously (``model_runner_v2``)."""
     core = engine.core()
     runner = core.model_executor.driver_worker.worker.model_runner
-    kinds = {its.__module__.removeprefix("vllm.v1.worker.") for its in type(runner).__mro__}
+    kinds = {base.__module__.removeprefix("vllm.v1.worker.") for base in type(runner).__mro__}
     assert ("gpu.model_runner" in kinds) == model_runner_v2.wanted(), kinds
     assert core.vllm_config.scheduler_config.async_scheduling == model_runner_v2.wanted()
     assert (core.batch_queue is not None) == model_runner_v2.wanted()
@@ -105,7 +105,7 @@ def test_what_a_request_leaves_is_saved_when_it_ends(
         engine.generate([prompt], max_tokens=1)
     assert_nothing_is_held(engine)
     engine.wait_saved()
-    assert engine.reset(), "blocks are still pinned"
+    assert engine.reset(), "blocks are still held"
     assert engine.generate([prompt])[0].cached == 288
 
 

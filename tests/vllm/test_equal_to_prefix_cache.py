@@ -72,7 +72,7 @@ def test_equal_to_the_bit(
     with engines(bfloat16_model, geometry) as (engine, alone, shard):
         for seed, asked in rounds:
             text = tokens(seed, 4 * geometry.chunk + SMALLEST_BLOCK)
-            first = [[*text[: its.chunks * geometry.chunk + its.rest], 7] for its in asked]
+            first = [[*text[: wish.chunks * geometry.chunk + wish.rest], 7] for wish in asked]
             assert engine.reset()
             alone.call("reset")
             shard.evict_all()
@@ -80,14 +80,14 @@ def test_equal_to_the_bit(
             save_prompts(engine, first)
             # Each twice, with another end: the later finds what the first loads, or loads it too.
             second = [
-                text[: its.chunks * geometry.chunk + its.rest] + tokens(seed + i, its.own)
-                for i, its in enumerate([*asked, *asked], 1)
+                text[: wish.chunks * geometry.chunk + wish.rest] + tokens(seed + i, wish.own)
+                for i, wish in enumerate([*asked, *asked], 1)
             ]
             expected = alone.call("generate", second)
             answers = engine.generate(second)
             assert answers == expected
-            hits = [its.chunks * geometry.chunk for its in asked]
-            assert [its.cached for its in answers] == [*hits, *hits]
+            hits = [wish.chunks * geometry.chunk for wish in asked]
+            assert [wish.cached for wish in answers] == [*hits, *hits]
 
 
 @contextmanager

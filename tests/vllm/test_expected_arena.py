@@ -1,4 +1,6 @@
-"""A worker guesses its arena, and pins it before vLLM captures graphs; steps have the last word."""
+"""A worker guesses its arena, and registers it before vLLM captures graphs; steps have the last
+word.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ EXTENT = 1 << 20
 
 
 class PinningDevice(HostDevice):
-    """Notes what is pinned, and by whom."""
+    """Notes what is registered, and by whom."""
 
     def __init__(self) -> None:
         self.pinned_at: dict[int, int] = {}
@@ -144,4 +146,4 @@ def test_where_there_is_nothing_to_guess_the_first_step_says_it(
     arena = make_arena("mine")
     step(half, arena)
     wait_for(lambda: len(device.pinned_at) == 2)
-    assert set(device.threads) == {"lmkv-pin"}
+    assert set(device.threads) == {"lmkv-register"}

@@ -362,12 +362,14 @@ def fields_of(kind: type, prefix: str = "") -> set[str]:
     for field in dataclasses.fields(kind):
         path = prefix + field.name
         parts = {hints[field.name], *typing.get_args(hints[field.name])}
-        inner = [its for its in parts if dataclasses.is_dataclass(its) and isinstance(its, type)]
+        inner = [
+            part for part in parts if dataclasses.is_dataclass(part) and isinstance(part, type)
+        ]
         if path in NESTED:
             found.add(path)
         if inner and (not prefix or path in NESTED):
-            for its in inner:
-                found |= fields_of(its, f"{path}.")
+            for part in inner:
+                found |= fields_of(part, f"{path}.")
         else:
             found.add(path)
     return found
@@ -404,5 +406,5 @@ def test_what_changes_no_bytes_is_not() -> None:
         return derive_namespace(made, load_settings(), [GROUP], []).digest()
 
     plain = namespace(config(0))
-    harmful = [its for its in no_matter() if namespace(put(config(0), its, "other")) != plain]
+    harmful = [part for part in no_matter() if namespace(put(config(0), part, "other")) != plain]
     assert not harmful

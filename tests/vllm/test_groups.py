@@ -50,8 +50,8 @@ def reference(
 ) -> int:
     for end in range(limit // align * align, computed, -align):
         if all(
-            its[block // group.blocks - computed // group.tokens]
-            for group, its in zip(groups, found, strict=True)
+            held[block // group.blocks - computed // group.tokens]
+            for group, held in zip(groups, found, strict=True)
             for block in needed_blocks(group, computed, end)
         ):
             return end

@@ -41,7 +41,7 @@ def test_an_age_begins_when_other_namespaces_are_adopted_and_only_then() -> None
     assert identity.adopt()
     assert (identity.known, identity.age) == (True, 1)
     expected = [namespace(weights="w"), namespace(weights="w", parallel="b")]
-    assert list(identity.namespaces) == [its.digest() for its in expected]
+    assert list(identity.namespaces) == [value.digest() for value in expected]
     identity.doubt("weights")
     assert not identity.adopt()
     assert (identity.known, identity.age) == (False, 1)
@@ -254,5 +254,5 @@ def test_keys_of_a_request_are_made_anew(engine: Any) -> None:
     identity.learn(weights="new")
     assert key_list(tracked.keys(GROUP)) == before, "only the engine's thread goes over to it"
     engine.step()
-    made = [chunk_key(identity.namespaces[0], its) for its in request.block_hashes]
+    made = [chunk_key(identity.namespaces[0], value) for value in request.block_hashes]
     assert key_list(tracked.keys(GROUP)) == made != before

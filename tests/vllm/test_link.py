@@ -219,7 +219,7 @@ def test_after_a_rename_nothing_is_committed_in_the_old_space_and_no_slot_is_giv
     filling = link.slots.take()
     assert filling is not None
     link.rename(2, {"weights": "b"})
-    wait_for(lambda: {its.space for its in shard.state._leases.engines().values()} == {2})
+    wait_for(lambda: {engine.space for engine in shard.state._leases.engines().values()} == {2})
     [holder] = shard.state._leases.engines().values()
     assert filling.slot in holder.leases, "a worker may be writing into it"
     link.slots.commit(filling, key(2), SLOT_BYTES)

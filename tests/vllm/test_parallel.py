@@ -141,7 +141,7 @@ def test_several_batches_in_flight_are_saved_and_loaded(
     wait_for_slots(engine, prompts)
     computed = engine.generate(prompts, max_tokens=3 * BLOCK)
     engine.wait_saved()
-    assert engine.reset(), "blocks are still pinned"
+    assert engine.reset(), "blocks are still held"
     loaded = engine.generate(prompts, max_tokens=3 * BLOCK)
     assert [answer.tokens for answer in loaded] == [answer.tokens for answer in computed]
     assert [answer.cached for answer in loaded] == [9 * BLOCK] * 6
@@ -187,7 +187,7 @@ def test_a_chunk_that_one_rank_did_not_save_is_not_kept(
     kept = sum(len(place.links) for place in engine.connector()._scheduler._places)
     assert shards.chunks == kept * 8 - len(seen)
     assert not engine.connector()._scheduler.saving
-    assert engine.reset(), "blocks of spoilt saves are still pinned"
+    assert engine.reset(), "blocks of spoilt saves are still held"
 
 
 def test_a_load_that_is_torn_for_one_rank_is_recomputed(

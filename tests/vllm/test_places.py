@@ -177,7 +177,7 @@ def test_deadlines_are_told_by_the_clock_of_the_shards_node() -> None:
 
 
 def test_workers_know_the_arena_as_soon_as_one_link_has_it() -> None:
-    """Else a save into a slot of this link would be nobody's, and its blocks pinned for ever."""
+    """Else a save into a slot of this link would be nobody's, and its blocks held for ever."""
     attached = SimpleNamespace(attachment=Attachment("/arena", 7, None))
     links: Any = {0: SimpleNamespace(attachment=None), 1: attached}
     ref = Place(0, known_identity(), links, [1, 2], {0: Share((0, 0))}).arena()

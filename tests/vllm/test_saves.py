@@ -41,7 +41,7 @@ class Pool:
             assert block.uses >= 0
 
     @property
-    def pinned(self) -> int:
+    def held(self) -> int:
         return sum(block.uses > 0 for block in self.blocks)
 
 
@@ -125,7 +125,7 @@ def world() -> Iterator[World]:
     made = World()
     yield made
     made.rest()
-    assert made.pool.pinned == 0, "blocks stay pinned"
+    assert made.pool.held == 0, "blocks stay held"
 
 
 def names(count: int) -> set[bytes]:
@@ -135,7 +135,7 @@ def names(count: int) -> set[bytes]:
 def test_all_of_a_request_of_one_step_is_saved_after_it(world: World) -> None:
     world.compute(world.request())
     assert world.saver.busy
-    assert world.pool.pinned == CHUNKS - INFLIGHT
+    assert world.pool.held == CHUNKS - INFLIGHT
     assert world.rest() == (CHUNKS - 2 * INFLIGHT) // INFLIGHT + 1
     assert set(world.committed) == names(CHUNKS)
     assert world.dropped == 0
@@ -172,7 +172,7 @@ def test_slots_are_waited_for_and_not_for_ever(world: World) -> None:
 def test_they_make_room_when_vllm_wants_blocks(world: World) -> None:
     world.compute(world.request())
     assert world.saver.give_up()
-    assert world.pool.pinned == INFLIGHT, "a copy under way"
+    assert world.pool.held == INFLIGHT, "a copy under way"
     assert not world.saver.give_up()
     assert world.dropped == CHUNKS - 2 * INFLIGHT
 
@@ -181,7 +181,7 @@ def test_they_take_a_share_of_the_pool_at_most(world: World) -> None:
     world.free.clear()
     for first in (0, CHUNKS - 1):
         world.compute(world.request(first))
-    assert world.pool.pinned == int(SHARE * BLOCKS)
+    assert world.pool.held == int(SHARE * BLOCKS)
     assert world.dropped == 2 * CHUNKS - 1 - int(SHARE * BLOCKS)
 
 

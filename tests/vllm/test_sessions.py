@@ -29,7 +29,7 @@ def session(adapter: bool = False) -> Any:
         block_hashes=[b"first", b"dropped"],
         kept=[b"first", b"dropped"],
     )
-    request._block_hasher = lambda its: request.kept[len(its.block_hashes) :]
+    request._block_hasher = lambda session: request.kept[len(session.block_hashes) :]
     return request
 
 

@@ -57,7 +57,7 @@ def test_all_counters_are_zero_from_the_start(
     for name in ENGINE_COUNTERS:
         assert made[f"vllm:lmkv_{name}"] == {("0",): 0, ("1",): 0}
     missed = made["vllm:lmkv_missed_tokens"]
-    assert set(missed) == {(engine, its.value) for engine in "01" for its in MissReason}
+    assert set(missed) == {(engine, reason.value) for engine in "01" for reason in MissReason}
 
 
 def test_a_name_that_is_not_declared_costs_that_value_only(

@@ -75,11 +75,11 @@ def test_chunks_replaced_while_they_are_copied_are_recomputed(
     save_prompt(engine, prompt)
     load = HostCopier.load
 
-    def lose_and_load(copier: HostCopier, places: Any) -> None:
+    def lose_and_load(copier: HostCopier, targets: Any) -> None:
         shard.evict_all()
-        for chunk in places.chunks:
+        for chunk in targets.chunks:
             copier._arena[chunk : chunk + 4096] = 0xEE
-        load(copier, places)
+        load(copier, targets)
 
     monkeypatch.setattr(HostCopier, "load", lose_and_load)
     before = engine.counted().get("failed_loads", 0)
@@ -193,16 +193,16 @@ def test_a_request_finishes_while_it_is_saved(
     prompt = tokens(80, 300)
     go_on, save = threading.Event(), HostCopier.save
 
-    def wait_and_save(copier: HostCopier, places: Any) -> None:
+    def wait_and_save(copier: HostCopier, targets: Any) -> None:
         go_on.wait(30)
-        save(copier, places)
+        save(copier, targets)
 
     monkeypatch.setattr(HostCopier, "save", wait_and_save)
     try:
         engine.ask(prompt, {}, drain=False)
         assert engine.connector()._scheduler._tracked == {}
         assert engine.connector()._scheduler.saving
-        assert not engine.reset(), "blocks are not pinned"
+        assert not engine.reset(), "blocks are not held"
     finally:
         go_on.set()
     engine.drain()
@@ -223,7 +223,7 @@ def test_a_prompt_of_one_step_is_saved_whole(
     prompt = tokens(81, 1000)
     engine.generate([prompt], max_tokens=1)
     engine.wait_saved()
-    assert engine.reset(), "blocks are still pinned"
+    assert engine.reset(), "blocks are still held"
     [answer] = engine.generate([prompt], max_tokens=1)
     assert answer.cached == 992 // CHUNK * CHUNK
 

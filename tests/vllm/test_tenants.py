@@ -111,6 +111,6 @@ def test_salts_share_no_block_hash() -> None:
         return list(request.block_hashes)
 
     made = [hashes(salt) for salt in (None, "alice", "bob")]
-    assert [len(its) for its in made] == [6, 6, 6]
+    assert [len(keys) for keys in made] == [6, 6, 6]
     assert hashes("alice") == made[1]
-    assert len({its for salted in made for its in salted}) == 18, "not even the first ones"
+    assert len({keys for salted in made for keys in salted}) == 18, "not even the first ones"

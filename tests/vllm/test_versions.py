@@ -58,7 +58,7 @@ class Pool:
 
 
 def test_an_engine_rests_though_its_saves_are_not_reported() -> None:
-    """Their blocks stay pinned meanwhile: the copy may be under way."""
+    """Their blocks stay held meanwhile: the copy may be under way."""
     now = [100.0]
     slots = SimpleNamespace(
         committing=lambda _: False, take=lambda: GrantedSlot(0, 1, 200.0), commit=lambda *_: None

@@ -198,9 +198,9 @@ def test_where_names_the_tiers_of_each_chunk(world: World) -> None:
 
     def tiers() -> list[set[str]]:
         places = world.cache.where(keys)
-        assert all({p.node_id for p in its} <= {memory.node_id} for its in places)
-        assert all(bool(p.engine_id) == (p.tier == GPU) for its in places for p in its)
-        return [{p.tier for p in its} for its in places]
+        assert all({p.node_id for p in locations} <= {memory.node_id} for locations in places)
+        assert all(bool(p.engine_id) == (p.tier == GPU) for locations in places for p in locations)
+        return [{p.tier for p in locations} for locations in places]
 
     wait_for(lambda: tiers() == [{GPU, "memory"}] * 9)
     assert world.engines[0].call("reset")

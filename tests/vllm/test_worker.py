@@ -49,7 +49,7 @@ def worker(
     )
     names: list[list[str]] = [[], ["a", "b"]] if idle_group else [["a", "b"]]
     cache = SimpleNamespace(
-        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=its) for its in names]
+        num_blocks=BLOCKS, kv_cache_groups=[SimpleNamespace(layer_names=layers) for layers in names]
     )
     groups = [replace(GROUP, number=number) for number in range(len(names))]
     wanted = load_settings({"copy_threads": 1, **settings})

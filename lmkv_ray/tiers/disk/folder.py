@@ -5,8 +5,8 @@
     tmp/            files being written, emptied when the folder is taken into use
     00/ ... ff/     published chunks, by the first byte of their key
 
-It must be ours, and nobody else's to write: files without encryption are believed for their
-checksum, which anybody can compute.
+It must be this user's, and no other user's to write: files without encryption are believed for
+their checksum, which any program can compute.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class TakenError(TierError):
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundFile:
     """A published file. What is in it is verified when it is read."""
 
     label: Label
@@ -56,7 +56,7 @@ class Found:
 class Scan:
     """What ``DiskFolder.scan`` found."""
 
-    found: list[Found]
+    found: list[FoundFile]
     """What can be served, least recently used first."""
     littered: bool
     """Something could not be removed, on a read-only file system for instance."""
@@ -115,7 +115,7 @@ class DiskFolder:
                 nothing was removed.
             OSError: what the medium says.
         """
-        found: list[Found] = []
+        found: list[FoundFile] = []
         foreign = 0
         rest = [f"{TEMPORARY}/{file.name}" for file in self._list(TEMPORARY)]
         for prefix in _FANOUT:
@@ -123,7 +123,7 @@ class DiskFolder:
                 parsed = parse_path(f"{prefix}/{file.name}")
                 expected = parsed and file_bytes(parsed[0].nbytes, overhead)
                 if parsed and parsed[1] == suite and file.size == expected and file.ours:
-                    found.append(Found(parsed[0], file.blocks, file.modified))
+                    found.append(FoundFile(parsed[0], file.blocks, file.modified))
                     continue
                 foreign += bool(parsed and parsed[1] != suite)
                 rest.append(f"{prefix}/{file.name}")

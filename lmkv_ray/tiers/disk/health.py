@@ -16,7 +16,7 @@ class Trouble(enum.Enum):
     READ_ONLY = "read-only"
     """Nothing can be stored or removed; what is there can be read."""
     SLOW = "slow"
-    """It takes so long that nobody should wait for it."""
+    """It takes so long that no reader should wait for it."""
     BROKEN = "broken"
     """Nothing can be relied on."""
 
@@ -45,7 +45,7 @@ def trouble_of(error: Exception) -> Trouble:
     return _OF_ERRNO.get(number or 0, Trouble.BROKEN)
 
 
-class Health:
+class DiskHealth:
     """The state of one disk.
 
     Args:

@@ -4,8 +4,8 @@ The life of an entry:
 
     COMING   reserved: its bytes are being written, and are counted from now on
     HERE     published: it is found, may be read, and may be chosen to make room
-    GOING    forgotten: nobody finds it, but its file is there, and is counted until it is gone and
-             the last reader has closed it
+    GOING    forgotten: no look-up finds it, but its file is there, and is counted until it is gone
+             and the last reader has closed it
 
 So what is counted is never less than what is on the medium, whatever is under way. A key has
 one entry at most: while it is GOING it cannot be stored again, and no late removal can hit a
@@ -121,7 +121,7 @@ class DiskIndex:
         return True
 
     def forget(self, key: bytes) -> Entry | None:
-        """Nobody shall find a chunk any more. Returns what is to be erased now, if anything:
+        """Let no look-up find a chunk any more. Returns what is to be erased now, if anything:
         an entry that is being written is erased by its writer.
         """
         entry = self._entries.get(key)

@@ -152,7 +152,7 @@ class Medium(Protocol):
         """Open a directory and lock it, making it if need be. Blocks.
 
         Raises:
-            BlockingIOError: somebody else has locked it.
+            BlockingIOError: another process has locked it.
             OSError: what the medium says.
         """
         ...

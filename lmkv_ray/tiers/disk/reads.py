@@ -11,10 +11,10 @@ from functools import partial
 from lmkv_ray.clock import Clock
 from lmkv_ray.fetch import Failure, Fetch, Outcome
 from lmkv_ray.keys import key_list
-from lmkv_ray.tiers.disk.health import Health
+from lmkv_ray.tiers.disk.health import DiskHealth
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.mount import Mount
-from lmkv_ray.tiers.disk.workers import Job, Workers
+from lmkv_ray.tiers.disk.workers import WorkerJob, Workers
 from lmkv_ray.waits import all_ended
 
 SLOW_SECONDS = 2.0
@@ -37,7 +37,7 @@ class DiskReads:
         self,
         fetch: Fetch,
         mount: Mount,
-        health: Health,
+        health: DiskHealth,
         workers: Workers,
         failed: Callable[[Exception, Entry | None], None],
         clock: Clock,
@@ -152,4 +152,4 @@ class _Read:
 
     position: int
     entry: Entry
-    job: Job[int | Failure]
+    job: WorkerJob[int | Failure]

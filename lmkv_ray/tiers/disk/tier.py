@@ -27,7 +27,7 @@ from lmkv_ray.tiers.clears import CLEAR_SECONDS, Unheard
 from lmkv_ray.tiers.counters import DiskCounters
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.disk.folder import TakenError
-from lmkv_ray.tiers.disk.health import Health, Trouble, trouble_of
+from lmkv_ray.tiers.disk.health import DiskHealth, Trouble, trouble_of
 from lmkv_ray.tiers.disk.index import Entry
 from lmkv_ray.tiers.disk.local import LocalMedium
 from lmkv_ray.tiers.disk.medium import Medium
@@ -63,7 +63,7 @@ class DiskTier:
         self._recipe = recipe
         self._patience = patience
         self._clock = clock
-        self._health = Health(breaker)
+        self._health = DiskHealth(breaker)
         self._counters = DiskCounters()
         self._readers = Workers(medium.threads("disk-read", threads), threads, clock)
         writers = recipe.writes + 1
@@ -99,7 +99,7 @@ class DiskTier:
             directory: of this tier alone; made if need be.
             capacity: bytes it may take; None: a quarter of what the file system could give.
             make_policy: makes the eviction policy.
-            clock: of the machine.
+            clock: the machine's time and chance.
             key_file: encrypts with the key in this file.
             threads: that read at a time; half as many files are written at a time.
             patience: seconds to wait for a predecessor that is just ending.

@@ -13,7 +13,7 @@ from lmkv_ray.tiers.disk.medium import Threads
 T = TypeVar("T")
 
 
-class Job(Generic[T]):
+class WorkerJob(Generic[T]):
     """A function that waits for a thread, runs, or has ended. It never raises.
 
     Attributes:
@@ -65,7 +65,7 @@ class Workers:
     Args:
         threads: run the functions.
         count: how many threads there are.
-        clock: of the machine.
+        clock: the machine's time and chance.
     """
 
     def __init__(self, threads: Threads, count: int, clock: Clock) -> None:
@@ -76,9 +76,9 @@ class Workers:
         """What has not begun is not wanted any more."""
         self._jobs: set[asyncio.Future[None]] = set()
 
-    def start(self, function: Callable[[], T]) -> Job[T]:
+    def start(self, function: Callable[[], T]) -> WorkerJob[T]:
         """Queue a function. The caller bounds how many there are."""
-        job = Job(function, self._clock)
+        job = WorkerJob(function, self._clock)
         self._jobs.add(job.ended)
         job.ended.add_done_callback(self._jobs.discard)
         if self.closed:
@@ -88,7 +88,7 @@ class Workers:
         return job
 
     async def run(self, function: Callable[[], T]) -> T | Exception | None:
-        """As ``Job.result``. When cancelled, the function goes on."""
+        """As ``WorkerJob.result``. When cancelled, the function goes on."""
         job = self.start(function)
         await asyncio.wait([job.ended])
         return job.result

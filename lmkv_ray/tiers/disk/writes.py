@@ -2,8 +2,8 @@
 
 What is stored is bounded, in groups, behind everything else. What was cleared is not found from
 then on, and its files are erased. A clear has been carried out when no file of it is left, not even
-one that was being written. Only then its number is noted in the folder, so that whoever comes after
-us need not repeat it.
+one that was being written. Only then its number is noted in the folder, so that a shard that comes
+after us need not repeat it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class DiskWrites:
 
     Args:
         workers: the threads that write.
-        counters: of the tier.
+        counters: the tier's counters, raised here.
         failed: told what the medium said.
         clock: of the machine: says since when nothing could be written.
     """
@@ -101,12 +101,12 @@ class DiskWrites:
         return error is None
 
     def lost(self, mount: Mount, entry: Entry) -> None:
-        """A chunk cannot be read any more: nobody shall find it again."""
+        """A chunk cannot be read any more: no look-up shall find it again."""
         if mount.index.forget(entry.label.key):
             self._spawn(self.erase(mount, [entry]))
 
     def hide(self, mount: Mount, *, new: bool = False) -> None:
-        """Let nobody find what is to be cleared.
+        """Let no look-up find what is to be cleared.
 
         Args:
             mount: where.
@@ -114,7 +114,9 @@ class DiskWrites:
         """
         if new:
             self._hidden = []
-            if mount.cleared < self._cleared:  # of another time: who knows what it missed
+            if (
+                mount.cleared < self._cleared
+            ):  # the folder is older than the last clear: it may have missed some
                 self.clears.add(None, self._cleared)
         self._cleared = max(self._cleared, mount.cleared)
         for space, clear in self.clears.items():

@@ -22,10 +22,10 @@ class Attempts:
     """All that is asked of one store.
 
     Args:
-        counters: of the tier.
+        counters: the tier's counters, raised here.
         problem_of: says what an error of the store means.
         failed: called after a failure that puts the store out of use.
-        clock: of the machine.
+        clock: the machine's time and chance.
     """
 
     def __init__(

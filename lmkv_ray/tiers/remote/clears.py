@@ -99,9 +99,9 @@ class SharedClears:
         self.pending.add(space, number)
         self._told += [number] if number else []
         self._unheard = {
-            which: its
-            for which, its in self._unheard.items()
-            if not _includes(space, which) and its.number != number
+            which: unheard
+            for which, unheard in self._unheard.items()
+            if not _includes(space, which) and unheard.number != number
         }
 
     @property

@@ -74,7 +74,7 @@ class RemoteTier:
         Args:
             url: see ``open_objects``.
             options: see ``open_objects``.
-            clock: of the machine.
+            clock: the machine's time and chance.
             key_file: encrypts with the key in this file.
 
         Raises:
@@ -132,7 +132,9 @@ class RemoteTier:
         return [task.result() for task in tasks]
 
     async def clear(self, space: int | None, number: int) -> None:
-        """See ``Tier``. For everybody who shares the store; its objects stay until they expire."""
+        """See ``Tier``. For all clusters that share the store; its objects stay until they
+        expire.
+        """
         self._clears.told(space, number)
         self._mend()
         if self._mending is not None:
@@ -234,7 +236,7 @@ class RemoteTier:
                 # writer knows of a clear that we have not heard of yet.
                 self._recent.forget(key)
                 return Outcome(position, failure=Failure.MISSING)
-            if landed is not Failure.TOO_LARGE:  # nobody has any use for it
+            if landed is not Failure.TOO_LARGE:  # no reader has any use for it
                 self._recent.forget(key)
                 await self._try(self._objects.delete(self._name(key), QUESTION_SECONDS))
             return Outcome(position, failure=landed)

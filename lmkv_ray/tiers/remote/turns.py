@@ -1,4 +1,4 @@
-"""Who may ask the store next: a few at a time, and requests take turns. No I/O."""
+"""Which request may ask the store next: a few at a time, and requests take turns. No I/O."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ peers, each started when it is first needed (half a second, 60 MiB) and ended wi
 * The calls block for as long as some transfers take, and some of them keep the GIL.
 
     transport   ``NixlTransport``: the peer's actor is asked where chunks are, then they are read
-    found         what is known of chunks of the peer
+    peer_chunks   what is known of chunks of the peer
     server      ``NixlServer``: the answer of the peer's shard (``Locate``)
     helper      the process, as its parent sees it
     process     the program it runs: it alone knows NIXL, with

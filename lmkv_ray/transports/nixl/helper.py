@@ -17,11 +17,11 @@ from lmkv_ray.framing import Incoming, framed
 from lmkv_ray.transports.nixl.wire import (
     AT_ONCE,
     PACKAGES,
-    Answer,
     Command,
-    Failed,
+    HelperAnswer,
+    HelperRequest,
+    NotDone,
     Ready,
-    Request,
     Result,
     Serve,
 )
@@ -103,7 +103,7 @@ class Helper:
 
         When this has returned or raised, also when it was cancelled, nothing writes into the slots
         of the command any more: a command that does not end is ended with the process, and
-        everybody else's with it.
+        all others with it.
 
         Args:
             command: what.
@@ -145,7 +145,7 @@ class Helper:
         result = answer.result()
         if result is None:
             raise HelperError("the NIXL process has ended")
-        if isinstance(result, Failed):
+        if isinstance(result, NotDone):
             raise HelperError(result.why, peer=True)
         return result
 
@@ -193,7 +193,7 @@ class _Life(asyncio.Protocol):
         self._works = False
         self._number = 0
         self._open: dict[int, asyncio.Future[Result | None]] = {}
-        self._answers = Incoming(Answer)
+        self._answers = Incoming(HelperAnswer)
         self._link: asyncio.WriteTransport | None = None
         self._ending: asyncio.Task[None] | None = None
         arguments = [arena.path, str(arena.arena_id), str(os.getpid())]
@@ -227,12 +227,12 @@ class _Life(asyncio.Protocol):
         else:
             self._number += 1
             self._open[self._number] = answer
-            self._write(Request(number=self._number, command=command))
+            self._write(HelperRequest(number=self._number, command=command))
         return answer
 
     def tell(self, command: Serve) -> None:
         """Send a command that has no answer."""
-        self._write(Request(number=-1, command=command))
+        self._write(HelperRequest(number=-1, command=command))
 
     async def end(self) -> None:
         """Kill the process; when this returns it writes nowhere any more."""
@@ -262,7 +262,7 @@ class _Life(asyncio.Protocol):
         if not self.ready.done():
             self.ready.set_result(None)
 
-    def _write(self, request: Request) -> None:
+    def _write(self, request: HelperRequest) -> None:
         # A process that does not read is ended for the command it does not answer.
         if self._link is not None:
             self._link.write(framed(request))
@@ -281,13 +281,13 @@ class _Life(asyncio.Protocol):
         if self._ending is None:
             self._ending = asyncio.ensure_future(self._end())
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: HelperAnswer) -> None:
         match answer.result:
             case Ready() as ready:
                 self.agent = ready
                 self._hurry.cancel()
                 self._settle()
-            case Failed(why=why) if self.agent is None:
+            case NotDone(why=why) if self.agent is None:
                 self.failure = why
                 self._settle()
             case result:

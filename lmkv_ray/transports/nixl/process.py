@@ -30,16 +30,16 @@ from lmkv_ray.transports.nixl.regions import Regions
 from lmkv_ray.transports.nixl.transfers import Transfers
 from lmkv_ray.transports.nixl.wire import (
     PACKAGES,
-    Answer,
-    Failed,
+    HelperAnswer,
+    HelperRequest,
     Meet,
     Met,
+    NotDone,
     PeerData,
     Read,
     Ready,
     Register,
     Registered,
-    Request,
     Result,
     Serve,
 )
@@ -48,13 +48,13 @@ SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 1e-3
 """Seconds between two looks at transfers under way."""
 SERVING_SECONDS, SERVING_PAUSE = 2.0, 50e-6
 """For so long after a peer said that it will read, the agent is attended to so often. Where the
-network does not read memory by itself (TCP), somebody must send it."""
+network does not read memory by itself (TCP), this process must send it."""
 IDLE_PAUSE = 0.02
 """Such peers do not always say so."""
 RECEIVED_BYTES = 1 << 18
 
 
-class Process:
+class NixlProcess:
     """Serves one parent until it is gone.
 
     Args:
@@ -79,7 +79,7 @@ class Process:
 
     def run(self) -> None:
         """Obey until the parent is gone."""
-        requests, pause = Incoming(Request), SHORTEST_PAUSE
+        requests, pause = Incoming(HelperRequest), SHORTEST_PAUSE
         while True:
             if not self._transfers:
                 self._agent.get_new_notifs()  # lets NIXL attend to peers; there are no notes
@@ -102,7 +102,7 @@ class Process:
             case Serve():
                 self._serving_until = time.monotonic() + SERVING_SECONDS
             case Read(agent=agent) if agent not in self._peers:
-                say(Failed(why="another agent has just taken its place"))
+                say(NotDone(why="another agent has just taken its place"))
             case Read(agent=agent) as read:
                 self._reads.read(read, self._peers[agent], say)
             case Meet() as meet:
@@ -114,7 +114,7 @@ class Process:
         try:
             work()
         except Exception as error:  # for instance: more than may be locked in memory
-            say(Failed(why=_why(error)))
+            say(NotDone(why=_why(error)))
 
     def _register(self, extents: set[int]) -> Result:
         self._regions.add(extents)
@@ -138,7 +138,7 @@ class Process:
 
     def _say(self, number: int, result: Result) -> None:
         with self._saying, contextlib.suppress(OSError):  # the parent is gone, and we are next
-            send(self._link, Answer(number=number, result=result))
+            send(self._link, HelperAnswer(number=number, result=result))
 
 
 def _why(error: Exception) -> str:
@@ -182,9 +182,9 @@ def main(arena_path: str, arena_id: str, parent: str, descriptor: str) -> None:
         api = load_nixl()
         if "NIXL_LOG_LEVEL" not in os.environ:
             logging.getLogger("nixl").setLevel(logging.WARNING)
-        process = Process(api, ArenaReader.attach(arena_path, int(arena_id)), link)
+        process = NixlProcess(api, ArenaReader.attach(arena_path, int(arena_id)), link)
     except Exception as error:
-        send(link, Answer(number=0, result=Failed(why=_why(error))))
+        send(link, HelperAnswer(number=0, result=NotDone(why=_why(error))))
         return
     try:
         process.run()

@@ -10,7 +10,7 @@ import numpy as np
 from lmkv_ray.arena import ArenaReader, checksum
 from lmkv_ray.transports.nixl.regions import Regions
 from lmkv_ray.transports.nixl.transfers import Numbers, Transfers, descriptors
-from lmkv_ray.transports.nixl.wire import ROW, Arrived, Failed, PeerData, Read, Result
+from lmkv_ray.transports.nixl.wire import ROW, Arrived, NotDone, PeerData, Read, Result
 
 VERIFIERS = 4
 """Threads for what a network brings."""
@@ -35,7 +35,7 @@ class Reads:
         self._verifiers = ThreadPoolExecutor(VERIFIERS, "verify")
 
     def read(self, read: Read, peer: PeerData, say: Say) -> None:
-        """Read chunks into our slots and compare their checksums; says ``Arrived`` or ``Failed``.
+        """Read chunks into our slots and compare their checksums; says ``Arrived`` or ``NotDone``.
 
         Args:
             read: what.
@@ -45,7 +45,7 @@ class Reads:
         rows = np.frombuffer(read.rows, np.uint64).reshape(-1, ROW)
 
         def failed(why: str) -> None:
-            say(Failed(why=why))
+            say(NotDone(why=why))
 
         def arrived(at_once: bool) -> None:
             """``at_once``: this thread has just copied the bytes, which are in its cache."""

@@ -84,7 +84,7 @@ class Transfers:
 
     def forget(self, agent: str) -> None:
         """A peer is gone. What NIXL still reads from it (it may hang) has to end first: without the
-        agent nobody could tell when it has.
+        agent there would be no way to tell when it has.
         """
         self._gone.add(agent)
         self._remove()

@@ -20,8 +20,8 @@ from lmkv_ray.messages import decode, encode
 from lmkv_ray.transports.answers import NoAnswerError, answer_of
 from lmkv_ray.transports.base import Capabilities, PeerInfo
 from lmkv_ray.transports.chunk_reader import CHANGED
-from lmkv_ray.transports.nixl.found import Found
 from lmkv_ray.transports.nixl.helper import Helper, HelperError
+from lmkv_ray.transports.nixl.peer_chunks import PeerChunks
 from lmkv_ray.transports.nixl.server import Locate, Located
 from lmkv_ray.transports.nixl.wire import NAME, Arrived, Command, Meet, Read, Result
 from lmkv_ray.transports.windows import in_windows
@@ -114,8 +114,8 @@ class NixlTransport:
         slots = fetch.destinations[window.start : window.stop]
         offsets = np.array([self._arena.offset_of(slot) for slot in slots], np.uint64)
         room = np.array([len(slot) for slot in slots])
-        found, intact = Found.unknown(len(keys)), np.zeros(len(keys), np.bool_)
-        now = Found.unknown(len(keys))
+        found, intact = PeerChunks.unknown(len(keys)), np.zeros(len(keys), np.bool_)
+        now = PeerChunks.unknown(len(keys))
         silence: NoAnswerError | None = None
         try:
             found = await self._locate(peer, keys, deadline)
@@ -147,7 +147,7 @@ class NixlTransport:
             outcomes.append(Outcome(position, failure=failure, detail=detail))
         return outcomes
 
-    async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> Found:
+    async def _locate(self, peer: PeerInfo, keys: KeyArray, deadline: float) -> PeerChunks:
         """What the peer's actor says, whose agent our process knows then."""
         known = self._current(peer)
         version = known.version if known is not None else ""
@@ -155,7 +155,7 @@ class NixlTransport:
         answer = await answer_of(lambda: peer.ask(NAME, question), deadline, self._clock)
         try:
             located = decode(answer, Located)
-            found = Found.of(located, len(keys))
+            found = PeerChunks.of(located, len(keys))
         except (ValueError, TypeError, msgspec.DecodeError) as error:
             raise NoAnswerError(Failure.LOST, f"the answer makes no sense: {error}") from None
         if located.metadata:

@@ -40,7 +40,7 @@ class Meet(Message, frozen=True, tag=True):
 
 
 class Read(Message, frozen=True, tag=True):
-    """Read from known places of a peer into slots, and verify what has arrived there."""
+    """Read from known offsets of a peer into slots, and verify what has arrived there."""
 
     agent: str
     rows: bytes
@@ -54,7 +54,7 @@ class Serve(Message, frozen=True, tag=True):
 Command = Register | Meet | Read
 
 
-class Request(Message, frozen=True):
+class HelperRequest(Message, frozen=True):
     """Shard to process."""
 
     number: int
@@ -86,16 +86,16 @@ class Arrived(Message, frozen=True, tag=True):
     """For each row: 1 if the bytes have the checksum, else 0."""
 
 
-class Failed(Message, frozen=True, tag=True):
+class NotDone(Message, frozen=True, tag=True):
     """It did not work; nothing writes into the slots any more."""
 
     why: str
 
 
-Result = Ready | Registered | Met | Arrived | Failed
+Result = Ready | Registered | Met | Arrived | NotDone
 
 
-class Answer(Message, frozen=True):
+class HelperAnswer(Message, frozen=True):
     """Process to shard."""
 
     number: int

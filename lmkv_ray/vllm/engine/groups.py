@@ -39,7 +39,7 @@ class Group:
     """One group, and how its blocks are cut into chunks."""
 
     number: int
-    """Its place in the engine's order, and part of its chunks' keys."""
+    """Its position in the engine's order, and part of its chunks' keys."""
     block_tokens: int
     blocks: int
     """Blocks in a chunk."""
@@ -91,7 +91,9 @@ class Group:
         return gap
 
     def _unneeded(self, computed: Any) -> Any:
-        """Leading tokens nobody looks at once ``computed`` are there (an int, or an array)."""
+        """Leading tokens that vLLM does not look at once ``computed`` are there (an int, or an
+        array).
+        """
         if self.window is not None:
             skipped = computed - self.window + 1
             return skipped * (skipped > 0)
@@ -122,17 +124,17 @@ def longest_hit(
         ``computed`` if there is no hit beyond it.
     """
     end = limit
-    for group, its in zip(groups, found, strict=True):
-        if group.full and not its.all():
-            end = min(end, (computed // group.tokens + int(np.argmin(its))) * group.tokens)
+    for group, held in zip(groups, found, strict=True):
+        if group.full and not held.all():
+            end = min(end, (computed // group.tokens + int(np.argmin(held))) * group.tokens)
     end -= end % align
-    windowed = [(g, its) for g, its in zip(groups, found, strict=True) if not g.full]
+    windowed = [(g, held) for g, held in zip(groups, found, strict=True) if not g.full]
     if end <= computed or not windowed:
         return max(end, computed)
     ends = np.arange(end, computed, -align, dtype=np.int64)
     gap = np.zeros(len(ends), np.bool_)
-    for group, its in windowed:
-        gap |= group.gaps(ends, computed, computed // group.tokens, its)
+    for group, held in windowed:
+        gap |= group.gaps(ends, computed, computed // group.tokens, held)
     return computed if gap.all() else int(ends[np.argmin(gap)])
 
 

@@ -8,12 +8,12 @@ import logging
 def show() -> None:
     """Show what is logged from vLLM's own level on, through vLLM's own handlers.
 
-    vLLM arranges for the loggers below ``vllm`` only. Does nothing where somebody else has
+    vLLM arranges for the loggers below ``vllm`` only. Does nothing where the program has
     arranged for all loggers, or for ours.
     """
-    ours, its = logging.getLogger("lmkv_ray"), logging.getLogger("vllm")
+    ours, vllm_log = logging.getLogger("lmkv_ray"), logging.getLogger("vllm")
     if ours.level == logging.NOTSET:
-        ours.setLevel(its.getEffectiveLevel())
+        ours.setLevel(vllm_log.getEffectiveLevel())
     if not ours.hasHandlers():
-        for handler in its.handlers:
+        for handler in vllm_log.handlers:
             ours.addHandler(handler)

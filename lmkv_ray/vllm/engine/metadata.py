@@ -70,7 +70,9 @@ class LoadJob:
 
     @classmethod
     def lost(cls, request_id: str, blocks: list[int]) -> LoadJob:
-        """A load that vLLM waits for and nobody ordered: from no arena, so that it fails."""
+        """A load that vLLM waits for and that was never ordered: from no arena, so that it
+        fails.
+        """
         return cls(request_id, NO_ARENA, 0, 0, [], [], 0, blocks, EVERY_PLACE)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from lmkv_ray.vllm.engine.metadata import LayoutReport
 
 IN_PLACE_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
-"""vLLM's names of KV-cache kinds that need all blocks of a request, each in its place."""
+"""vLLM's names of KV-cache kinds that need all blocks of a request, each at its position."""
 
 SUPPORTED_DEVICES = ("cpu", "cuda")
 """vLLM's names; AMD GPUs are ``cuda`` too. The GPU path was never run on one by its authors: its
@@ -83,7 +83,7 @@ def check_workers(config: VllmConfig, reports: Sequence[LayoutReport]) -> None:
     """Refuse engines that have no worker beside them: there, chunks are looked up.
 
     Args:
-        config: of the engine.
+        config: vLLM's configuration of the engine.
         reports: of all workers, by rank.
 
     Raises:
@@ -94,7 +94,7 @@ def check_workers(config: VllmConfig, reports: Sequence[LayoutReport]) -> None:
         raise UnsupportedError(
             f"{config.model_config.model}: lmkv_ray does not support an engine on a node without "
             "any of its workers yet.",
-            next_step="Place the engine with one of its workers, in one pid namespace, or serve "
+            next_step="Put the engine with one of its workers, in one pid namespace, or serve "
             "without lmkv_ray.",
         )
 

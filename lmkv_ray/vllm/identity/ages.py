@@ -47,7 +47,9 @@ class Identity:
     def learn(self, **fields: str) -> None:
         """These fields of all namespaces are known."""
         with self._lock:
-            self._learnt = tuple(structs.replace(its, **fields) for its in self._learnt)
+            self._learnt = tuple(
+                structs.replace(fields_of_host, **fields) for fields_of_host in self._learnt
+            )
             self._pending.difference_update(fields)
 
     def doubt(self, *fields: str) -> None:
@@ -69,7 +71,7 @@ class Identity:
             self.known = known
         if not known:
             return False
-        namespaces = tuple(its.digest() for its in learnt)
+        namespaces = tuple(fields_of_host.digest() for fields_of_host in learnt)
         if namespaces == self.namespaces:
             return False
         self.namespaces = namespaces

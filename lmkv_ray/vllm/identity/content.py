@@ -77,7 +77,7 @@ class ContentThread:
 
     Args:
         config: vLLM's, of an engine that has loaded its weights by now.
-        settings: of the engine.
+        settings: the engine's own settings.
     """
 
     def __init__(self, config: Any, settings: Settings) -> None:
@@ -250,7 +250,7 @@ class _Reader:
         """Of files whose names matter."""
         listed = sorted(files)
         digests = self._read([file for _, file in listed])
-        named = [(name, its) for (name, _), its in zip(listed, digests, strict=True)]
+        named = [(name, value) for (name, _), value in zip(listed, digests, strict=True)]
         return _digest(named) if named else ""
 
     def _read(self, files: Sequence[Path]) -> list[str]:
@@ -293,10 +293,10 @@ def _remote_code(fields: Any, inside: bool = False) -> set[str]:
     if isinstance(fields, str):
         return {fields.partition("--")[0]} if inside and "--" in fields else set()
     if isinstance(fields, dict):
-        found = [_remote_code(its, inside or key == "auto_map") for key, its in fields.items()]
+        found = [_remote_code(value, inside or key == "auto_map") for key, value in fields.items()]
         return set[str]().union(*found)
     if isinstance(fields, list | tuple):
-        return set[str]().union(*(_remote_code(its, inside) for its in fields))
+        return set[str]().union(*(_remote_code(value, inside) for value in fields))
     return set()
 
 

@@ -24,7 +24,7 @@ class Generation:
     """One per engine; on the engine's thread.
 
     Args:
-        identity: of the engine.
+        identity: whose chunks these are.
         workers: how many there are.
         clock: seconds.
     """
@@ -49,7 +49,7 @@ class Generation:
         self._answers = {}
 
     def wanted(self) -> bool:
-        """Somebody wants to know. Whether an answer is awaited, and may still come in time."""
+        """The scheduler half asks. Whether an answer is awaited, and may still come in time."""
         if not self._doubted:
             return False
         now = self._clock()

@@ -76,8 +76,8 @@ def options(config: Any) -> dict[str, str]:
     """
     found = {path: _value(config, path) for path in OPTIONS}
     if (draft := draft_of(config)) is not None:
-        its = [model_fields(draft), quantization(draft), length(draft), str(draft.dtype)]
-        found["speculative_config.draft_model_config"] = its
+        of_draft = [model_fields(draft), quantization(draft), length(draft), str(draft.dtype)]
+        found["speculative_config.draft_model_config"] = of_draft
     return {
         path: _short(canonical(value, path))
         for path, value in found.items()

@@ -34,7 +34,7 @@ def derive_namespace(
     Args:
         config: the engine's configuration.
         settings: for the salt.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         reports: all workers' page layouts, with whatever they pack by, by rank.
         ranks: of the workers whose slices make up a chunk; None: all.
 

@@ -29,7 +29,7 @@ CHECKED = 512
 """Chunks that are looked at again at a time; less than a millisecond."""
 
 
-class Run(NamedTuple):
+class BlockRun(NamedTuple):
     """Chunks of one group that were on the device a moment ago."""
 
     group: int
@@ -44,14 +44,14 @@ class DeviceWatch:
     def __init__(self) -> None:
         self.pool: BlockPool | None = None
         """vLLM's; nothing is known without it."""
-        self._noted: deque[Run] = deque(maxlen=MAX_NOTED)
+        self._noted: deque[BlockRun] = deque(maxlen=MAX_NOTED)
         self._watched: Watched[tuple[bytes, int]] = Watched(MAX_WATCHED)
         self._checked_at = 0.0
         self._untold = self._renamed = False
 
     # -- the engine's thread --------------------------------------------------------------------
 
-    def note(self, runs: Iterable[Run]) -> None:
+    def note(self, runs: Iterable[BlockRun]) -> None:
         """Chunks of a request have come to the device."""
         self._noted.extend(runs)
 
@@ -63,7 +63,7 @@ class DeviceWatch:
     # -- the link's thread ----------------------------------------------------------------------
 
     def start_over(self) -> None:
-        """Whoever is told has forgotten everything."""
+        """The shard has restarted: the next news lists every key again."""
         if self._renamed:
             self._renamed = False
             self._watched = Watched(MAX_WATCHED)

@@ -22,13 +22,13 @@ MAX_TOUCHED = 65536
 
 
 class GrantedSlot(NamedTuple):
-    """A slot that was taken to be filled: it is committed or released by whoever took it."""
+    """A slot that was taken to be filled: the caller that took it commits or releases it."""
 
     slot: int
     arena_id: int
     """The arena it is a slot of."""
     deadline: float
-    """``time.monotonic()`` on the shard's node, after which nobody may begin to write."""
+    """``time.monotonic()`` on the shard's node, after which no worker may begin to write."""
 
 
 @dataclass(slots=True)
@@ -110,7 +110,7 @@ class Slots:
         return not self._committing
 
     def release(self, granted: GrantedSlot) -> None:
-        """Give a slot back unused. Nobody may write to it any more."""
+        """Give a slot back unused. No worker may write to it any more."""
         with self._lock:
             if self._end_use(granted):
                 self._news.released.append(granted.slot)
@@ -151,7 +151,7 @@ class Slots:
                 self._news = News(touched=self._news.touched)
                 self._committing.clear()
             slots = dict.fromkeys(grant.slots)
-            self._in_use = {s: its for s, its in self._in_use.items() if s in slots}
+            self._in_use = {s: use for s, use in self._in_use.items() if s in slots}
             # What was held when we asked may have been filled or handed back since.
             told = {commit.slot for commit in self._news.commits} | {*self._news.released}
             self._free = {s: grant.deadline for s in slots if s not in self._in_use.keys() | told}

@@ -13,7 +13,7 @@ class StageTicket:
     """A stage under way, or over."""
 
     deadline: float
-    """``time.monotonic()`` after which nobody waits for it any more."""
+    """``time.monotonic()`` after which no request waits for it any more."""
     reply: StageReply | None = None
     over: bool = False
 

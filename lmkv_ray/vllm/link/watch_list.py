@@ -1,4 +1,4 @@
-"""Keys that somebody was told of, looked at again in turn: what they name may go without a word."""
+"""Keys that a listener was told of, looked at again in turn: an eviction sends no message."""
 
 from __future__ import annotations
 

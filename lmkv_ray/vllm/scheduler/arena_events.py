@@ -1,9 +1,9 @@
 """KV events about this node's arena, in vLLM's own form (``medium`` CPU).
 
 vLLM publishes what its prefix cache holds (medium GPU) if ``--kv-events-config`` asks for it; with
-these beside it, whoever follows the stream (llm-d, Dynamo, Ray's KVAwareRouter, an indexer) sees
-both tiers of an engine. Stored: what this engine saved or loaded. Removed: noticed by looking the
-keys up again, some of them every second, so that an eviction needs no message. Bounded: of the
+these beside it, a program that follows the stream (llm-d, Dynamo, Ray's KVAwareRouter, an indexer)
+sees both tiers of an engine. Stored: what this engine saved or loaded. Removed: noticed by looking
+the keys up again, some of them every second, so that an eviction needs no message. Bounded: of the
 chunks told of longest ago, the oldest are withdrawn first.
 """
 

@@ -1,7 +1,7 @@
 """What the arenas of an engine's other nodes have: asked once a request, without waiting.
 
 One message a place and group, answered by its shard when it has brought what was missing, or
-cannot. Nothing is pinned by an answer: it says where the chunks are and their generations, so that
+cannot. Nothing is held by an answer: it says where the chunks are and their generations, so that
 a copy of a chunk that was lost meanwhile is noticed as it is everywhere.
 """
 
@@ -25,7 +25,7 @@ class FarPlaces:
 
     Args:
         settings: of this engine.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         places: all but the first one; there may be none.
         remaining: what it takes to compute if so many chunks of a group come, from one on.
     """

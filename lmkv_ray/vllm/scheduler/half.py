@@ -48,7 +48,7 @@ class SchedulerHalf:
         groups: of its chunks.
         places: the nodes of its workers, its own first.
         device: follows what the engine's own cache holds.
-        events: who is told of chunks in the arena, if anybody.
+        events: is told of chunks in the arena; None: nothing is.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class SchedulerHalf:
         self._tables = BlockTables()
 
     def bind(self, pool: BlockPool) -> None:
-        """Give access to vLLM's block pool: blocks are pinned in it, and looked up."""
+        """Give access to vLLM's block pool: blocks are held in it, and looked up."""
         self._device.pool = pool
         self._own.bind(pool)
         for saver in self._savers:
@@ -155,9 +155,9 @@ class SchedulerHalf:
         if loaded := self._adapters.take(report):
             for saver in self._savers:  # whose request has ended is not renewed
                 saver.give_up()
-            for its in self._tracked.values():
-                if its.adapter_id in loaded:
-                    self._renew(its)
+            for other in self._tracked.values():
+                if other.adapter_id in loaded:
+                    self._renew(other)
         self._adopt()
         for request_id, token in report.failed_loads.items():
             if tracked := self._tracked.get(request_id):

@@ -53,12 +53,12 @@ class Loader:
 
     Args:
         settings: of this engine.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         places: of the engine; chunks are looked up in the first, and asked of the others.
         stats: where to count.
         dropped: whether this engine lately failed to save a key.
         pace: how fast this engine computes.
-        events: who is told of chunks in the arena, if anybody.
+        events: is told of chunks in the arena; None: nothing is.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class Loader:
         end = self._longest(found, computed, limit) if far else look.end
         if end <= computed:
             return NOTHING_TO_LOAD
-        needed = [its.part(its.group.span(computed, end)) for its in found]
+        needed = [chunks.part(chunks.group.span(computed, end)) for chunks in found]
         tracked.claim = Claim(computed, end, needed)
         return end - computed, True
 
@@ -212,8 +212,8 @@ class Loader:
             np.ones(-(-limit // group.tokens) - computed // group.tokens, np.bool_)
             for group in self._groups
         ]
-        for its in found:
-            everywhere[its.group.number] &= its.found
+        for chunks in found:
+            everywhere[chunks.group.number] &= chunks.found
         return longest_hit(
             self._groups,
             everywhere,
@@ -235,10 +235,10 @@ class Loader:
         missing = look.limit - look.end
         if not (within and self._link.peers and missing >= max(1, self._settings.stage_min_tokens)):
             return
-        for its in look.found:
-            group, link = its.group, self._links[its.group.number]
+        for chunks in look.found:
+            group, link = chunks.group, self._links[chunks.group.number]
             span = group.span(look.computed, look.limit)
-            found = its.found[span.start - its.first :]
+            found = chunks.found[span.start - chunks.first :]
             if found.all():
                 continue
             first = span.start + int(np.argmin(found))

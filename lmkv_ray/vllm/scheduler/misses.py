@@ -22,8 +22,8 @@ class MissCounter:
     """See the module.
 
     Args:
-        groups: of the engine.
-        places: of the engine.
+        groups: the engine's KV groups, in its order.
+        places: the engine's nodes, its own first.
         stats: where to count.
         dropped: whether this engine lately failed to save a key.
     """
@@ -84,11 +84,11 @@ class MissCounter:
         for group in self._groups:
             keys = tracked.keys(group)
             if len(keys):
-                its = reader.reasons(keys[np.minimum(-(-ends // group.tokens), len(keys)) - 1])
-                known = zip(reasons, its, strict=True)
+                of_group = reader.reasons(keys[np.minimum(-(-ends // group.tokens), len(keys)) - 1])
+                known = zip(reasons, of_group, strict=True)
                 reasons = [b if a is never else a for a, b in known]
         if self._places[0].link.differs:
-            return [MissReason.OTHER_NAMESPACE if its is never else its for its in reasons]
+            return [MissReason.OTHER_NAMESPACE if reason is never else reason for reason in reasons]
         return reasons
 
 

@@ -46,7 +46,7 @@ class OwnCache:
         if self._pool is None:
             return False
         now = self._pool.cached_block_hash_to_block
-        self._stale = {name: its for name, its in self._stale.items() if its is now}
+        self._stale = {name: stale for name, stale in self._stale.items() if stale is now}
         return "" in self._stale or adapter in self._stale
 
 
@@ -62,7 +62,7 @@ def device_prefix(
 
     Args:
         pool: vLLM's.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         hashes: the prompt's.
         limit: no more than so many tokens; a multiple of ``align``.
         align: whole blocks of every group.

@@ -51,7 +51,7 @@ class Pace:
         """Expected seconds of prefill once k further chunks are there, for k = 0 to ``chunks``.
 
         Args:
-            tokens: of the prompt.
+            tokens: the prompt's length in tokens.
             begin: of them are there already.
             chunk: tokens in a chunk.
             chunks: that are missing.

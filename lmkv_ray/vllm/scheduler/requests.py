@@ -16,7 +16,7 @@ from lmkv_ray.tenants import tenant_of
 from lmkv_ray.vllm.engine.groups import Bools, Group
 from lmkv_ray.vllm.identity.ages import Identity
 from lmkv_ray.vllm.identity.unnamed_request import UnnamedRequest
-from lmkv_ray.vllm.link.device_watch import Run
+from lmkv_ray.vllm.link.device_watch import BlockRun
 from lmkv_ray.vllm.link.ticket import StageTicket
 from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, Wishes
 
@@ -80,7 +80,9 @@ class Asked:
         return self.computed <= computed and limit <= self.limit
 
     def found(self, place: int, group: Group, first: int, end: int) -> FoundChunks:
-        """What is known of chunks ``first`` to ``end``: what nobody said is there is not."""
+        """What is known of chunks ``first`` to ``end``: a chunk that no answer names is not
+        there.
+        """
         slots, generations = np.full(end - first, -1), np.zeros(end - first, np.uint64)
         ticket = self.tickets.get((place, group.number))
         reply = ticket.reply if ticket is not None else None
@@ -101,8 +103,8 @@ class TrackedRequest:
 
     Args:
         request: vLLM's.
-        identity: of the engine.
-        groups: of the engine.
+        identity: whose chunks these are.
+        groups: the engine's KV groups, in its order.
         wishes: what the request says about its chunks.
     """
 
@@ -151,7 +153,7 @@ class TrackedRequest:
         """The request begins, maybe again: what was noted before a preemption may have gone."""
         self.noted, self.note_at = [0] * len(self.groups), 0
 
-    def runs_to_note(self, computed: int) -> list[Run]:
+    def runs_to_note(self, computed: int) -> list[BlockRun]:
         """Chunks of its first ``computed`` tokens that ``DeviceWatch`` was not told of yet."""
         runs, hashes = [], self.request.block_hashes
         for group in self.groups:
@@ -160,7 +162,7 @@ class TrackedRequest:
             if end > begin:
                 first, last = group.hash_index(begin), group.hash_index(end - 1)
                 last_blocks = hashes[first : last + 1 : group.tokens // group.hash_tokens]
-                runs.append(Run(group.number, keys[begin:end].tobytes(), last_blocks))
+                runs.append(BlockRun(group.number, keys[begin:end].tobytes(), last_blocks))
                 self.noted[group.number] = end
         self.note_at = min((self.noted[g.number] + 1) * g.tokens for g in self.groups)
         return runs

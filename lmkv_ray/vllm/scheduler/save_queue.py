@@ -1,6 +1,6 @@
 """Chunks of requests that ended before all of them could be saved.
 
-Their blocks are pinned until they are: for a bounded time, up to a share of the device's blocks,
+Their blocks are held until they are: for a bounded time, up to a share of the device's blocks,
 and only as long as vLLM has enough others. Runs on the engine's thread; never waits.
 """
 
@@ -49,7 +49,7 @@ class Wanted:
 
 
 class WaitingSaves:
-    """The queue, oldest first. It pins what it holds.
+    """The queue, oldest first. It holds the blocks of its chunks.
 
     Args:
         clock: seconds that pass.
@@ -90,7 +90,7 @@ class WaitingSaves:
         return self._queue[0]
 
     def pop(self, pool: BlockPool) -> Wanted:
-        """It waits no longer: it was ordered (and pinned for that), or is given up."""
+        """It waits no longer: it was ordered (and is held for that), or is given up."""
         wanted = self._queue.popleft()
         self._keys.discard(wanted.key)
         self._blocks -= len(wanted.blocks)

@@ -1,6 +1,6 @@
 """Saves: which chunks to keep, in which slots, and when their blocks may go.
 
-Runs on the engine's thread; never waits. Blocks being saved are pinned in vLLM's block pool by
+Runs on the engine's thread; never waits. Blocks being saved are held in vLLM's block pool by
 reference count, so that preemption, abort or finish of their request need no special case.
 """
 
@@ -36,7 +36,7 @@ REMEMBERED_KEYS = 8192
 
 REPORT_SECONDS = 10.0
 """That saves may go without a sign of life before vLLM is let rest: an engine without requests
-that waits for a report steps as fast as it can. The blocks stay pinned, for a copy may be under
+that waits for a report steps as fast as it can. The blocks stay held, for a copy may be under
 way, until a report comes with a later request."""
 
 
@@ -54,11 +54,11 @@ class Saver:
 
     Args:
         settings: of this engine.
-        groups: of the engine.
-        place: whose.
+        groups: the engine's KV groups, in its order.
+        place: the node of the engine whose chunks are saved.
         job_ids: of saves, unique over all places.
         stats: where to count.
-        events: who is told of chunks in the arena, if anybody.
+        events: is told of chunks in the arena; None: nothing is.
         clock: seconds that pass.
     """
 

@@ -45,9 +45,9 @@ def open_places(
     """The places of an engine, its own node first; their links have begun to attach.
 
     Args:
-        config: of the engine.
-        settings: of the engine.
-        groups: of the engine.
+        config: vLLM's configuration of the engine.
+        settings: the engine's own settings.
+        groups: the engine's KV groups, in its order.
         reports: of all workers.
         replicas: consecutive ranks whose slices are the same bytes.
         engine_id: unique among engines.
@@ -67,7 +67,8 @@ def open_places(
     by_host = [[report for report in reports if report.host == host] for host in hosts]
     ranks = [[report.rank for report in mine] for mine in by_host] if len(hosts) > 1 else [None]
     identity = Identity(
-        [derive_namespace(config, settings, groups, reports, its) for its in ranks], pending=CONTENT
+        [derive_namespace(config, settings, groups, reports, members) for members in ranks],
+        pending=CONTENT,
     )
     content.begin(identity.learn)
     identity.adopt()
@@ -87,8 +88,8 @@ def open_places(
                 slot_bytes=size,
                 held=[],
             )
-            its = (group for group, nb in zip(groups, nbytes, strict=True) if nb == size)
-            burst = sum(tokens // group.tokens for group in its)
+            members = (group for group, nb in zip(groups, nbytes, strict=True) if nb == size)
+            burst = sum(tokens // group.tokens for group in members)
             links[size] = ShardLink(
                 partial(connect, host if number else None),
                 hello,

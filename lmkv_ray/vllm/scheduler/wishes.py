@@ -14,9 +14,9 @@ field ``kv_transfer_params`` of the request's body. With ``"keys": true`` the an
 | ``session``, ``category`` | up to 128 bytes of printable text (UTF-8) |
 | ``keys`` | true or false |
 
-Anybody may write anything here. One rule: if a field is unknown, or its value is none of these, all
-hints of this request are ignored, and the counter ``refused_hints`` rises. The request itself never
-fails. What is read is read in constant time.
+A stranger may write anything here. One rule: if a field is unknown, or its value is none of these,
+all hints of this request are ignored, and the counter ``refused_hints`` rises. The request itself
+never fails. What is read is read in constant time.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     pin: bool = False
     """Do not evict its chunks to make room."""
     ttl: float | None = None
-    """Seconds after which nobody will ask for them any more."""
+    """Seconds after which no request will ask for them any more."""
     priority: int = 0
     """See ``Hints.priority``."""
     session: str = ""

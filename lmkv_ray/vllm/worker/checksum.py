@@ -55,8 +55,8 @@ def checksums(tensor: torch.Tensor) -> torch.Tensor:
     flat = words(tensor)
     for begin in range(0, len(flat), len(factors)):
         piece = flat[begin : begin + len(factors)]
-        its = factors[: len(piece)]
-        sums += [_dot(piece, its), _dot(piece >> 32, its)]
+        weights = factors[: len(piece)]
+        sums += [_dot(piece, weights), _dot(piece >> 32, weights)]
     return torch.stack(sums) if sums else torch.zeros(0, dtype=torch.int64, device=tensor.device)
 
 

@@ -1,6 +1,6 @@
 """Worker half: hands the scheduler half's jobs to a transfer engine, without any RPC.
 
-Blocks being saved are pinned by the scheduler half until the report; blocks being loaded belong to
+Blocks being saved are held by the scheduler half until the report; blocks being loaded belong to
 a request that vLLM does not run before the report. So no copy needs a lock.
 """
 
@@ -52,7 +52,8 @@ REST_SECONDS = 0.1
 nothing else to do, and some words of the weights are compared. On a CPU that is done always."""
 
 PREPARE_SECONDS = 10.0
-"""That the start of an engine may take longer so that its node's arena is pinned: some 100 GiB."""
+"""That the start of an engine may take longer so that its node's arena is registered: some 100
+GiB."""
 
 
 @dataclass(slots=True)
@@ -70,7 +71,7 @@ class WorkerHalf:
     Args:
         config: the engine's configuration.
         cache: of the engine's pages, as this worker has them.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         settings: of this engine.
     """
 

@@ -48,7 +48,7 @@ def open_pages(
     Args:
         kv_caches: of each layer of this worker.
         cache: what vLLM says of them.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         settings: of this engine.
         model: for messages.
 

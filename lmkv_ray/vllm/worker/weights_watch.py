@@ -6,7 +6,7 @@ Weights are changed while an engine runs in ways that no connector is told of: R
 * ``suspicious`` compares what costs microseconds: which parameters there are, torch's count of the
   writes to each, and some words of each (``param.data`` is written uncounted);
 * ``check`` sums up all of them (``checksum``), when something is suspicious or the engine's prefix
-  cache was emptied, as it must be, whoever changes weights: vLLM's own cache would be wrong else.
+  cache was emptied, as it must be when weights change: vLLM's own cache would be wrong else.
 
 Equal sums are the same weights, whatever happened in between (a sleep, a reload of the same file).
 Other sums name the new ones, so that replicas that were given the same weights share their KV. On
@@ -68,9 +68,9 @@ class WeightsWatch:
         import torch
 
         if any(
-            (its.version is not None and its.value._version != its.version)
-            or its.where.get(its.name) is not its.value
-            for its in self._held
+            (held.version is not None and held.value._version != held.version)
+            or held.where.get(held.name) is not held.value
+            for held in self._held
         ):
             return True
         if not samples or self._samples is None:

@@ -11,7 +11,7 @@ from lmkv_ray.transfer.base import Ints
 
 
 @dataclass(frozen=True, slots=True)
-class BlockPlaces:
+class BlockTargets:
     """Three arrays of equal length, one element a block.
 
     ``chunks``: byte offset of the chunk in the arena; ``indices``: the block's number inside the
@@ -39,11 +39,11 @@ class BlockPlaces:
             raise IndexError(f"block {indices.max()} of a chunk of {layout.blocks}")
 
 
-def place_blocks(chunk_offsets: Ints, blocks: Ints, *, skip: int, per_chunk: int) -> BlockPlaces:
+def target_blocks(chunk_offsets: Ints, blocks: Ints, *, skip: int, per_chunk: int) -> BlockTargets:
     """Lay ``blocks`` over chunks of ``per_chunk`` blocks, leaving out the first ``skip`` blocks.
 
     Raises:
         IndexError: there are more blocks than the chunks hold.
     """
     order = np.arange(skip, skip + len(blocks), dtype=np.int64)
-    return BlockPlaces(chunk_offsets[order // per_chunk], order % per_chunk, blocks)
+    return BlockTargets(chunk_offsets[order // per_chunk], order % per_chunk, blocks)

@@ -14,7 +14,7 @@ Positions = npt.NDArray[np.intp]
 
 
 @dataclass(frozen=True)
-class Found:
+class PeerChunks:
     """Where chunks are at the peer, one element a key."""
 
     nbytes: npt.NDArray[np.int64]
@@ -58,12 +58,12 @@ class Found:
         """Which are there, and not larger than the bytes there are for each."""
         return (self.nbytes > 0) & (self.nbytes <= room)
 
-    def rows(self, positions: Positions, places: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    def rows(self, positions: Positions, offsets: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
         """Rows of ``wire.Read``, uint64[positions, ROW].
 
         Args:
             positions: which.
-            places: for each key the offset here.
+            offsets: for each key the offset here.
         """
-        columns = places, self.offsets, self.nbytes.astype(np.uint64), self.checksums
+        columns = offsets, self.offsets, self.nbytes.astype(np.uint64), self.checksums
         return np.stack([column[positions] for column in columns], axis=1)

@@ -1,17 +1,19 @@
-"""Pins the arena for a device, piece by piece.
+"""Registers the arena for a device, piece by piece.
 
-Copies of pinned memory run at the speed of the link and wait for nobody; others are several times
-slower and hold up the thread that queues them. Pinning takes a while (faulting in 8 GiB that nobody
+Copies of registered memory run at the speed of the link, without waiting; others are several times
+slower and hold up the thread that queues them. Registration takes a while (faulting in 8 GiB that
+were not
 touched: 5 s on one thread; registering them then: 0.3 s). There are two times for it:
 
 * ``prepare``, while the engine starts, on its own thread and for a bounded time. Then nothing until
   ``attach``: in between the engine captures its graphs, and CUDA does not let memory be registered
   then, by whatever thread (docs/gpu.md).
-* from ``attach`` on, in a thread of Pinning's own: what was left, and what the shard assigns later.
+* from ``attach`` on, in a thread of Registration's own: what was left, and what the shard assigns
+  later.
 
-Until a piece is pinned its copies take the slower path.
+Until a piece is registered its copies take the slower path.
 
-No copy may touch pinned and other memory at once, or two pieces: so pieces consist of whole
+No copy may touch registered and other memory at once, or two pieces: so pieces consist of whole
 extents, which no slot crosses.
 """
 
@@ -41,7 +43,7 @@ CLOSE_SECONDS = 10.0
 
 
 class Registry(Protocol):
-    """What pinning needs of a ``Device``, documented there."""
+    """What registration needs of a ``Device``, documented there."""
 
     name: str
 
@@ -49,59 +51,60 @@ class Registry(Protocol):
         """Make this the current device of the calling thread."""
 
     def register(self, address: int, nbytes: int) -> None:
-        """Pin memory of the host."""
+        """Register memory of the host."""
 
     def unregister(self, address: int) -> None:
         """Undo ``register``."""
 
 
 @dataclass(eq=False)
-class _Pinned:
-    """An arena, as far as it is pinned. Its memory stays mapped as long as this lives."""
+class _Registered:
+    """An arena, as far as it is registered. Its memory stays mapped as long as this lives."""
 
     arena: weakref.ref[Arena]
     """Dead when neither the worker nor any copy uses the arena any more."""
     data: Bytes
     extent_bytes: int
     extents: npt.NDArray[np.bool_]
-    """Which are pinned."""
+    """Which are registered."""
     addresses: list[int]
     """Of the pieces."""
     attached: bool = False
-    """Else nothing may be pinned in the background yet."""
+    """Else nothing may be registered in the background yet."""
 
 
-class Pinning:
-    """What is pinned of the arenas that were attached.
+class Registration:
+    """What is registered of the arenas that were attached.
 
     Args:
-        registry: pins.
+        registry: registers.
         piece_bytes: at most so much with one call, but at least one extent.
     """
 
     def __init__(self, registry: Registry, *, piece_bytes: int = PIECE_BYTES) -> None:
         self._registry = registry
         self._piece_bytes = piece_bytes
-        self._arenas: list[_Pinned] = []
+        self._arenas: list[_Registered] = []
         self._refused = False
         self._closing = False
         self._wake = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="lmkv-pin", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="lmkv-register", daemon=True)
         self._thread.start()
 
     def prepare(self, arena: Arena, within: float) -> tuple[int, int]:
-        """Pin what can be pinned in so many seconds, now; it is let go of when the arena dies.
+        """Register what can be registered in so many seconds, now; it is let go of when the arena
+        dies.
 
         Returns:
-            bytes that are pinned, and bytes that have memory.
+            bytes that are registered, and bytes that have memory.
         """
-        pinned = self._entry(arena)
-        self._pin(pinned, arena, time.monotonic() + within)
+        registered = self._entry(arena)
+        self._register(registered, arena, time.monotonic() + within)
         whole = sum(nbytes for _, nbytes in arena.assigned())
-        return min(int(pinned.extents.sum()) * pinned.extent_bytes, whole), whole
+        return min(int(registered.extents.sum()) * registered.extent_bytes, whole), whole
 
     def attach(self, arena: Arena) -> None:
-        """Pin this arena from now on, and let go of others when nothing uses them any more."""
+        """Register this arena from now on, and let go of others when nothing uses them any more."""
         self._entry(arena).attached = True
         self._wake.set()
 
@@ -111,29 +114,31 @@ class Pinning:
             self._wake.set()
 
     def covers(self, arena: Arena, at: Ints) -> npt.NDArray[np.bool_]:
-        """bool[n]: whether the extents are pinned in which these offsets of ``data`` lie."""
-        for pinned in self._arenas:
-            if pinned.arena() is arena:
-                covered: npt.NDArray[np.bool_] = pinned.extents[at // pinned.extent_bytes]
+        """bool[n]: whether the extents are registered in which these offsets of ``data`` lie."""
+        for registered in self._arenas:
+            if registered.arena() is arena:
+                covered: npt.NDArray[np.bool_] = registered.extents[at // registered.extent_bytes]
                 return covered
         return np.zeros(len(at), np.bool_)
 
     def close(self) -> None:
-        """Unpin everything; no copy may be under way."""
+        """Deregister everything; no copy may be under way."""
         self._closing = True
         self._wake.set()
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
-            logger.warning("lmkv_ray: memory is still being pinned after %.0f s.", CLOSE_SECONDS)
+            logger.warning(
+                "lmkv_ray: memory is still being registered after %.0f s.", CLOSE_SECONDS
+            )
 
-    def _entry(self, arena: Arena) -> _Pinned:
+    def _entry(self, arena: Arena) -> _Registered:
         """What is known of an arena, as the last of all."""
-        others = [pinned for pinned in self._arenas if pinned.arena() is not arena]
-        mine = [pinned for pinned in self._arenas if pinned.arena() is arena]
+        others = [registered for registered in self._arenas if registered.arena() is not arena]
+        mine = [registered for registered in self._arenas if registered.arena() is arena]
         if not mine:
             extents = np.zeros(-(-len(arena.data) // arena.extent_bytes), np.bool_)
             ref: weakref.ref[Arena] = weakref.ref(arena, lambda _: self._wake.set())
-            mine = [_Pinned(ref, arena.data, arena.extent_bytes, extents, [])]
+            mine = [_Registered(ref, arena.data, arena.extent_bytes, extents, [])]
         self._arenas = others + mine  # a new list, as the others are read without a lock
         return mine[0]
 
@@ -147,13 +152,13 @@ class Pinning:
         while True:
             self._wake.wait()
             self._wake.clear()
-            for pinned in self._arenas:
-                arena = None if self._closing else pinned.arena()
+            for registered in self._arenas:
+                arena = None if self._closing else registered.arena()
                 try:
                     if arena is None:
-                        self._unpin(pinned)
-                    elif pinned.attached:
-                        self._pin(pinned, arena)
+                        self._deregister(registered)
+                    elif registered.attached:
+                        self._register(registered, arena)
                         self._populate(arena)
                 except Exception as error:
                     self._refuse(error)
@@ -161,57 +166,57 @@ class Pinning:
             if self._closing:
                 return
 
-    def _pin(self, pinned: _Pinned, arena: Arena, deadline: float = math.inf) -> None:
-        base = pinned.data.ctypes.data
-        for first, end in self._pieces(pinned, arena):
+    def _register(self, registered: _Registered, arena: Arena, deadline: float = math.inf) -> None:
+        base = registered.data.ctypes.data
+        for first, end in self._pieces(registered, arena):
             if self._refused or self._closing or time.monotonic() >= deadline:
                 return
-            offset = first * pinned.extent_bytes
-            nbytes = min(end * pinned.extent_bytes, len(pinned.data)) - offset
+            offset = first * registered.extent_bytes
+            nbytes = min(end * registered.extent_bytes, len(registered.data)) - offset
             try:
-                # Pinning would do it too, but on one thread.
-                prefault(pinned.data[offset : offset + nbytes], stop=lambda: self._closing)
+                # Registration would do it too, but on one thread.
+                prefault(registered.data[offset : offset + nbytes], stop=lambda: self._closing)
                 self._registry.register(base + offset, nbytes)
             except Exception as error:
                 self._refuse(error)
                 return
-            pinned.addresses.append(base + offset)
-            pinned.extents[first:end] = True
+            registered.addresses.append(base + offset)
+            registered.extents[first:end] = True
 
     def _populate(self, arena: Arena) -> None:
-        """Fault in what could not be pinned; the arena takes note of all."""
+        """Fault in what could not be registered; the arena takes note of all."""
         for _ in arena.populate():
             if self._closing:
                 return
 
-    def _pieces(self, pinned: _Pinned, arena: Arena) -> Iterator[tuple[int, int]]:
-        """Extents (first, end) that have memory and are not pinned."""
-        new = np.zeros(len(pinned.extents) + 1, np.int8)
+    def _pieces(self, registered: _Registered, arena: Arena) -> Iterator[tuple[int, int]]:
+        """Extents (first, end) that have memory and are not registered."""
+        new = np.zeros(len(registered.extents) + 1, np.int8)
         for offset, nbytes in arena.assigned():
-            first = offset // pinned.extent_bytes
-            new[first : first + -(-nbytes // pinned.extent_bytes)] = 1
-        new[:-1] &= ~pinned.extents
+            first = offset // registered.extent_bytes
+            new[first : first + -(-nbytes // registered.extent_bytes)] = 1
+        new[:-1] &= ~registered.extents
         edges = np.flatnonzero(np.diff(new, prepend=np.int8(0))).reshape(-1, 2)
-        step = max(1, self._piece_bytes // pinned.extent_bytes)
+        step = max(1, self._piece_bytes // registered.extent_bytes)
         for begin, end in edges.tolist():
             for first in range(begin, end, step):
                 yield first, min(first + step, end)
 
-    def _unpin(self, pinned: _Pinned) -> None:
-        self._arenas = [other for other in self._arenas if other is not pinned]
-        pinned.extents[:] = False
-        for address in pinned.addresses:
+    def _deregister(self, registered: _Registered) -> None:
+        self._arenas = [other for other in self._arenas if other is not registered]
+        registered.extents[:] = False
+        for address in registered.addresses:
             try:
                 self._registry.unregister(address)
             except Exception as error:
-                logger.warning("lmkv_ray: a part of the arena stays pinned: %s", error)
+                logger.warning("lmkv_ray: a part of the arena stays registered: %s", error)
 
     def _refuse(self, error: Exception) -> None:
         if not self._refused:
             self._refused = True
             logger.warning(
-                "lmkv_ray: %s cannot pin the arena (%s); loads and saves go on at a fraction of "
-                "the speed. Next step: allow this process to lock memory (ulimit -l unlimited, "
+                "lmkv_ray: %s cannot register the arena (%s); loads and saves go on at a fraction "
+                "of the speed. Next step: allow this process to lock memory (ulimit -l unlimited, "
                 "docker run --ulimit memlock=-1) and restart the engine.",
                 self._registry.name,
                 error,
