@@ -170,11 +170,11 @@ MUTATIONS = [
         "slots that an engine does not name in its Hello are never free again",
     ),
     Mutation(
-        "silent_part_blocks",
-        "lmkv_ray.node.directory",
-        "            return None\n        self._told_at = None\n",
-        "            return None\n",
-        "a part of the directory that was silent once counts as silent for ever",
+        "lost_peer_is_believed",
+        "lmkv_ray.node.sources",
+        "        self._peers.forget(node_id)\n",
+        "",
+        "a peer that was restarted with another arena is read as if it were the old one, for ever",
     ),
 ]
 

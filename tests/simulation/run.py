@@ -56,6 +56,7 @@ def run(seed: int, *, cards: bool = False) -> Result:
     loop.set_exception_handler(lambda _, context: failures.append(_text(context)))
     began = time.process_time()
     logging.disable(logging.CRITICAL)
+    gc.freeze()  # what was imported need not be looked at again after each seed
     enabled = gc.isenabled()
     gc.disable()  # what a killed process leaves must not be finalised while others run
     asyncio.set_event_loop(loop)
