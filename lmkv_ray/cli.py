@@ -51,15 +51,22 @@ def _clear_errors(command: Callable[P, None]) -> Callable[P, None]:
 def status(
     address: Address = None,
     as_json: Annotated[bool, typer.Option("--json", help="All that is known, as JSON.")] = False,
+    story: Annotated[
+        bool, typer.Option(help="The last events of each shard and the directory, for a report.")
+    ] = False,
 ) -> None:
     """Nodes, chunks, memory and engines of the running cache."""
     from lmkv_ray.actors import connect
 
-    cache = connect(address, start=False).status()
+    cache = connect(address, start=False)
     if as_json:
-        print(msgspec.json.encode(cache).decode())
+        told = {"story": cache.story()} if story else cache.status()
+        print(msgspec.json.encode(told).decode())
+    elif story:
+        for service, lines in cache.story().items():
+            print("\n".join([service, *lines]))
     else:
-        for part in status_view(cache):
+        for part in status_view(cache.status()):
             Console().print(part, highlight=False)
 
 

@@ -13,7 +13,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from lmkv_ray.actors.launch import Handle, actor_names, find, kill
-from lmkv_ray.actors.names import shard_name
+from lmkv_ray.actors.names import directory_name, shard_name
 from lmkv_ray.config import Settings
 from lmkv_ray.directory import GPU, MEMORY, Holding, Location
 from lmkv_ray.errors import ConnectError, LmkvError, TierError
@@ -50,6 +50,31 @@ class Cache:
             ConnectError: the cache was stopped, or does not answer.
         """
         return decode(wait_for(self.directory.status.remote(), CALL_SECONDS), CacheStatus)
+
+    def story(self) -> dict[str, list[str]]:
+        """The last events of every shard and part of the directory, for a report of a fault.
+
+        Returns:
+            lines by service, the oldest first. A service that does not answer is left out.
+
+        Raises:
+            ConnectError: the cache was stopped, or does not answer.
+        """
+        status, namespace = self.status(), self._settings.ray_namespace
+        asked = {}
+        for part in status.directory:
+            if (actor := find(directory_name(part.part), namespace)) is not None:
+                asked[f"directory {part.part}"] = actor.story.remote()
+        for node in status.nodes:
+            if (actor := find(shard_name(node.node_id), namespace)) is not None:
+                asked[f"node {node.name}"] = actor.story.remote()
+        deadline = time.monotonic() + CALL_SECONDS
+        stories: dict[str, list[str]] = {}
+        for service, answer in asked.items():
+            with contextlib.suppress(LmkvError):
+                lines = wait_for(answer, deadline - time.monotonic())
+                stories[service] = msgspec.msgpack.decode(lines, type=list[str])
+        return stories
 
     def clear(self, namespace: str = "", salt: str | None = None) -> list[str]:
         """Remove chunks from every node. What is being saved meanwhile does not come back.

@@ -102,6 +102,10 @@ class DirectoryActor:
         """See ``DirectoryService.status``."""
         return await self._service.status()
 
+    async def story(self) -> bytes:
+        """See ``DirectoryService.story``."""
+        return self._service.story()
+
     async def part_status(self) -> bytes:
         """See ``DirectoryService.part_status``."""
         return self._service.part_status()

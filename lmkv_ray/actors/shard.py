@@ -158,6 +158,10 @@ class ShardActor:
         """See ``Node.catch_up``."""
         return await self._node.catch_up(message)
 
+    async def story(self) -> bytes:
+        """See ``Node.story``."""
+        return self._node.story()
+
     async def status(self) -> bytes:
         """``ShardStatus``, with the problem of a node that could not be opened."""
         return encode(self._describe())

@@ -21,6 +21,7 @@ from lmkv_ray.messages import ClearDone, Clears, Delta, ShardCleared, decode, en
 from lmkv_ray.neighbours import ClusterMemory, Neighbours
 from lmkv_ray.orders import Drain, Drained
 from lmkv_ray.status import CacheStatus, DirectoryStatus, ShardStatus
+from lmkv_ray.story import lines_of
 
 logger = logging.getLogger(__name__)
 
@@ -203,6 +204,10 @@ class DirectoryService:
     def part_status(self) -> bytes:
         """``DirectoryStatus``."""
         return encode(self.describe())
+
+    def story(self) -> bytes:
+        """The last events of this part, a list of lines."""
+        return msgspec.msgpack.encode(lines_of(self.state.story, self._clock.monotonic()))
 
     def describe(self) -> DirectoryStatus:
         """What this part knows at present."""

@@ -31,6 +31,7 @@ from lmkv_ray.node.sources import Finder, GivenFinder, PeerFinder, TierFinder
 from lmkv_ray.node.staging import Staging
 from lmkv_ray.orders import Drain, Move, PeerAddress, Take, Taken
 from lmkv_ray.status import EngineStatus, ShardStatus, TierStatus
+from lmkv_ray.story import lines_of
 from lmkv_ray.tiers import Tier
 from lmkv_ray.transports import Answer, Servers, Transports
 
@@ -276,6 +277,11 @@ class Node:
     def status(self) -> bytes:
         """``ShardStatus``."""
         return encode(self.describe())
+
+    def story(self) -> bytes:
+        """The shard's last events, a list of lines."""
+        now = self._machine.clock.monotonic()
+        return msgspec.msgpack.encode(lines_of(self.shard.state.story, now))
 
     def describe(self) -> ShardStatus:
         """What this node has and does at present."""

@@ -104,3 +104,13 @@ def test_a_restarted_shard_is_told_again(nodes: Nodes) -> None:
     become(nodes, [[]] * 30)
     engine.tell(KEYS)
     become(nodes, held)
+
+
+def test_the_last_events_of_all_services_are_told(nodes: Nodes) -> None:
+    engine = nodes.engine(nodes.cache.node_id)
+    engine.save(KEYS[:3])
+    story = nodes.cache.story()
+    assert sorted(service.split()[0] for service in story) == ["directory", "node", "node"]
+    [told] = [lines for lines in story.values() if any(engine.engine_id in line for line in lines)]
+    assert any("commit" in line for line in told)
+    assert "s ago" in told[-1]
