@@ -236,3 +236,23 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
+
+
+class Peers:
+    """One peer in this process and one in Ray, for as long as they live: starting takes time."""
+
+    def __init__(self) -> None:
+        self._peers: dict[type, LocalPeer | RayPeer] = {}
+
+    async def get(self, kind: type[LocalPeer | RayPeer]) -> LocalPeer | RayPeer:
+        if kind in self._peers:
+            if self._peers[kind].alive:
+                self._peers[kind].do("reset")
+                return self._peers[kind]
+            await self._peers[kind].close()
+        self._peers[kind] = kind()
+        return self._peers[kind]
+
+    async def close(self) -> None:
+        if LocalPeer in self._peers:  # the other one ends with Ray
+            await self._peers[LocalPeer].close()
