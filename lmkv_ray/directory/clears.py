@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 
 from lmkv_ray.messages import Clear, Message
 
 KEPT = 64
 """Clears that are remembered one by one. A shard that missed more is told to clear everything."""
+
+MOST = 1 << 62
+"""No clock says a higher number before the year 2116; what says one is wrong."""
 
 
 class KeptClears(Message, frozen=True):
@@ -25,9 +29,15 @@ class ClearLog:
     the number of the last clear that they carried out and tell it with every delta: a new directory
     learns the highest number from them, and a shard that is behind in a way the directory knows
     nothing about is told to clear everything.
+
+    Args:
+        step: by how much a number is higher, 1 or more, where the clock does not say. By chance, if
+            clears go into a store that other caches use as well: of two clears with one number the
+            second would count as carried out.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, step: Callable[[], int] = lambda: 1) -> None:
+        self._step = step
         self.highest = 0
         self._clears: deque[Clear] = deque(maxlen=KEPT)
         self._since = 0  # all clears after this one are in the log
@@ -54,7 +64,7 @@ class ClearLog:
             now_ns: wall-clock time, or the number that others gave to this clear; it makes numbers
                 higher than those of a forgotten log. If the clock was turned back, ``heard`` does.
         """
-        clear = Clear(number=max(self.highest + 1, now_ns), space=space)
+        clear = Clear(number=max(self.highest + self._step(), now_ns), space=space)
         if len(self._clears) == KEPT:
             self._since = self._clears[0].number
         self._clears.append(clear)
@@ -63,19 +73,19 @@ class ClearLog:
 
     def heard(self, number: int) -> None:
         """A shard has carried out this clear."""
-        if number in (self.highest, self._since) or number < self._since:
+        if number in (self.highest, self._since) or not self._since < number <= MOST:
             return
         if all(clear.number != number for clear in self._clears):
-            # An earlier life of the directory ordered it: other clears before it are not known.
+            # An earlier life of the directory ordered it, or that of another cluster from which the
+            # shard's disk comes: other clears before it are not known.
             self._since = number
-            if number > self.highest:
-                # That life's clock was ahead of ours. The shard must not miss what was ordered
-                # since, which has lower numbers: it is ordered again.
-                again = dict.fromkeys(clear.space for clear in self._clears)
-                self._clears.clear()
-                self.highest = number
-                for space in again:
-                    self.new(space, 0)
+            again = dict.fromkeys(clear.space for clear in self._clears if clear.number < number)
+            later = [clear for clear in self._clears if clear.number > number]
+            self._clears = deque(later, maxlen=KEPT)
+            self.highest = max(self.highest, number)
+            # The shard must not miss what has a lower number: it is ordered again.
+            for space in again:
+                self.new(space, 0)
 
     def owed(self, cleared: int) -> list[Clear]:
         """What a shard has yet to do whose last clear was this one, in order.

@@ -25,6 +25,12 @@ from lmkv_ray.story import lines_of
 
 logger = logging.getLogger(__name__)
 
+ATTEMPTS = 8
+"""To give a clear a number that is news to every shard."""
+AHEAD_SECONDS = 86400.0
+"""That the clock of another cluster may be ahead of ours."""
+STEP_BYTES = 3
+"""Of a random step between two clears of one time: up to 17 ms."""
 ANSWER_SECONDS = 2.0
 """How long another service may take to answer the directory."""
 
@@ -51,7 +57,9 @@ class DirectoryService:
         memory: ClusterMemory,
     ) -> None:
         self.state = DirectoryState(
-            -(-settings.directory_capacity // settings.directory_parts), orders_clears=part == 0
+            -(-settings.directory_capacity // settings.directory_parts),
+            orders_clears=part == 0,
+            step=lambda: 1 + int.from_bytes(clock.random_bytes(STEP_BYTES), "little"),
         )
         self.shards: set[str] = set()
         """Nodes that have a shard, as the cluster's keeper says."""
@@ -121,18 +129,22 @@ class DirectoryService:
 
         A ``number`` is that of a clear which a node found in a store that several share: it is
         ordered here once, under this number if that is a new one. So caches that share a store
-        do not answer each other's clears for ever.
+        do not answer each other's clears for ever. Who may write the store could name any number:
+        one that no clock says for long is replaced by one of ours, for there must be higher ones.
 
         Returns when every shard that answers serves nothing of it any more. The others do when they
         speak again; no reader is sent to them before.
 
         Raises:
-            ArenaError: the cluster's memory did not take it on, so it may be forgotten.
+            ArenaError: the cluster's memory did not take it on, so it may be forgotten; or a shard
+                says again and again that it has carried out a later one.
         """
         clears = self.state.clears
         if number and clears.knows(number):
             return encode(ClearDone(number=number))
-        while True:
+        if number > (self._clock.wall() + AHEAD_SECONDS) * 1e9:
+            number = 0
+        for _ in range(ATTEMPTS):
             clear = clears.new(space, number or int(self._clock.wall() * 1e9))
             await self._keep()
             # All that a node owes: it may have missed others, which a higher number would hide.
@@ -146,6 +158,11 @@ class DirectoryService:
                 await self._keep()
                 pending = sorted({name for answer in cleared for name in answer.pending})
                 return encode(ClearDone(number=clear.number, pending=pending))
+        raise ArenaError(
+            f"The clear is not known to all nodes: one says each time that it has carried out a "
+            f"later one than number {clear.number}.",
+            next_step="'lmkv status' names the nodes; restart their shards, and clear again.",
+        )
 
     async def _keep(self) -> None:
         """Have the log of clears in the cluster's memory, before a clear is answered.

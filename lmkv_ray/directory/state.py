@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,15 +78,18 @@ class DirectoryState:
     Args:
         capacity: chunks it remembers at most.
         orders_clears: whether it is the part that clears are asked of.
+        step: see ``ClearLog``.
     """
 
-    def __init__(self, capacity: int, *, orders_clears: bool = True) -> None:
+    def __init__(
+        self, capacity: int, *, orders_clears: bool = True, step: Callable[[], int] = lambda: 1
+    ) -> None:
         self._holders: NamedTable[str] = NamedTable(capacity)
         self.table = self._holders.table
         self.devices = ClusterDevices(-(-capacity // DEVICES_SHARE))
         self.nbytes = self.table.nbytes + self.devices.nbytes
         """Bytes of both tables."""
-        self.clears = ClearLog()
+        self.clears = ClearLog(step)
         self._orders_clears = orders_clears
         self._nodes: dict[str, _Node] = {}
         self._numbers = np.empty(0, np.uint16)  # of all nodes, for counting those that hold chunks

@@ -54,3 +54,29 @@ def test_a_shard_whose_number_is_of_a_clock_that_was_ahead_misses_nothing() -> N
     assert owed(log, 901) == [(902, B)]
     assert owed(log, 7) == [(902, b"")]
     assert not owed(log, 902)
+
+
+def test_a_shard_whose_number_is_of_another_cluster_misses_nothing() -> None:
+    """Its disk was copied from there, and has not carried out what was ordered here before."""
+    log = ClearLog()
+    log.new(A, 5)
+    log.new(B, 9)
+    log.heard(7)
+    assert owed(log, 7) == [(9, B), (10, A)]
+    log.heard(9)
+    assert owed(log, 9) == [(10, A)]
+
+
+def test_two_caches_whose_clocks_are_behind_give_no_number_twice() -> None:
+    """Both have heard of a clear from a clock that was ahead, and clear before ours gets there."""
+    one, two = ClearLog(iter([1, 4]).__next__), ClearLog(iter([1, 5]).__next__)
+    assert one.new(A, 900).number == two.new(A, 900).number
+    assert one.new(A, 1).number != two.new(B, 1).number
+
+
+def test_a_shard_that_says_a_number_without_end_does_not_use_them_up() -> None:
+    log = ClearLog()
+    log.new(A, 5)
+    log.heard((1 << 64) - 1)
+    assert log.new(B, 7).number == 7
+    assert owed(log, 0) == [(5, A), (7, B)]
