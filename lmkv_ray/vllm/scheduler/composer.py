@@ -1,0 +1,173 @@
+"""Requests that are put together from stored text: their plans, from arrival until they begin.
+
+Runs on the engine's thread. What decides is the request's state and vLLM's own; the scheduler class
+of ``rows`` computes the holes in the step in which a request begins.
+
+A block of such a request has a name of ours from before the first lookup in vLLM's prefix cache
+until the plan is dropped (``names``). Between the end of its load and the step that begins it, its
+blocks are in that cache though their holes are empty: ``unfinished`` says which these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from lmkv_ray.anywhere.names import first_named, names
+from lmkv_ray.anywhere.plan import Limits, Plan
+
+if TYPE_CHECKING:
+    from vllm.v1.request import Request
+
+
+@dataclass(slots=True, eq=False)
+class Composed:
+    """One request that is, or was to be, put together."""
+
+    request: Request
+    whole: Plan
+    """What its blocks are named after."""
+    exact: int | None
+    """Tokens of blocks with exact names; None: all have, for the plan was dropped."""
+    plan: Plan | None = None
+    """What was answered last: ``whole`` without what the device, or the arena, has in front."""
+    loading: bool = False
+    """vLLM has given it blocks; not begun yet."""
+    over: bool = False
+    """The plan was dropped, and is not made again."""
+    held: int = 0
+    """Steps in which there was no room for its rows."""
+    names: frozenset[bytes] = field(default=frozenset())
+
+    @property
+    def request_id(self) -> str:
+        """Of vLLM's request."""
+        return str(self.request.request_id)
+
+
+class Composer:
+    """Knows all requests that are put together.
+
+    Args:
+        block: tokens between two of vLLM's block hashes.
+        limits: of one step.
+    """
+
+    def __init__(self, block: int, limits: Limits) -> None:
+        self.limits = limits
+        self._block = block
+        self._composed: dict[str, Composed] = {}
+
+    @property
+    def loading(self) -> list[Composed]:
+        """Those that have blocks and have not begun."""
+        return [its for its in self._composed.values() if its.loading]
+
+    def compose(self, request: Request, plan: Plan) -> Composed:
+        """A new request is to be put together: rename its blocks."""
+        its = Composed(request, plan, first_named(plan, self._block) * self._block)
+        self._rename(its)
+        self._composed[its.request_id] = its
+        return its
+
+    def claim(self, its: Composed, computed: int, exact: int) -> Plan | None:
+        """What of its plan is still to be done.
+
+        Args:
+            its: not loading yet.
+            computed: tokens that the device has, under its present names.
+            exact: tokens that it or the arena has; at least ``computed``.
+
+        Returns:
+            None: nothing; the request goes on as an ordinary one.
+        """
+        plan = None
+        if not (its.over or its.request.num_preemptions):
+            plan = its.whole.begin_at(max(computed, exact))
+            plan = plan and plan.within(self.limits)
+        if plan is None:
+            self.drop(its, computed)
+            return None
+        if plan.resume < its.whole.resume:
+            pieces = tuple(p for p in its.whole.pieces if p.end <= plan.resume)
+            its.whole = replace(its.whole, pieces=pieces)
+            self._rename(its)
+        its.plan = plan
+        return plan
+
+    def unfinished(self, request: Request, computed: int) -> bool:
+        """Whether the last of a request's blocks on the device still has holes to be computed."""
+        if computed < self._block:
+            return False
+        last = request.block_hashes[computed // self._block - 1]
+        return any(
+            last in its.names and its.request is not request
+            for its in self._composed.values()
+            if its.loading
+        )
+
+    def begun(self, its: Composed) -> None:
+        """The step that computes its holes was scheduled."""
+        its.loading = False
+
+    def drop(self, its: Composed, computed: int) -> None:
+        """It goes on as an ordinary request from ``computed`` tokens on: restore later names."""
+        its.loading, its.over = False, True
+        if its.exact is None:
+            return
+        first = its.exact // self._block
+        keep = max(first, computed // self._block)
+        del its.request.block_hashes[keep:]
+        its.request.update_block_hashes()  # of generated tokens too, if it was preempted
+        if keep == first:
+            its.exact = None
+            self._composed.pop(its.request_id, None)
+
+    def finished(self, its: Composed, tables: Sequence[Sequence[int]]) -> Collection[int]:
+        """It ended.
+
+        Returns:
+            blocks that must leave vLLM's prefix cache: they may have holes that nothing computes.
+        """
+        self._composed.pop(its.request_id, None)
+        return self.unfilled(its, tables)
+
+    def unfilled(self, its: Composed, tables: Sequence[Sequence[int]]) -> Collection[int]:
+        """Its blocks that may have holes."""
+        if not its.loading or its.plan is None:
+            return ()
+        return set(tables[0][its.plan.exact // self._block :])
+
+    def _rename(self, its: Composed) -> None:
+        request, whole = its.request, its.whole
+        first = first_named(whole, self._block)
+        lora = request.lora_request
+        tenant = (lora.lora_name if lora else "", str(request.cache_salt or ""))
+        del request.block_hashes[first:]
+        made = names(whole, request.block_hashes, request.all_token_ids, self._block, tenant)
+        request.block_hashes.extend(made)
+        request.update_block_hashes()
+        its.names = frozenset(request.block_hashes[first:])
+
+
+def ready(
+    composer: Composer, finished: Collection[str], failed: Collection[str]
+) -> Iterator[Composed]:
+    """Requests that vLLM would begin in its next step.
+
+    Args:
+        composer: knows them.
+        finished: ids of requests whose load has ended.
+        failed: ids of those whose load failed.
+    """
+    for its in composer.loading:
+        request, plan = its.request, its.plan
+        if plan is None or its.request_id in failed:
+            continue
+        status = request.status.name
+        if status == "WAITING_FOR_REMOTE_KVS":
+            if its.request_id in finished:
+                yield its
+        elif status == "WAITING" and request.num_computed_tokens == plan.resume:
+            yield its

@@ -1,0 +1,514 @@
+"""vLLM's real scheduler and block manager under random traffic; a dictionary is the KV cache.
+
+What a cell holds says all that it depends on: a computed one its token and a digest of all cells
+before it, a copied one where it was copied from. So a row that attends to a hole that nothing has
+filled, or to another request's bytes, makes cells that differ from those of the same prompt
+computed alone; and since sampled tokens are made of cells, its answer differs too.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from types import SimpleNamespace
+from typing import Any
+
+from vllm.config import (
+    CacheConfig,
+    DeviceConfig,
+    KVTransferConfig,
+    ModelConfig,
+    SchedulerConfig,
+    VllmConfig,
+)
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+)
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from lmkv_ray.anywhere.matches import Match, StoredChunk
+from lmkv_ray.anywhere.plan import Limits, Plan, plan
+from lmkv_ray.vllm.scheduler.composer import Composed, Composer
+from lmkv_ray.vllm.scheduler.rows import scheduler as make_scheduler
+
+BLOCK = 16
+VOCABULARY = 1000
+
+
+def digest(*parts: object) -> bytes:
+    return blake2b(repr(parts).encode(), digest_size=12).digest()
+
+
+def token_of(cells: bytes) -> int:
+    return int.from_bytes(cells[:4], "big") % VOCABULARY
+
+
+@dataclass
+class Load:
+    """Orders to fill blocks."""
+
+    request_id: str
+    blocks: list[int]
+    exact: tuple[int, int]
+    """Tokens that come from the arena as an exact prefix."""
+    plan: Plan | None
+
+
+class Orders(KVConnectorMetadata):  # type: ignore[misc]
+    def __init__(self, loads: list[Load]) -> None:
+        self.loads = loads
+
+
+class FakeConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """Of the real connector what concerns composed requests, with matches that are handed in."""
+
+    composer: Composer | None = None
+    rows = False
+    sim: Simulation
+
+    def __init__(self, config: Any, role: Any, kv_cache_config: Any = None) -> None:
+        super().__init__(config, role, kv_cache_config)
+        self.orders: list[Load] = []
+        self.answers: dict[str, tuple[int, int, Plan | None]] = {}
+
+    def on_new_request(self, request: Request) -> None:
+        self.sim.compose(request)
+
+    def get_num_new_matched_tokens(self, request: Request, computed: int) -> Any:
+        assert self.composer is not None
+        if self.composer.unfinished(request, computed):
+            return None, False
+        its = self.sim.composed.get(request.request_id)
+        limit = self.sim.exact_in_arena(request)
+        if its is not None and its.exact is not None:
+            limit = min(limit, its.exact)
+        end = max(computed, limit)
+        plan = self.composer.claim(its, computed, end) if its is not None else None
+        resume = plan.resume if plan is not None else end
+        self.answers[request.request_id] = computed, end, plan
+        return resume - computed, resume > computed
+
+    def update_state_after_alloc(self, request: Request, blocks: Any, tokens: int) -> None:
+        if tokens:
+            computed, end, plan = self.answers[request.request_id]
+            [table] = blocks.get_block_ids()
+            self.orders.append(Load(request.request_id, list(table), (computed, end), plan))
+            if plan is not None:
+                self.sim.composed[request.request_id].loading = True
+
+    def build_connector_meta(self, output: Any) -> Any:
+        orders, self.orders = self.orders, []
+        return Orders(orders)
+
+    def request_finished(self, request: Request, block_ids: list[int]) -> Any:
+        assert self.composer is not None
+        its = self.sim.composed.pop(request.request_id, None)
+        if its is not None:
+            pool = self.sim.scheduler.kv_cache_manager.block_pool
+            pool.evict_blocks(set(self.composer.finished(its, (block_ids,))))
+        return False, None
+
+    def start_load_kv(self, *_: Any, **__: Any) -> None: ...
+    def wait_for_layer_load(self, *_: Any) -> None: ...
+    def save_kv_layer(self, *_: Any, **__: Any) -> None: ...
+    def wait_for_save(self) -> None: ...
+
+
+@dataclass
+class Runner:
+    """A worker's side: its requests, by the rules of one of vLLM's model runners."""
+
+    v2: bool
+    seats: int
+    cells: dict[tuple[int, int], bytes] = field(default_factory=dict)
+    rows: dict[str, _Row] = field(default_factory=dict)
+
+    def step(self, output: Any) -> dict[str, int]:
+        """Execute a step; sampled tokens of those that sample."""
+        for request_id in (*output.finished_req_ids, *(output.preempted_req_ids or ())):
+            self.rows.pop(request_id, None)
+        for new in output.scheduled_new_reqs:
+            tokens = list(new.prefill_token_ids or new.prompt_token_ids)
+            [blocks] = new.block_ids
+            prompt = len(new.prompt_token_ids)
+            self.rows[new.req_id] = _Row(tokens, list(blocks), new.num_computed_tokens, prompt)
+        cached = output.scheduled_cached_reqs
+        for i, request_id in enumerate(cached.req_ids):
+            new_blocks = cached.new_block_ids[i]
+            if request_id in cached.resumed_req_ids:
+                assert not self.v2
+                tokens = list(cached.all_token_ids[request_id])
+                self.rows[request_id] = _Row(
+                    tokens, list(new_blocks[0]), cached.num_computed_tokens[i], len(tokens)
+                )
+                continue
+            row = self.rows[request_id]
+            row.blocks += list(new_blocks[0]) if new_blocks else []
+            if not self.v2:
+                row.computed = cached.num_computed_tokens[i]
+        assert len(self.rows) <= self.seats, "more requests than the runner has rows"
+        work = []
+        for request_id, n in output.num_scheduled_tokens.items():
+            row = self.rows[request_id]
+            work += [(row.computed + i, row) for i in range(n)]
+        for position, row in sorted(work, key=lambda its: its[0]):
+            row.compute(position, self.cells)
+        sampled = {}
+        for request_id, n in output.num_scheduled_tokens.items():
+            row = self.rows[request_id]
+            row.computed += n
+            if row.computed >= len(row.tokens):
+                sampled[request_id] = token_of(row.before(row.computed, self.cells))
+                row.tokens.append(sampled[request_id])
+        return sampled
+
+
+@dataclass
+class _Row:
+    tokens: list[int]
+    blocks: list[int]
+    computed: int
+    prompt: int
+
+    def at(self, position: int) -> tuple[int, int]:
+        return self.blocks[position // BLOCK], position % BLOCK
+
+    def before(self, position: int, cells: dict[tuple[int, int], bytes]) -> bytes:
+        """Digest of all cells before a position."""
+        return chain(cells.get(self.at(i), b"empty") for i in range(position))
+
+    def compute(self, position: int, cells: dict[tuple[int, int], bytes]) -> None:
+        cells[self.at(position)] = computed_cell(
+            self.tokens[position], self.before(position, cells)
+        )
+
+
+def chain(cells: Iterable[bytes]) -> bytes:
+    return digest(b"".join(cells))
+
+
+def computed_cell(token: int, before: bytes) -> bytes:
+    return digest("computed", token, before)
+
+
+def copied_cells(plan: Plan) -> Iterator[tuple[int, bytes]]:
+    """Position and content of all that a plan copies."""
+    for piece in plan.pieces:
+        for i in range(piece.n):
+            at, inside = divmod(piece.lead + i, BLOCK)
+            yield piece.dst + i, digest("copied", piece.chunks[at].key, inside, piece.delta)
+
+
+def alone(prompt: Sequence[int], answer: Sequence[int], copied: dict[int, bytes]) -> list[int]:
+    """What a prompt is answered when nothing else happens."""
+    tokens = list(prompt)
+    cells: list[bytes] = []
+    made: list[int] = []
+    while len(made) < len(answer):
+        for position in range(len(cells), len(tokens)):
+            cells.append(copied.get(position) or computed_cell(tokens[position], chain(cells)))
+        made.append(token_of(chain(cells)))
+        tokens.append(made[-1])
+    return made
+
+
+class Simulation:
+    """One scheduler, one runner, and random requests.
+
+    Args:
+        model: a directory with a configuration, for vLLM's own.
+        seed: decides everything.
+        depth: steps in flight.
+        v2: which runner's rules.
+    """
+
+    def __init__(self, model: str, seed: int, *, depth: int, v2: bool) -> None:
+        self.random = random.Random(seed)
+        blocks = self.random.choice([45, 80, 200, 1000])
+        seats = self.random.choice([3, 5, 8, 32])
+        budget = self.random.choice([48, 128, 512])
+        self.again = self.random.choice([0.3, 0.9])
+        self.aborts = self.random.choice([0.0, 0.03, 0.1])
+        self.depth, self.v2 = depth, v2
+        config = _config(model, seats, budget, blocks, asynchronous=depth > 1)
+        self.scheduler = make_scheduler(
+            vllm_config=config,
+            kv_cache_config=_cache(blocks),
+            structured_output_manager=SimpleNamespace(accept_tokens=lambda *_: True),
+            block_size=BLOCK,
+            log_stats=False,
+        )
+        self.scheduler.use_v2_model_runner = v2
+        self.budget = budget
+        self.connector = self.scheduler.connector
+        self.connector.sim = self
+        assert self.connector.rows
+        limits = Limits(rows=min(64, seats - 1), tokens=budget // 2)
+        self.composer = self.connector.composer = Composer(BLOCK, limits)
+        self.composed: dict[str, Composed] = {}
+        self.runner = Runner(v2, seats)
+        self.loading: list[tuple[Load, int]] = []
+        self.hasher = get_request_block_hasher(BLOCK, sha256)
+        self.documents = [
+            [self.random.randrange(VOCABULARY) for _ in range(self.random.randrange(20, 120))]
+            for _ in range(6)
+        ]
+        self.stored: dict[tuple[int, int], int] = {}
+        self.recipes: list[tuple[list[int], list[Match]]] = []
+        self.matches: dict[str, list[Match]] = {}
+        self.first: dict[str, int] = {}
+        self.plans: dict[str, Plan] = {}
+        self.answers: dict[str, list[int]] = {}
+        self.requests: dict[str, Request] = {}
+        self.in_arena: dict[str, int] = {}
+        self.mixed: set[str] = set()
+        self.counts: dict[str, int] = dict.fromkeys(
+            ("rows", "composed", "checked", "aborted", "preempted", "failed", "dropped"), 0
+        )
+
+    # -- what the connector asks ------------------------------------------------------------------
+
+    def exact_in_arena(self, request: Request) -> int:
+        most: int = (request.num_tokens - 1) // BLOCK * BLOCK
+        return min(self.in_arena[request.request_id], most)
+
+    def compose(self, request: Request) -> None:
+        request_id = request.request_id
+        made = plan(
+            self.exact_in_arena(request),
+            self.matches[request_id],
+            n=request.num_tokens,
+            chunk_tokens=BLOCK,
+            first=self.first[request_id],
+            limits=self.composer.limits,
+        )
+        if made is not None:
+            self.composed[request_id] = self.composer.compose(request, made)
+            self.counts["composed"] += 1
+
+    # -- traffic ----------------------------------------------------------------------------------
+
+    def run(self, requests: int) -> None:
+        """Let them come, be aborted, and be answered."""
+        flight: deque[Any] = deque()
+        coming = requests
+        idle = 0
+        while coming or self.requests or flight:
+            while coming and self.random.random() < 0.4:
+                coming -= 1
+                self._add(f"r{coming}")
+            if self.requests and self.random.random() < self.aborts:
+                request_id = self.random.choice(list(self.requests))
+                self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+                self.counts["aborted"] += 1
+                self._forget(request_id)
+            output = self.scheduler.schedule()
+            assert output.total_num_scheduled_tokens == sum(output.num_scheduled_tokens.values())
+            assert output.total_num_scheduled_tokens <= self.budget
+            self.counts["preempted"] += len(output.preempted_req_ids or ())
+            self._note_begun(output)
+            flight.append(output)
+            if len(flight) >= self.depth or not output.total_num_scheduled_tokens:
+                while flight:
+                    done = flight.popleft()
+                    self._execute(done)
+                    if output.total_num_scheduled_tokens:
+                        break
+            idle = 0 if output.total_num_scheduled_tokens or self.loading else idle + 1
+            assert idle < 500, "nothing happens any more"
+        self._nothing_is_left()
+
+    def _add(self, request_id: str) -> None:
+        if self.recipes and self.random.random() < self.again:
+            tokens, found = self.random.choice(self.recipes[-3:])
+        else:
+            tokens, found = self._new_recipe()
+            self.recipes.append((tokens, found))
+        question = [
+            self.random.randrange(VOCABULARY) for _ in range(self.random.choice([5, 40, 200]))
+        ]
+        self.matches[request_id] = found
+        self.first[request_id] = self.random.choice([0, 0, 4, 16, 1000])
+        exact = self.random.choice([0, 0, 0, 16, 48])
+        self.in_arena[request_id] = min(exact, found[0].dst if found else exact)
+        request = Request(
+            request_id=request_id,
+            prompt_token_ids=[*tokens, *question],
+            sampling_params=SamplingParams(
+                max_tokens=self.random.randrange(1, 30), ignore_eos=True
+            ),
+            pooling_params=None,
+            block_hasher=self.hasher,
+        )
+        request.sampling_params.update_from_generation_config({}, 0)
+        self.requests[request_id] = request
+        self.answers[request_id] = []
+        self.scheduler.add_request(request)
+
+    def _new_recipe(self) -> tuple[list[int], list[Match]]:
+        tokens = [7] * self.random.choice([0, 5, 16, 40])
+        found = []
+        for number in self.random.sample(range(6), self.random.randrange(0, 6)):
+            tokens += [self.random.randrange(VOCABULARY)] * self.random.choice([0, 0, 3, 20])
+            donor = self.random.randrange(2)
+            at = self.stored.setdefault((number, donor), self.random.randrange(400))
+            document = self.documents[number]
+            found.append(_match(len(tokens), len(document), at, number * 2 + donor))
+            tokens += document
+        return tokens, found
+
+    def _note_begun(self, output: Any) -> None:
+        for new in output.scheduled_new_reqs:
+            self.counts["rows"] += "-row-" in new.req_id
+            its = self.composed.get(new.req_id)
+            if its is not None and not its.over:
+                self.plans[new.req_id] = its.whole
+            elif its is not None and its.exact is not None:
+                self.mixed.add(new.req_id)
+            if its is not None and its.over:
+                self.plans.pop(new.req_id, None)
+        for request_id in output.preempted_req_ids or ():
+            self.mixed.add(request_id)
+
+    def _execute(self, output: Any) -> None:
+        for load in output.kv_connector_metadata.loads:
+            self.loading.append((load, self.random.randrange(4)))
+        sampled = self.runner.step(output)
+        finished, invalid = set(), set()
+        waiting = []
+        for load, steps in self.loading:
+            if steps:
+                waiting.append((load, steps - 1))
+                continue
+            finished.add(load.request_id)
+            if self.random.random() < 0.05:
+                invalid |= self._fail(load)
+            else:
+                self._fill(load)
+        self.loading = waiting
+        ids = list(output.num_scheduled_tokens)
+        result = self.scheduler.update_from_output(
+            output,
+            ModelRunnerOutput(
+                req_ids=ids,
+                req_id_to_index={name: i for i, name in enumerate(ids)},
+                sampled_token_ids=[[sampled[n]] if n in sampled else [] for n in ids],
+                kv_connector_output=KVConnectorOutput(
+                    finished_recving=finished or None, invalid_block_ids=invalid
+                ),
+            ),
+        )
+        for outputs in result.values():
+            for its in outputs.outputs:
+                if its.request_id in self.requests:
+                    self.answers[its.request_id] += its.new_token_ids
+                    if its.finish_reason is not None:
+                        self._check(its.request_id)
+
+    def _fill(self, load: Load) -> None:
+        cells: dict[int, bytes] = {}
+        if load.exact[1] > load.exact[0] and load.request_id in self.requests:
+            prompt: list[bytes] = []
+            for token in self.requests[load.request_id].all_token_ids[: load.exact[1]]:
+                prompt.append(computed_cell(token, chain(prompt)))
+            cells |= {i: prompt[i] for i in range(*load.exact)}
+        if load.plan is not None:
+            cells |= dict(copied_cells(load.plan))
+        for position, cell in cells.items():
+            self.runner.cells[load.blocks[position // BLOCK], position % BLOCK] = cell
+
+    def _fail(self, load: Load) -> set[int]:
+        self.counts["failed"] += 1
+        its = self.composed.get(load.request_id)
+        self.in_arena[load.request_id] = 0
+        first = load.exact[0] if load.plan is None else load.plan.exact
+        if self.random.random() < 0.5 and load.exact[1] > load.exact[0]:
+            first = load.exact[0]
+        self._fill(load)
+        for block in load.blocks[first // BLOCK :]:
+            for inside in range(BLOCK):
+                self.runner.cells[block, inside] = b"torn"
+        if its is not None and load.plan is not None:
+            self.composer.drop(its, load.plan.exact)
+            self.counts["dropped"] += 1
+        return set(load.blocks[first // BLOCK :])
+
+    # -- checks -----------------------------------------------------------------------------------
+
+    def _check(self, request_id: str) -> None:
+        request, answer = self.requests[request_id], self.answers[request_id]
+        assert len(answer) == request.max_tokens
+        if request_id not in self.mixed:
+            its = self.plans.get(request_id)
+            copied = dict(copied_cells(its)) if its is not None else {}
+            assert request.prompt_token_ids is not None
+            expected = alone(request.prompt_token_ids, answer, copied)
+            assert answer == expected, f"{request_id}: {its}"
+            self.counts["checked"] += 1
+        self._forget(request_id)
+
+    def _forget(self, request_id: str) -> None:
+        del self.requests[request_id]
+        self.plans.pop(request_id, None)
+
+    def _nothing_is_left(self) -> None:
+        for _ in range(10):
+            self._execute(self.scheduler.schedule())
+        assert not self.runner.rows, self.runner.rows.keys()
+        assert not self.composer._composed
+        pool = self.scheduler.kv_cache_manager.block_pool
+        assert pool.get_num_free_blocks() == pool.num_gpu_blocks - 1
+
+
+def _match(dst: int, n: int, stored: int, donor: int) -> Match:
+    first, last = stored // BLOCK, -(-(stored + n) // BLOCK)
+    chunks = tuple(
+        StoredChunk(donor * 1000 + i, 2, digest(donor, i), i * BLOCK) for i in range(first, last)
+    )
+    return Match(dst, n, chunks, stored - first * BLOCK, dst - stored)
+
+
+def _config(model: str, seats: int, budget: int, blocks: int, *, asynchronous: bool) -> VllmConfig:
+    init_none_hash(sha256)
+    cache = CacheConfig(block_size=BLOCK, enable_prefix_caching=True)
+    cache.num_gpu_blocks = blocks
+    model_config = ModelConfig(model=model, skip_tokenizer_init=True, max_model_len=1000)
+    return VllmConfig(
+        model_config=model_config,
+        cache_config=cache,
+        device_config=DeviceConfig("cpu"),
+        scheduler_config=SchedulerConfig(
+            max_num_seqs=seats,
+            max_num_batched_tokens=budget,
+            max_model_len=1000,
+            enable_chunked_prefill=True,
+            is_encoder_decoder=False,
+            async_scheduling=asynchronous,
+        ),
+        kv_transfer_config=KVTransferConfig(
+            kv_connector="FakeConnector",
+            kv_connector_module_path=__name__,
+            kv_role="kv_both",
+            kv_load_failure_policy="recompute",
+        ),
+    )
+
+
+def _cache(blocks: int) -> KVCacheConfig:
+    import torch
+
+    spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32)
+    return KVCacheConfig(
+        num_blocks=blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+    )
