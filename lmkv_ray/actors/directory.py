@@ -92,11 +92,11 @@ class DirectoryActor:
         """See ``DirectoryService.rooms``."""
         return self._service.rooms(node_id)
 
-    async def clear(self, space: bytes, number: int = 0) -> bytes:
+    async def clear(self, space: bytes, number: int = 0, old: bool = False) -> bytes:
         """See ``DirectoryService.clear``."""
         if not self._service.shards:  # just started
             await self._reconcile()
-        return await self._service.clear(space, number)
+        return await self._service.clear(space, number, old)
 
     async def status(self) -> bytes:
         """See ``DirectoryService.status``."""

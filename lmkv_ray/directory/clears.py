@@ -52,9 +52,20 @@ class ClearLog:
         self._clears = deque(kept.clears, maxlen=KEPT)
         self.highest = max([kept.since, *(clear.number for clear in kept.clears)])
 
-    def knows(self, number: int) -> bool:
-        """Whether every shard is told of this clear, or was."""
-        return number == self._since or any(clear.number == number for clear in self._clears)
+    def knows(self, number: int, *, old: bool = False) -> bool:
+        """Whether every shard is told of this clear, or was.
+
+        Args:
+            number: of the clear.
+            old: it may have come before all that the log has: then it counts as one of those that
+                are not remembered one by one.
+        """
+        forgotten = old and number < self._since
+        return (
+            forgotten
+            or number == self._since
+            or any(clear.number == number for clear in self._clears)
+        )
 
     def new(self, space: bytes, now_ns: int) -> Clear:
         """A clear that has to be carried out from now on.

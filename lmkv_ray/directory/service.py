@@ -124,13 +124,15 @@ class DirectoryService:
         """Bytes of other nodes' chunks that each node but this one would take."""
         return msgspec.msgpack.encode(self.state.rooms(node_id, self._clock.monotonic()))
 
-    async def clear(self, space: bytes, number: int = 0) -> bytes:
+    async def clear(self, space: bytes, number: int = 0, old: bool = False) -> bytes:
         """Clear a space (8 bytes; none: all) on all nodes: ``ClearDone``.
 
         A ``number`` is that of a clear which a node found in a store that several share: it is
         ordered here once, under this number if that is a new one. So caches that share a store
         do not answer each other's clears for ever. Who may write the store could name any number:
         one that no clock says for long is replaced by one of ours, for there must be higher ones.
+
+        An ``old`` one was in the store before the node began to look.
 
         Returns when every shard that answers serves nothing of it any more. The others do when they
         speak again; no reader is sent to them before.
@@ -140,7 +142,7 @@ class DirectoryService:
                 says again and again that it has carried out a later one.
         """
         clears = self.state.clears
-        if number and clears.knows(number):
+        if number and clears.knows(number, old=old):
             return encode(ClearDone(number=number))
         if number > (self._clock.wall() + AHEAD_SECONDS) * 1e9:
             number = 0

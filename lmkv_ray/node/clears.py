@@ -60,21 +60,22 @@ class NodeClears:
         pending = [tier.name for tier in self._tiers if not tier.settled]
         return ShardCleared(previous=before, pending=pending)
 
-    async def hear(self, order: Callable[[bytes, int], Awaitable[int | None]]) -> None:
+    async def hear(self, order: Callable[[bytes, int, bool], Awaitable[int | None]]) -> None:
         """Let all nodes clear what others, who share a tier with us, have cleared there.
 
         Call when the directory has said what this node had missed.
 
         Args:
-            order: asks the directory for a clear of a space with a number: the number under which
-                it has told all nodes that answer, this one too; None: it does not agree.
+            order: asks the directory for a clear of a space with a number, which was in the store
+                when this node began to look or was not: the number under which it has told all
+                nodes that answer, this one too; None: it does not agree.
         """
         for tier in self._tiers:
             for clear in [*tier.unheard]:
-                number: int | None = clear.number
-                if not clear.before or clear.number > self._shard.cleared:
-                    which = b"" if clear.space is None else clear.space.to_bytes(8, "little")
-                    number = await order(which, clear.number)
+                which = b"" if clear.space is None else clear.space.to_bytes(8, "little")
+                # Also one with a lower number than what this node has carried out: while the store
+                # was out of reach, another cluster may have cleared and then this one.
+                number = await order(which, clear.number, clear.before)
                 # What was carried out before the tier saw it is no news to memory.
                 if number is not None and number <= self._shard.cleared:
                     tier.heard(clear)

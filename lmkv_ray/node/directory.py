@@ -82,11 +82,11 @@ class DirectoryClient:
             return found[0]
         return merge(zip((p.tolist() for p in asked.values()), found, strict=True))
 
-    async def clear(self, space: bytes, number: int = 0) -> int | None:
+    async def clear(self, space: bytes, number: int = 0, old: bool = False) -> int | None:
         """Ask for a clear on all nodes (see ``DirectoryService.clear``): the number under which it
         was ordered; None if it was not accepted.
         """
-        answer = await self._parts[0].ask("clear", space, number, within=SILENT_SECONDS)
+        answer = await self._parts[0].ask("clear", space, number, old, within=SILENT_SECONDS)
         return None if answer is None else decode(answer, ClearDone).number
 
     async def rooms(self, asking: str) -> dict[str, int] | None:

@@ -56,6 +56,17 @@ def test_a_shard_whose_number_is_of_a_clock_that_was_ahead_misses_nothing() -> N
     assert not owed(log, 902)
 
 
+def test_a_clear_that_was_in_a_store_before_is_known_if_it_is_older_than_the_log() -> None:
+    """An older one was carried out as far as anybody remembers; a newer one only if it is named."""
+    log = ClearLog()
+    for number in range(10, 100):
+        log.new(A, number)
+    assert log.knows(12, old=True)
+    assert not log.knows(12)
+    log.new(A, 200)
+    assert not log.knows(150, old=True), "of another cluster, while the store was out of our reach"
+
+
 def test_a_shard_whose_number_is_of_another_cluster_misses_nothing() -> None:
     """Its disk was copied from there, and has not carried out what was ordered here before."""
     log = ClearLog()

@@ -53,17 +53,18 @@ async def test_the_arena_remembers_a_clear_when_every_tier_has_done_it() -> None
 async def test_what_others_cleared_in_a_shared_store_is_ordered_for_all_nodes() -> None:
     shard, tier = LocalShard(new_arena(SETTINGS), SETTINGS), MemoryTier()
     clearing = NodeClears(shard, [tier], no_peers())
-    ordered: list[tuple[bytes, int]] = []
-    numbers: dict[int, int | None] = {3: 3, 5: 8, 9: None, 0: 7}
+    ordered: list[tuple[bytes, int, bool]] = []
+    numbers: dict[int, int | None] = {1: 8, 2: 2, 3: 3, 5: 8, 9: None, 0: 7}
 
-    async def order(space: bytes, number: int) -> int | None:
+    async def order(space: bytes, number: int, old: bool) -> int | None:
         """What the directory answers; this node hears of new ones later."""
-        ordered.append((space, number))
+        ordered.append((space, number, old))
         return numbers[number]
 
     await clearing.catch_up([Clear(number=4)])
-    old, own, new, refused, unnumbered = tier.unheard = [
+    old, missed, own, new, refused, unnumbered = tier.unheard = [
         Unheard(6, 2, before=True),
+        Unheard(5, 1, before=True),
         Unheard(7, 3, before=False),
         Unheard(None, 5, before=True),
         Unheard(8, 9, before=False),
@@ -72,12 +73,14 @@ async def test_what_others_cleared_in_a_shared_store_is_ordered_for_all_nodes() 
     await clearing.hear(order)
     assert old not in tier.unheard, "carried out long ago, when this node was here before"
     assert own not in tier.unheard, "carried out before the tier saw it"
-    assert tier.unheard == [new, refused, unnumbered], "memory still holds what they cover"
+    assert tier.unheard == [missed, new, refused, unnumbered], "memory still holds these"
     assert ordered == [
-        ((7).to_bytes(8, "little"), 3),
-        (b"", 5),
-        ((8).to_bytes(8, "little"), 9),
-        ((9).to_bytes(8, "little"), 0),
+        ((6).to_bytes(8, "little"), 2, True),
+        ((5).to_bytes(8, "little"), 1, True),
+        ((7).to_bytes(8, "little"), 3, False),
+        (b"", 5, True),
+        ((8).to_bytes(8, "little"), 9, False),
+        ((9).to_bytes(8, "little"), 0, False),
     ]
     await clearing.catch_up([Clear(number=8)])
     await clearing.hear(order)

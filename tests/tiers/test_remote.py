@@ -417,6 +417,63 @@ async def test_of_clears_at_one_time_both_are_obeyed(faulty: FaultyObjects, tmp_
     await tier.close()
 
 
+async def test_a_listing_that_lacks_a_clear_does_not_bring_back_what_was_cleared(
+    faulty: FaultyObjects, tmp_path: Path
+) -> None:
+    """A replica that is behind, or objects that were removed by hand."""
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
+    other = await RemoteTier.open(f"file://{tmp_path}", {}, clock=SYSTEM_CLOCK)
+    await tier.store([chunk(KEYS[0]), chunk(KEYS[1], space=8)])
+    files = {path: path.read_bytes() for path in list_files(tmp_path)}
+    await tier.clear(None, 1)
+    await other.clear(SPACE, 2)
+    tier._clears._read_at = -math.inf
+    await tier.clear(SPACE, 2)
+    lists, shown = faulty.listed, 0
+
+    async def listed(prefix: str, within: float) -> list[str]:
+        return (await lists(prefix, within))[:shown]
+
+    faulty.listed = listed  # type: ignore[method-assign]
+    for shown in (0, 1, 2, 0):
+        for path, data in files.items():  # put back by somebody, or not removed there yet
+            path.write_bytes(data)
+        tier._clears._read_at = -math.inf
+        outcomes = await fetched(tier, KEYS[:2])
+        assert {o.failure for o in outcomes.values()} == {Failure.MISSING}, shown
+    faulty.listed = lists  # type: ignore[method-assign]
+    # A later clear of everything takes the place of both, here and there.
+    await other.clear(None, 3)
+    for one in (tier, other):
+        one._clears._read_at = -math.inf
+        await one.clear(None, 3)
+    assert await tier.store([chunk(KEYS[0])]) == [True]
+    assert (await fetched(other, KEYS[:1]))[0].ok, "both have the same marks"
+    assert len(tier._clears._known) == len(other._clears._known) == 1
+    await tier.close()
+
+
+async def test_a_listing_that_shows_no_clear_gets_one_object_for_each_attempt(
+    faulty: FaultyObjects,
+) -> None:
+    tier = RemoteTier(faulty, None, SYSTEM_CLOCK)
+    await tier.store([chunk(KEYS[0])])
+
+    lists, asked = faulty.listed, 0
+
+    async def listed(prefix: str, within: float) -> list[str]:
+        nonlocal asked
+        asked += 1
+        return []
+
+    faulty.listed = listed  # type: ignore[method-assign]
+    await tier.clear(None, 1)
+    assert not tier.settled
+    assert (await fetched(tier, KEYS[:1]))[0].failure is not None
+    await tier.close()
+    assert len(await lists("clears/", 5)) <= asked / 2, "an attempt asks before and after"
+
+
 async def test_an_object_of_any_size_under_a_chunks_name_is_not_read(where: Any) -> None:
     tier = await open_tier(where)
     assert await tier.store([chunk(KEYS[0]), chunk(KEYS[1])]) == [True, True]

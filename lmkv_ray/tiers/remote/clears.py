@@ -13,6 +13,11 @@ next chunk of that name. Nodes look for news of the clears of others now and the
 in memory may be older than such news: it stores nothing of the space before it was told to clear
 its memory as well (``Tier.unheard``).
 
+A listing may lack what an earlier one had (a cache in between, a replica that is behind, objects
+that were removed by hand). A clear that was seen once counts until a later one is seen that
+includes it: only then its object is removed on purpose. Else marks would go back, and what was
+cleared would be served again.
+
 All nodes of a cluster are told of a clear, some of them much later. The first one carries it out,
 and leaves its number for the others; a newer clear of the same space takes the place of older ones.
 """
@@ -30,7 +35,7 @@ from operator import xor
 from lmkv_ray.clock import Clock
 from lmkv_ray.tenants import covering, covers
 from lmkv_ray.tiers.clears import MAX_SPACES, PendingClear, PendingClears, Unheard
-from lmkv_ray.tiers.remote.objects import Objects
+from lmkv_ray.tiers.remote.objects import MOST_LISTED, Objects
 
 PREFIX = "clears/"
 REFRESH_SECONDS = 10.0
@@ -83,7 +88,9 @@ class SharedClears:
         """Hidden, and not known to the store yet."""
         self._objects = objects
         self._clock = clock
-        self._listed: frozenset[StoredClear] = frozenset()
+        self._known: dict[StoredClear, int] = {}
+        """With the number of the listing in which each was seen first."""
+        self._listings = 0
         self._latest: dict[int | None, StoredClear] = {}
         """By space."""
         self._unheard: dict[int | None, Unheard] = {}
@@ -153,7 +160,7 @@ class SharedClears:
         if len(self._latest) > MAX_SPACES:
             space = None
         for _ in range(TURNS):
-            before = self._listed
+            before = [*self._known]
             turn = max((c.turn for c in before if c.space == space), default=0) + 1
             clear = StoredClear(turn, self._new_id(), space, number)
             self._own.append(clear.id)
@@ -161,13 +168,15 @@ class SharedClears:
             await self._list(deadline - self._clock.monotonic())
             if self._latest.get(space) == clear:
                 break
+            if clear not in self._known:
+                raise OSError(f"{PREFIX} does not list what was just stored there")
         else:
             raise OSError(f"{PREFIX} does not list what was just stored there as the latest")
         # Those that were listed before are earlier; of what came meanwhile nothing is known.
         for old in before:
             if _includes(space, old.space):
                 await self._objects.delete(old.name, deadline - self._clock.monotonic())
-                self._remember(self._listed - {old})
+                self._remember(frozenset(self._known) - {old})
 
     def _new_id(self) -> int:
         return int.from_bytes(self._clock.random_bytes(8), "little") | 1
@@ -175,7 +184,8 @@ class SharedClears:
     async def _list(self, within: float) -> None:
         names = await self._objects.listed(PREFIX, within)
         listed = frozenset(c for name in names if (c := StoredClear.parse(name)))
-        for news in listed - self._listed:
+        self._listings += 1
+        for news in listed - self._known.keys():
             if news.id not in self._own and news.number not in self._told:
                 first = self._read_at is None
                 self._unheard[news.space] = Unheard(news.space, news.number, first)
@@ -183,8 +193,34 @@ class SharedClears:
         self._read_at = self._clock.monotonic()
 
     def _remember(self, listed: frozenset[StoredClear]) -> None:
-        self._listed = listed
-        self._latest = {clear.space: clear for clear in sorted(listed, key=_by_turn)}
+        seen = {clear: self._known.get(clear, self._listings) for clear in listed}
+        lacking = [
+            clear
+            for clear, at in self._known.items()
+            if clear not in listed
+            and self._latest.get(clear.space) == clear
+            and not any(_replaces(other, seen[other], clear, at) for other in listed)
+        ]
+        # At most as many as one listing has.
+        kept = lacking[-MOST_LISTED:]
+        self._known = {clear: self._known[clear] for clear in kept} | seen
+        self._latest = {clear.space: clear for clear in sorted(self._known, key=_by_turn)}
+
+
+def _replaces(one: StoredClear, one_seen: int, other: StoredClear, other_seen: int) -> bool:
+    """Whether the first clear came after the other and includes it.
+
+    Args:
+        one: a clear.
+        one_seen: the listing in which it was seen first.
+        other: another clear.
+        other_seen: the same of it. Of clears of different spaces that were seen at once the number,
+            which says when they were ordered, has to decide.
+    """
+    if one.space == other.space:
+        return _by_turn(one) > _by_turn(other)
+    later = (one_seen, one.number) > (other_seen, other.number)
+    return later and _includes(one.space, other.space)
 
 
 def _includes(one: int | None, other: int | None) -> bool:
