@@ -144,8 +144,8 @@ class ChunkTable:
 
     def numbers(self) -> set[int]:
         """Numbers that hold chunks and are not retired."""
-        holding = np.flatnonzero((self._counts > 0) & ~self._retired)
-        return set(holding.tolist())
+        holding = np.flatnonzero(self._counts)
+        return set(holding[~self._retired[holding]].tolist())
 
     def validate(self) -> None:
         """Compare rows, index and counts with each other, for tests and simulations.
@@ -154,9 +154,11 @@ class ChunkTable:
             AssertionError: something does not hold; the text says what.
         """
         present = self._holders != NO_NODE
-        counted = np.bincount(self._holders[present], minlength=NO_NODE + 1)
-        wrong = np.flatnonzero(counted != self._counts).tolist()
-        assert not wrong, f"numbers {wrong} are in {counted[wrong]} rows, not {self._counts[wrong]}"
+        counted = np.bincount(self._holders[present], minlength=1)
+        known = self._counts[: len(counted)]
+        wrong = np.flatnonzero(counted != known).tolist()
+        assert not wrong, f"numbers {wrong} are in {counted[wrong]} rows, not {known[wrong]}"
+        assert not self._counts[len(counted) :].any(), "numbers that are in no row are counted"
         used = np.flatnonzero(present.any(axis=1))
         assert len(used) == len(self), f"{len(used)} rows are used, counted {len(self)}"
         assert len(self._index) == len(used), f"{len(self._index)} keys for {len(used)} rows"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from xxhash import xxh3_64_intdigest
+
 from lmkv_ray.directory import DirectoryState
 from lmkv_ray.keys import key_list
 from lmkv_ray.node import Node
@@ -12,27 +14,98 @@ from tests.simulation.cluster import Cluster
 from tests.simulation.content import CHUNK_BYTES
 from tests.simulation.story import Violation
 
-Verified = dict[tuple[int, int, int], int]
-"""Versions of chunks that were looked at, by arena, slot and generation: such a chunk is
-immutable, and is not read again."""
+WHOLE_SECONDS = 3.0
+"""So often everything is looked at, changed or not: what a fingerprint does not cover."""
 
 
-def check(cluster: Cluster, verified: Verified) -> None:
+class Checks:
     """What must hold whenever no callback is running.
 
-    Args:
-        cluster: after a callback.
-        verified: what earlier checks have read.
+    Services are compared with themselves when their tables have changed since they were last seen,
+    and all of them once in ``WHOLE_SECONDS``.
 
-    Raises:
-        Violation: something does not.
+    Args:
+        cluster: what is checked.
     """
-    for name, shard in cluster.shards.items():
-        if shard.node is not None:
-            _check_node(cluster, verified, name, shard.node)
-            _validate(name, shard.node.shard.state)
-    for number, part in cluster.directory.items():
-        _validate(f"directory {number}", part.service.state)
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+        self._whole_at = 0.0
+        self._seen: dict[object, tuple[int, ...]] = {}
+        """Fingerprints of services."""
+        self._verified: dict[tuple[int, int, int], int] = {}
+        """Versions of chunks that were looked at, by arena, slot and generation: such a chunk is
+        immutable, and is not read again."""
+
+    def check(self, *, whole: bool = False) -> None:
+        """Look at what has changed; call after a callback.
+
+        Args:
+            whole: look at everything.
+
+        Raises:
+            Violation: something does not hold.
+        """
+        cluster, now = self._cluster, self._cluster.loop.time()
+        if whole or now >= self._whole_at:
+            self._seen.clear()
+            self._whole_at = now + WHOLE_SECONDS
+        clears = len(cluster.contents.clears)
+        for name, shard in cluster.shards.items():
+            node = shard.node
+            if node is not None:
+                slots = xxh3_64_intdigest(node.shard.writer._slots.data)
+                seen = slots, node.shard.cleared, clears, len(node.shard.state.chunks)
+                if self._is_news(node, seen):
+                    self._check_node(name, node)
+                    _validate(name, node.shard.state)
+        for number, part in cluster.directory.items():
+            state = part.service.state
+            table = state.table
+            holders, keys = (xxh3_64_intdigest(a.data) for a in (table._holders, table._keys))
+            if self._is_news(state, (holders, keys, state.clears.highest)):
+                _validate(f"directory {number}", state)
+
+    def _is_news(self, service: object, seen: tuple[int, ...]) -> bool:
+        if self._seen.get(service) == seen:
+            return False
+        self._seen[service] = seen
+        return True
+
+    def _check_node(self, name: str, node: Node) -> None:
+        state, writer = node.shard.state, node.shard.writer
+        content = writer.scan()
+        ready = dict(zip(key_list(content.keys), content.ready.tolist(), strict=True))
+        known = {key: state.chunks.slot(key) for key in state.chunks}
+        if ready != known:
+            raise Violation(f"{name}: the arena holds {len(ready)} chunks, the state {len(known)}")
+        leased = Counter(
+            slot
+            for slots in (
+                *(holder.leases for holder in state._leases.holders.values()),
+                *state._leases.orphans.values(),
+                *(slots for _, slots in state._leases.resting),
+            )
+            for slot in slots
+        )
+        if twice := [slot for slot, count in leased.items() if count > 1]:
+            raise Violation(f"{name}: slots {twice} have two owners")
+        if both := leased.keys() & set(ready.values()):
+            raise Violation(f"{name}: slots {both} are leased and ready")
+        if leased.keys() != content.reserved.keys():
+            odd = leased.keys() ^ content.reserved.keys()
+            raise Violation(f"{name}: arena and state do not agree on the reserved slots {odd}")
+        if state.chunks.nbytes > node.shard.capacity:
+            raise Violation(f"{name}: more bytes than capacity")
+        generations = writer._slots["generation"][content.ready].tolist()
+        for (key, slot), generation in zip(ready.items(), generations, strict=True):
+            at = writer.arena_id, slot, generation
+            version = self._verified.get(at)
+            if version is None:
+                view = writer.payload(slot)[:CHUNK_BYTES]
+                version = self._cluster.contents.version(view, key, f"{name}, slot {slot}")
+                self._verified[at] = version
+            self._cluster.contents.check_age(version, node.shard.cleared, name)
 
 
 def _validate(name: str, state: ShardState | DirectoryState) -> None:
@@ -40,42 +113,6 @@ def _validate(name: str, state: ShardState | DirectoryState) -> None:
         state.validate()
     except AssertionError as error:
         raise Violation(f"{name}: {error}") from error
-
-
-def _check_node(cluster: Cluster, verified: Verified, name: str, node: Node) -> None:
-    state, writer = node.shard.state, node.shard.writer
-    content = writer.scan()
-    ready = dict(zip(key_list(content.keys), content.ready.tolist(), strict=True))
-    known = {key: state.chunks.slot(key) for key in state.chunks}
-    if ready != known:
-        raise Violation(f"{name}: the arena holds {len(ready)} chunks, the state {len(known)}")
-    leased = Counter(
-        slot
-        for slots in (
-            *(holder.leases for holder in state._leases.holders.values()),
-            *state._leases.orphans.values(),
-            *(slots for _, slots in state._leases.resting),
-        )
-        for slot in slots
-    )
-    if twice := [slot for slot, count in leased.items() if count > 1]:
-        raise Violation(f"{name}: slots {twice} have two owners")
-    if both := leased.keys() & set(ready.values()):
-        raise Violation(f"{name}: slots {both} are leased and ready")
-    if leased.keys() != content.reserved.keys():
-        odd = leased.keys() ^ content.reserved.keys()
-        raise Violation(f"{name}: arena and state do not agree on the reserved slots {odd}")
-    if state.chunks.nbytes > node.shard.capacity:
-        raise Violation(f"{name}: more bytes than capacity")
-    generations = writer._slots["generation"][content.ready].tolist()
-    for (key, slot), generation in zip(ready.items(), generations, strict=True):
-        at = writer.arena_id, slot, generation
-        version = verified.get(at)
-        if version is None:
-            view = writer.payload(slot)[:CHUNK_BYTES]
-            version = cluster.contents.version(view, key, f"{name}, slot {slot}")
-            verified[at] = version
-        cluster.contents.check_age(version, node.shard.cleared, name)
 
 
 def check_calm(cluster: Cluster) -> None:
