@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
 from xxhash import xxh3_64_intdigest
 
 from lmkv_ray.directory import DirectoryState
-from lmkv_ray.keys import key_list
+from lmkv_ray.directory.table import NO_NODE
+from lmkv_ray.keys import key_array, key_list, parts_of
 from lmkv_ray.node import Node
 from lmkv_ray.shard import ShardState
 from tests.simulation.cluster import Cluster
@@ -151,3 +153,30 @@ def check_calm(cluster: Cluster) -> None:
         newest = max(cluster.contents.clears, default=0)
         if node.shard.cleared < newest:
             raise Violation(f"{name}: clear {newest} was never carried out")
+    for number, part in cluster.directory.items():
+        _check_told(cluster, number, part.service.state)
+
+
+def _check_told(cluster: Cluster, number: int, state: DirectoryState) -> None:
+    """A part of the directory knows of every node exactly what that node holds."""
+    table, names = state.table, state._holders.names()
+    keys = key_list(table._keys)
+    rows, _ = np.nonzero(table._holders != NO_NODE)
+    numbers = table._holders[table._holders != NO_NODE]
+    told = {
+        (names[holder], keys[row])
+        for row, holder in zip(rows.tolist(), numbers.tolist(), strict=True)
+        if holder in names
+    }
+    held = {
+        (name, key)
+        for name, shard in cluster.shards.items()
+        if shard.node is not None
+        for key in shard.node.shard.state.chunks
+        if parts_of(key_array(key), cluster.parts)[0] == number
+    }
+    if told != held:
+        raise Violation(
+            f"directory {number} does not know of {sorted(held - told)[:2]}, and takes "
+            f"{sorted(told - held)[:2]} for true"
+        )

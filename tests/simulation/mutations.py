@@ -156,11 +156,11 @@ MUTATIONS = [
         "a shard does not tell its whole content when the directory asks for it",
     ),
     Mutation(
-        "evicted_chunk_stays_visible",
-        "lmkv_ray.arena.writer",
-        'keys[mine])\n        rows["generation"][slots] += np.uint64(1)\n',
-        "keys[mine])\n",
-        "readers are not told that a chunk is being replaced",
+        "changed_chunk_is_used",
+        "lmkv_ray.arena.reader",
+        "same: npt.NDArray[np.bool_] = self._generations[slots] == generations",
+        "same: npt.NDArray[np.bool_] = self._generations[slots] > 0",
+        "readers do not notice that a chunk was replaced while they copied",
     ),
     Mutation(
         "unnamed_slots_leak",
