@@ -72,7 +72,6 @@ class Cluster:
         parts: of the directory.
         disks: whether the machines have a disk tier.
         bucket_wanted: whether they share an object store.
-        cards: whether the machines read each other's memory, as with RDMA.
     """
 
     loop: VirtualLoop
@@ -82,7 +81,6 @@ class Cluster:
     parts: int
     disks: bool
     bucket_wanted: bool
-    cards: bool = False
     contents: Contents = field(default_factory=Contents)
     shards: dict[str, _Shard] = field(default_factory=dict)
     directory: dict[int, _Part] = field(default_factory=dict)
@@ -109,17 +107,13 @@ class Cluster:
             f"n{i}": SimulatedMachine(f"n{i}", self.loop, self.random, disk=self.disks)
             for i in range(self.nodes)
         }
-        if self.cards:
+        if self.random.random() < 0.5:
             wire = Wire(self.network.travel, self._memory, lambda: self.network.damage)
             for machine in self.machines.values():
                 machine.card = SimulatedTransport(machine.name, wire, machine.clock, self.random)
         self.bucket = Bucket(self.random) if self.bucket_wanted else None
         for machine in self.machines.values():
             machine.bucket = self.bucket
-        if self.random.random() < 0.5:
-            wire = Wire(self.network.travel, self._memory_of, lambda: self.network.damage)
-            for machine in self.machines.values():
-                machine.wire = wire
         self.head = SimulatedMachine(DIRECTORY_MACHINE, self.loop, self.random, disk=False)
         self.writes = {name: Writes() for name in self.machines}
         self.memory = SimulatedMemory(self.random)
@@ -134,11 +128,6 @@ class Cluster:
             for _ in range(self.random.randint(1, 2)):
                 self.start_engine(name)
         self.loop.start(self._keep())
-
-    def _memory_of(self, peer: PeerInfo) -> ArenaReader | None:
-        """What a network card of another machine can read."""
-        shard = self.shards.get(peer.node_id)
-        return None if shard is None or shard.node is None else shard.node.shard.reader
 
     # -- services --------------------------------------------------------------------------------
 
@@ -294,6 +283,7 @@ class Cluster:
             part.service.shards |= self.machines.keys()
 
     def _memory(self, peer: PeerInfo) -> ArenaReader | None:
+        """What a network card of another machine can read."""
         shard = self.shards.get(peer.node_id)
         return None if shard is None or shard.node is None else shard.node.shard.reader
 

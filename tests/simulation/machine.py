@@ -24,7 +24,7 @@ from lmkv_ray.transports import ObjectStoreServer, ObjectStoreTransport, Server,
 from tests.simulation.bucket import Bucket
 from tests.simulation.disk import SimulatedDisk
 from tests.simulation.loop import VirtualLoop
-from tests.simulation.transport import SimulatedServer, Wire
+from tests.simulation.transport import SimulatedServer
 
 FOLDER = Path("/simulated")
 DISK_BYTES = 4 << 20
@@ -82,10 +82,8 @@ class SimulatedMachine:
         self._random = random
         self.bucket: Bucket | None = None
         """The object store that all machines share; None: there is none."""
-        self.wire: Wire | None = None
-        """For network cards that read the memory of other machines; None: it has none."""
         self.card: Transport | None = None
-        """Reads the memory of other machines, if it has one."""
+        """Reads the memory of other machines, as with RDMA; None: it has none."""
         self.full = False
         """Whether /dev/shm has no room for an arena."""
         self.writer: ArenaWriter | None = None

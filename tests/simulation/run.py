@@ -39,19 +39,18 @@ class Result:
     saved: int
 
 
-def run(seed: int, *, cards: bool = False) -> Result:
+def run(seed: int) -> Result:
     """Simulate one seed.
 
     Args:
         seed: decides everything.
-        cards: see ``Cluster``.
     """
     random = Random(seed)
     loop = VirtualLoop(random)
     story = Story(loop.time)
     nodes = random.randint(2, 4)
     parts, disks, bucket = random.randint(1, 2), random.random() < 0.5, random.random() < 0.3
-    cluster = Cluster(loop, random, story, nodes, parts, disks, bucket, cards)
+    cluster = Cluster(loop, random, story, nodes, parts, disks, bucket)
     violation = None
     failures: list[str] = []
     loop.set_exception_handler(lambda _, context: failures.append(_text(context)))

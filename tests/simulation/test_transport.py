@@ -18,7 +18,6 @@ from lmkv_ray.transports import PeerInfo, Transport, Transports
 from tests.simulation.loop import VirtualLoop
 from tests.simulation.machine import SimulatedClock
 from tests.simulation.network import Network
-from tests.simulation.run import run
 from tests.simulation.story import Story
 from tests.simulation.transport import SimulatedServer, SimulatedTransport, Wire
 from tests.transports.harness import CHUNK, COUNT, Here, Store, content_of, some_keys
@@ -151,7 +150,3 @@ def test_a_closed_fetch_writes_no_more(world: World) -> None:
     for old, new in zip(before, world.places, strict=True):
         assert (old == new).all()
     assert not world.arrived(COUNT - 1), "it was closed in the middle"
-
-
-def test_a_cluster_runs_with_cards() -> None:
-    assert run(1, cards=True).violation is None
