@@ -62,6 +62,20 @@ class Hits:
         missing = np.flatnonzero(self.slots < 0)
         return int(missing[0]) if len(missing) else len(self.slots)
 
+    def of_size(self, nbytes: int) -> Hits:
+        """Those of ``nbytes``; a reader that knows this size does not take others.
+
+        What is shorter came from a stranger who may write a tier or speak as a peer. Behind it the
+        slot has the bytes of a chunk that was there before, maybe of another tenant.
+        """
+        right = self.nbytes == nbytes
+        return Hits(
+            slots=np.where(right, self.slots, -1),
+            generations=self.generations * right,
+            offsets=self.offsets * right,
+            nbytes=self.nbytes * right,
+        )
+
 
 class ArenaReader:
     """An attached arena. Metadata is mapped read-only, so that no bug of a reader can damage it.

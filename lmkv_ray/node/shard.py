@@ -190,9 +190,15 @@ class Shard:
         """Why a key is not here, as the arena remembers."""
         return self.reader.reasons(key_array(key))[0]
 
-    def located(self, reply: StageReply, keys: bytes) -> StageReply:
-        """An answer to a ``Stage`` of these keys that also says where they are."""
-        hits = self.reader.lookup(key_array(keys))
+    def located(self, reply: StageReply, keys: bytes, nbytes: int) -> StageReply:
+        """An answer to a ``Stage`` of these keys that also says where they are.
+
+        Args:
+            reply: the answer.
+            keys: those that were asked for.
+            nbytes: of each chunk; one of another size is not the engine's.
+        """
+        hits = self.reader.lookup(key_array(keys)).of_size(nbytes)
         return msgspec.structs.replace(
             reply,
             arena_id=self.reader.arena_id,

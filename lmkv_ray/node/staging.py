@@ -60,6 +60,8 @@ class _Job:
     space: int
     """Whose the chunks are."""
     slot_bytes: int
+    nbytes: int | None
+    """Of each chunk; None: not known."""
     keys: list[bytes]
     remaining: list[float]
     deadline: float
@@ -126,11 +128,19 @@ class Staging:
             remaining = []
         space = tenant_within(space, stage.space)
         job = _Job(
-            space, slot_bytes, keys, remaining, deadline, shard.clears, self._finders, shard.clock
+            space,
+            slot_bytes,
+            stage.slot_bytes,
+            keys,
+            remaining,
+            deadline,
+            shard.clears,
+            self._finders,
+            shard.clock,
         )
         await self._bring(job)
         reply = self._reply(job)
-        return shard.located(reply, b"".join(keys)) if stage.locate else reply
+        return shard.located(reply, b"".join(keys), stage.slot_bytes) if stage.locate else reply
 
     async def take(
         self, space: int, slot_bytes: int, keys: list[bytes], within: float, finder: Finder
@@ -142,7 +152,7 @@ class Staging:
         """
         shard = self._shard
         deadline = shard.clock.monotonic() + _bounded(within)
-        job = _Job(space, slot_bytes, keys, [], deadline, shard.clears, [finder], shard.clock)
+        job = _Job(space, slot_bytes, None, keys, [], deadline, shard.clears, [finder], shard.clock)
         await self._bring(job)
         return [key for key in keys if key in shard.state.chunks]
 
@@ -291,6 +301,13 @@ class Staging:
         async with contextlib.aclosing(source.fetch(fetch)) as outcomes:
             async for outcome in outcomes:
                 key, slot = keys[outcome.position], slots[outcome.position]
+                wrong = job.nbytes not in (None, outcome.nbytes)
+                if outcome.ok and wrong:
+                    # Written by a stranger: behind it the slot has the bytes of another chunk.
+                    why = f"a chunk has {outcome.nbytes} bytes, not {job.nbytes}"
+                    complete = False
+                    self._failed(job, source.name, [key], why)
+                    continue
                 if outcome.ok:
                     hints = Hints(after=before.get(key, b""), space=job.space)
                     commit = Commit(slot=slot, key=key, nbytes=outcome.nbytes, hints=hints)

@@ -11,6 +11,7 @@ times.
 from __future__ import annotations
 
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,7 @@ from lmkv_ray.errors import ConfigError, UnsupportedError
 from lmkv_ray.ownership import trouble_with_secret
 from lmkv_ray.tiers.format import Label
 
+_READ = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 MIN_KEY_BYTES = 32
 MAX_FILE_BYTES = 1 << 16
 PLAIN = "plain1"
@@ -112,15 +114,20 @@ def load_cipher(key_file: Path | None) -> Cipher | None:
     if key_file is None:
         return None
     try:
-        with key_file.open("rb") as file:
-            trouble = trouble_with_secret(os.fstat(file.fileno()), key_file)
-            master = file.read(MAX_FILE_BYTES).strip()
+        # What is no file must not make us wait: a pipe that has no writer.
+        with os.fdopen(os.open(key_file, _READ), "rb") as file:
+            status = os.fstat(file.fileno())
+            trouble = trouble_with_secret(status, key_file)
+            regular = stat.S_ISREG(status.st_mode)
+            master = file.read(MAX_FILE_BYTES).strip() if regular else b""
     except OSError as error:
         raise ConfigError(
             f"The key file {key_file} cannot be read: {error.strerror}.", next_step=_MAKE_KEY
         ) from error
     if trouble is not None:
         raise ConfigError(f"The key file {key_file} {trouble[0]}.", next_step=f"{trouble[1]}.")
+    if not any(master):  # a file of zeros is what a crash leaves of one that was being written
+        master = b""
     if len(master) < MIN_KEY_BYTES:
         raise ConfigError(
             f"The key file {key_file} has {len(master)} bytes; a key has {MIN_KEY_BYTES} or more.",

@@ -342,3 +342,30 @@ async def test_what_is_staged_belongs_to_the_tenant_who_asked(
     assert [key in chunks for key in KEYS[:6]] == [False] * 3 + [True] * 3
     engine.close()
     here.close()
+
+
+async def test_a_chunk_of_another_size_is_not_taken(
+    staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    """Behind a short one the slot has bytes of another chunk, which an engine would load."""
+    stranger = FakeEngine(nodes["a"].shard.call, "short", nbytes=here.engine.nbytes - 8)
+    stranger.save(KEYS[:2])
+    nodes["b"].engine.save(KEYS[2:4])
+    reply = await staging.stage(request(here, KEYS[:4]))
+    assert reply == StageReply(ready=0, reason=MissReason.FETCH_FAILED)
+    assert [key in here.shard.state.chunks for key in KEYS[:4]] == [False, False, True, True]
+    here.shard.state.validate()
+    stranger.close()
+
+
+def test_where_chunks_are_is_told_of_those_of_the_engines_size_only(here: Node) -> None:
+    stranger = FakeEngine(here.shard.call, "short", nbytes=here.engine.nbytes - 8)
+    stranger.save(KEYS[:1])
+    here.engine.save(KEYS[1:2])
+    located = here.shard.located(
+        StageReply(ready=2, reason=None), b"".join(KEYS[:2]), here.engine.nbytes
+    )
+    assert located.slots[0] == -1
+    assert located.slots[1] >= 0
+    stranger.close()
+    here.close()

@@ -240,7 +240,7 @@ class SimulatedEngine:
     async def stage(self, keys: Sequence[bytes], within: float) -> StageReply | None:
         """Ask the shard for chunks from elsewhere; None if it did not answer in time."""
         stage = Stage(
-            engine_id=self.name, keys=b"".join(keys), slot_bytes=SLOT_BYTES, within=within
+            engine_id=self.name, keys=b"".join(keys), slot_bytes=CHUNK_BYTES, within=within
         )
         try:
             return decode(await self._call("stage", encode(stage), within), StageReply)

@@ -84,7 +84,8 @@ class LocalShard:
             keys = key_list(key_array(stage.keys))
             ready = next((i for i, k in enumerate(keys) if k not in self.state.chunks), len(keys))
             reason = self.shard.why_missing(keys[ready]) if ready < len(keys) else None
-            return encode(self.shard.located(StageReply(ready=ready, reason=reason), stage.keys))
+            reply = StageReply(ready=ready, reason=reason)
+            return encode(self.shard.located(reply, stage.keys, stage.slot_bytes))
         return encode(self.stage_reply or StageReply(ready=0, reason=MissReason.NEVER_STORED))
 
     def clear(self, payload: bytes) -> bytes:

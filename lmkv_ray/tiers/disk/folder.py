@@ -27,6 +27,8 @@ from lmkv_ray.tiers.disk.medium import FileStatus, Medium, Tree
 from lmkv_ray.tiers.format import PAGE, Label, file_bytes, parse_path
 
 TEMPORARY = "tmp"
+MOST = 1 << 62
+"""No clear has a higher number: they are times, in nanoseconds."""
 _FANOUT = [f"{byte:02x}" for byte in range(256)]
 _TAG = "CACHEDIR.TAG"
 _CLEARED = "CLEARED"
@@ -192,7 +194,8 @@ class DiskFolder:
         with contextlib.closing(file):
             number, _, check = bytes(text[: file.read([memoryview(text)], 0)]).partition(b" ")
         # A wrong number that is higher would keep later clears from being carried out.
-        return int(number) if number.isdigit() and check == _check_of(number) else 0
+        sound = number.isdigit() and check == _check_of(number) and int(number) <= MOST
+        return int(number) if sound else 0
 
     def note_cleared(self, number: int) -> None:
         """Note the number of a clear, of which no file is left.

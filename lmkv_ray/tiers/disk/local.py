@@ -52,7 +52,8 @@ class LocalFile:
         """See ``OpenFile``."""
         try:
             if not self._direct:  # the kernel's copy is memory that the arena could use
-                os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                with contextlib.suppress(OSError):  # a pipe has none
+                    os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         finally:
             os.close(self._fd)
 
@@ -138,7 +139,8 @@ class LocalTree:
         os.close(self._fd)
 
     def _open(self, path: str, flags: int, *, direct: bool) -> OpenFile:
-        flags |= os.O_CLOEXEC | (os.O_DIRECT if direct else 0)
+        # What is no file must not make a thread wait for ever: nobody may write into a pipe.
+        flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if direct else 0)
         return LocalFile(os.open(path, flags, 0o600, dir_fd=self._fd), direct=direct)
 
     @contextlib.contextmanager

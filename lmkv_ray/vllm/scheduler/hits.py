@@ -200,7 +200,8 @@ class Loader:
         for number in self._links:
             group = self._groups[number]
             first = computed // group.tokens
-            hits = reader.lookup(tracked.keys(group)[first : -(-limit // group.tokens)])
+            keys = tracked.keys(group)[first : -(-limit // group.tokens)]
+            hits = reader.lookup(keys).of_size(self._places[0].nbytes[number])
             found.append(
                 FoundChunks(0, reader.arena_id, group, first, hits.slots, hits.generations)
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from lmkv_ray.tiers.cipher import AesGcm, load_cipher
 from lmkv_ray.tiers.format import ChunkHeader, Label
 from tests.tiers.harness import (
     COUNT,
+    SECONDS,
     DiskHarness,
     content_of,
     fetch,
@@ -110,11 +112,26 @@ async def test_a_file_that_only_claims_to_be_of_this_key_is_corrupt(
     await tier.close()
 
 
-@pytest.mark.parametrize("content", [None, b"", b"short"])
+@pytest.mark.parametrize("content", [None, b"", b"short", b"\n" * 64, bytes(64)])
 def test_a_key_file_that_holds_no_key_is_refused(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "key"
     if content is not None:
         secret(path, content.decode())
+    with pytest.raises(ConfigError, match="openssl rand -hex 32"):
+        load_cipher(path)
+
+
+def test_a_key_file_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "key"
+    os.mkfifo(pipe, 0o600)
+    # A daemon, for where it waits for ever.
+    loading = threading.Thread(target=_refused, args=(pipe,), daemon=True)
+    loading.start()
+    loading.join(SECONDS)
+    assert not loading.is_alive()
+
+
+def _refused(path: Path) -> None:
     with pytest.raises(ConfigError, match="openssl rand -hex 32"):
         load_cipher(path)
 

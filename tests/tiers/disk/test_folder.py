@@ -9,13 +9,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+import xxhash
 
 from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.errors import TierError
 from lmkv_ray.tiers.disk.folder import DiskFolder
 from lmkv_ray.tiers.disk.local import LocalMedium
 from lmkv_ray.tiers.format import Label, file_bytes
-from tests.tiers.harness import SECONDS, DiskHarness, some_keys, store
+from tests.tiers.harness import SECONDS, DiskHarness, fetch, slots, some_keys, store, until
 
 LABEL = Label(bytes(range(16)), 5, 1000)
 
@@ -182,3 +183,39 @@ async def test_a_predecessor_that_is_just_ending_is_waited_for(disk: DiskHarness
     next_one = await coming
     assert next_one.status().problem is None
     await next_one.close()
+
+
+async def test_what_is_no_file_is_not_waited_for(disk: DiskHarness) -> None:
+    """A pipe in a chunk's place, and one in the place of the number of the last clear."""
+    tier = await disk.open()
+    keys = some_keys()
+    assert all(await store(tier, keys))
+    [*files] = disk.path.glob("*/*-*")
+    files[1].unlink()
+    files[1].symlink_to(files[2])
+    outcomes = await asyncio.wait_for(fetch(tier, keys, slots(len(keys))), SECONDS)
+    assert sum(outcome.ok for outcome in outcomes) == len(keys) - 1
+    assert not files[1].is_symlink()
+    assert files[2].exists()
+    files[0].unlink()
+    os.mkfifo(files[0], 0o600)
+    await asyncio.wait_for(fetch(tier, keys, slots(len(keys))), SECONDS)
+    await until(lambda: tier.status().problem is None)
+    assert not files[0].exists()
+    outcomes = await fetch(tier, keys, slots(len(keys)))
+    assert sum(outcome.ok for outcome in outcomes) == len(keys) - 2
+    await tier.close()
+    os.mkfifo(disk.path / "CLEARED", 0o600)
+    tier = await asyncio.wait_for(disk.open(), SECONDS)
+    assert "Next step" in str(tier.status().problem)
+    await tier.close()
+
+
+@pytest.mark.parametrize("number", [b"9" * 30, b"%d" % ((1 << 62) + 1)])
+def test_the_number_of_a_clear_that_no_clock_says_is_none(tmp_path: Path, number: bytes) -> None:
+    """It would be higher than those of all clears that come."""
+    folder = opened(tmp_path)
+    check = xxhash.xxh3_64_hexdigest(number).encode()
+    (tmp_path / "CLEARED").write_bytes(number + b" " + check)
+    assert folder.cleared() == 0
+    folder.close()
