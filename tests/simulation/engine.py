@@ -195,6 +195,7 @@ class SimulatedEngine:
             self.reader = reader
             self.machine.readers.append(reader)
         self._talk.attached(welcome)
+        self._check_slots()
         self._story.tell(f"{self.name} attached, {len(welcome.grant.slots)} slots")
 
     async def _exchange(self) -> None:
@@ -204,7 +205,16 @@ class SimulatedEngine:
         except BaseException:
             self._talk.failed(news)
             raise
+        finally:
+            self._check_slots()
         self._talk.answered(news, answer)
+        self._check_slots()
+
+    def _check_slots(self) -> None:
+        try:
+            self.slots.validate()
+        except AssertionError as error:
+            raise Violation(f"{self.name}: {error}") from error
 
     # -- the engine -------------------------------------------------------------------------------
 
@@ -277,6 +287,7 @@ class SimulatedEngine:
             if granted is not None:
                 self.slots.release(granted)
             self.unsaved += 1
+            self._check_slots()
             return
         written = asyncio.get_running_loop().create_future()
         self.worker.run(self._start_write, granted, key, written)
@@ -316,3 +327,4 @@ class SimulatedEngine:
             self.saved += 1
         else:
             self.slots.release(granted)
+        self._check_slots()

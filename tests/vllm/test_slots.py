@@ -51,6 +51,20 @@ def test_what_is_handed_back_while_the_shard_answers_is_not_free() -> None:
     assert ([commit.slot for commit in news.commits], news.released) == ([4], [5])
 
 
+def test_a_key_that_is_committed_twice_is_under_way_until_both_are_answered() -> None:
+    slots = slots_of(4, 5)
+    one, other = take(slots), take(slots)
+    slots.commit(one, KEY, 8)
+    first = slots.news()
+    slots.commit(other, KEY, 8)
+    slots.told(first)
+    slots.validate()
+    assert slots.committing(KEY)
+    assert not slots.settled
+    slots.told(slots.news())
+    assert slots.settled
+
+
 def test_a_slot_of_another_arena_is_not_committed_for_one_of_the_same_number() -> None:
     slots = slots_of(4)
     old = take(slots)
@@ -218,6 +232,10 @@ class SlotsMachine(RuleBasedStateMachine):
     def evict(self) -> None:
         keys = [row.key for row in self.arena.ready.values() if row.key is not None]
         self.arena.apply(self.state.evict(keys[::2]))
+
+    @invariant()
+    def slots_and_news_agree(self) -> None:
+        self.slots.validate()
 
     @invariant()
     def what_is_published_was_written_for_it(self) -> None:

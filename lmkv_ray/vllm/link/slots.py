@@ -181,7 +181,9 @@ class Slots:
     def told(self, news: News) -> None:
         """The shard has heard it, or never will."""
         with self._lock:
-            self._committing.difference_update(commit.key for commit in news.commits)
+            # A key may have been committed a second time since: that one has not been answered.
+            untold = {commit.key for commit in self._news.commits}
+            self._committing -= {commit.key for commit in news.commits} - untold
 
     def granted(self, grant: Grant) -> None:
         """More slots."""
@@ -193,6 +195,29 @@ class Slots:
         with self._lock:
             self._news.released.extend(self._free)
             self._free.clear()
+
+    # -- checking --------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Compare slots and news with each other, for tests and simulations.
+
+        Raises:
+            AssertionError: something does not hold; the text says what.
+        """
+        with self._lock:
+            commits = self._news.commits
+            told = [*(commit.slot for commit in commits), *self._news.released]
+            known = [*self._free, *self._in_use, *told]
+            twice = {slot for slot in known if known.count(slot) > 1}
+            assert not twice, (
+                f"slots {twice} are more than one of free, in use, committed and released"
+            )
+            untold = {commit.key for commit in commits} - self._committing
+            assert not untold, f"{len(untold)} commits are not known to be under way"
+            for slot, use in self._in_use.items():
+                assert (use.slot, use.arena_id) == (slot, self._arena_id), f"slot {slot} is {use}"
+            deadlines = [*self._free.values()]
+            assert deadlines == sorted(deadlines), "free slots are not in the order of deadlines"
 
     def _end_use(self, granted: GrantedSlot) -> bool:
         """End a use; False if the slot is not ours any more, or was taken again since."""
