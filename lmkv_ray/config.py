@@ -97,6 +97,13 @@ class Settings(BaseSettings):
         json_schema_extra=ENGINE,
         description="Save the KV of generated tokens too: the next turn contains them.",
     )
+    anywhere: Literal["off", "asked", "all"] = Field(
+        "off",
+        json_schema_extra=ENGINE,
+        description="Reuse stored text wherever it stands in a prompt, not only as a prefix: "
+        "never, for requests that ask for it, or for all. Answers are then approximate. vLLM needs "
+        "--scheduler-cls lmkv_ray.vllm.scheduler.rows.scheduler.",
+    )
     copy_threads: int = Field(
         2,
         ge=1,

@@ -50,6 +50,8 @@ class MissReason(enum.StrEnum):
     """The engine is not attached to a shard (starting, or the shard is down)."""
     NOT_READ = "not_read"
     """The request must compute every token, as for log probabilities of its prompt, or pooling."""
+    COMPOSED = "composed"
+    """Computed on top of text that is reused anywhere in the prompt: such KV is never stored."""
     TAIL = "tail"
     """The prompt's end, shorter than one chunk: never stored by design."""
 

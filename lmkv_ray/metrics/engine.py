@@ -4,6 +4,9 @@ from __future__ import annotations
 
 ENGINE_COUNTERS = {
     "hit_tokens": "Prompt tokens found in the cache (load_failed ones among them).",
+    "reused_tokens": "Prompt tokens copied from stored text that is no prefix (`anywhere`).",
+    "recomputed_tokens": "Prompt tokens computed between and within such text, in one step.",
+    "rows_given_up": "Requests computed without such text: no step had room for what lies between.",
     "load_bytes": "Bytes copied from the arena into the engine's pages.",
     "load_seconds": "Seconds spent copying from the arena.",
     "save_bytes": "Bytes copied from the engine's pages into the arena.",

@@ -50,6 +50,8 @@ if TYPE_CHECKING:
     from lmkv_ray.courier import Courier
     from lmkv_ray.vllm.identity.content import ContentThread
     from lmkv_ray.vllm.link.shard_link import ShardClient, ShardLink
+    from lmkv_ray.vllm.scheduler.anywhere import Anywhere
+    from lmkv_ray.vllm.scheduler.composer import Composer
     from lmkv_ray.vllm.scheduler.half import SchedulerHalf
     from lmkv_ray.vllm.worker.half import WorkerHalf
 
@@ -84,6 +86,8 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._content: ContentThread | None = None
         self._pool: BlockPool | None = None
         self._worker: WorkerHalf | None = None
+        self.rows = False
+        """VLLM's scheduler is the one of ``vllm.scheduler.rows``, which says so."""
         if role is KVConnectorRole.WORKER:
             from lmkv_ray.vllm.worker.half import WorkerHalf
 
@@ -239,9 +243,10 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self, request: Request, block_ids: tuple[list[int], ...]
     ) -> tuple[bool, dict[str, Any] | None]:
         """Never delays the freeing of blocks: those being saved are held."""
-        keys = self._the_scheduler.keys_of(request)
+        keys, reused = self._the_scheduler.keys_of(request), self._the_scheduler.reused_by(request)
         self._the_scheduler.on_finished(request, block_ids)
-        return False, None if keys is None else {"lmkv_keys": keys}
+        told = ({} if keys is None else {"lmkv_keys": keys}) | ({"lmkv": reused} if reused else {})
+        return False, told or None
 
     def has_pending_push_work(self) -> bool:
         """Keep the engine stepping until its saves are reported."""
@@ -260,6 +265,12 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         self._the_scheduler.reset()
         return True
 
+    @property
+    def composer(self) -> Composer | None:
+        """For ``vllm.scheduler.rows``: requests that are put together, if this engine does that."""
+        anywhere = self._scheduler.anywhere if self._scheduler is not None else None
+        return anywhere.composer if anywhere is not None else None
+
     # -- inside ---------------------------------------------------------------------------------
 
     @property
@@ -271,10 +282,12 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         from lmkv_ray.courier import Courier
         from lmkv_ray.vllm.identity.content import ContentThread
         from lmkv_ray.vllm.link.device_watch import DeviceWatch
+        from lmkv_ray.vllm.scheduler.anywhere import open_anywhere
         from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
         from lmkv_ray.vllm.scheduler.half import SchedulerHalf
         from lmkv_ray.vllm.scheduler.startup import open_places
 
+        reports = [report for report in metadata if isinstance(report, LayoutReport)]
         device = DeviceWatch()
         self._courier = Courier(self._settings)
         self._content = ContentThread(self._vllm_config, self._settings)
@@ -282,7 +295,7 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
             self._vllm_config,
             self._settings,
             self._groups,
-            [report for report in metadata if isinstance(report, LayoutReport)],
+            reports,
             replicas=kv_replicas(self._vllm_config, self._kv_cache_config),
             engine_id=self._engine_id,
             connect=self._find_shard,
@@ -292,7 +305,15 @@ class LmkvConnector(KVConnectorBase_V1, SupportsHMA):
         links = (link for place in places for link in place.links.values())
         self._links = tuple(dict.fromkeys(links))
         events = ArenaEvents() if self._publishes_events else None
-        self._scheduler = SchedulerHalf(self._settings, self._groups, places, device, events)
+
+        def anywhere(stats: LmkvStats) -> Anywhere | None:
+            return open_anywhere(
+                self._vllm_config, self._settings, self._groups, reports, stats, rows=self.rows
+            )
+
+        self._scheduler = SchedulerHalf(
+            self._settings, self._groups, places, device, events, anywhere
+        )
         if self._pool is not None:
             self._scheduler.bind(self._pool)
 

@@ -46,6 +46,7 @@ COMMON = {
     "keys",
 }
 COMMON |= {"layout", "masking", "messages", "vllm.engine"}
+COMMON |= {"anywhere"}  # plans travel in the steps' metadata
 COMMON |= {"policies"}  # the settings know their names
 COMMON |= {"kernels"}  # transformers imports what has this name, if the repository is on the path
 

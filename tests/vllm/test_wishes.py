@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lmkv_ray.hints import NO_HINTS
-from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, Wishes, WishReader
+from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, AnywhereWish, Wishes, WishReader
 
 DEEP: Any = {"pin": True}
 for _ in range(100_000):
@@ -148,3 +148,49 @@ def test_whatever_is_read_is_sound_or_refused(wishes: object) -> None:
     wish = reader.read(wishes)
     assert wish.hints().sound(time.monotonic())
     assert wish == NO_WISHES or not reader.refused
+
+
+@pytest.mark.parametrize(
+    ("given", "read"),
+    [
+        (True, AnywhereWish()),
+        (False, AnywhereWish(on=False)),
+        ({}, AnywhereWish()),
+        ({"first": 4096, "whole": "best"}, AnywhereWish(first=4096, whole="best")),
+        ({"spans": [[0, 5], [5, 9]]}, AnywhereWish(spans=((0, 5), (5, 9)))),
+        ({"whole": [0, 2]}, AnywhereWish(whole=(0, 2))),
+    ],
+)
+def test_text_to_be_reused_anywhere_is_asked_for(
+    reader: Reader, given: object, read: AnywhereWish
+) -> None:
+    assert reader.read({"anywhere": given}) == Wishes(anywhere=read)
+    assert not reader.refused
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        1,
+        None,
+        [],
+        "all",
+        {"every": True},
+        {"first": -1},
+        {"first": 4097},
+        {"first": True},
+        {"whole": "worst"},
+        {"whole": [1025]},
+        {"whole": [0] * 1025},
+        {"spans": [[0, 5], [4, 9]]},
+        {"spans": [[5, 5]]},
+        {"spans": [[0, 5, 9]]},
+        {"spans": [[0, 1 << 40]]},
+        {"spans": [[0, 1.5]]},
+        {"spans": [[i, i + 1] for i in range(1025)]},
+        {"spans": DEEP},
+    ],
+)
+def test_what_is_wrong_about_it_costs_all_hints(reader: Reader, given: object) -> None:
+    assert reader.read({"anywhere": given, "pin": True}) is NO_WISHES
+    assert reader.refused == 1

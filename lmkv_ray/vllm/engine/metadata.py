@@ -15,6 +15,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorWorkerMetadata,
 )
 
+from lmkv_ray.anywhere.plan import Piece
 from lmkv_ray.layout import ChunkLayout
 from lmkv_ray.messages import Owner
 
@@ -94,6 +95,20 @@ class SaveJob:
     """The LoRA adapter that it is about, if any."""
 
 
+@dataclass(frozen=True, slots=True)
+class MoveJob:
+    """Copy stored text into a request's blocks, wherever it stood before; for all workers."""
+
+    request_id: str
+    arena_id: int
+    """The arena the slots were found in."""
+    exact: int
+    """Tokens in front that are an exact prefix: all that follows is bad if anything fails."""
+    pieces: tuple[Piece, ...]
+    blocks: list[int]
+    """Of the request, from its first token on."""
+
+
 @dataclass(slots=True)
 class StepMetadata(KVConnectorMetadata):
     """Scheduler half to worker half, once a step."""
@@ -108,6 +123,7 @@ class StepMetadata(KVConnectorMetadata):
     """Not 0: say with this number which weights there are."""
     adapters: dict[int, dict[int, int]] = field(default_factory=dict)
     """Rank to adapter to the number of the load that the orders are for."""
+    moves: list[MoveJob] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -155,6 +171,8 @@ class LayoutReport(KVConnectorHandshakeMetadata):
     """Per group, of this worker's slice of a chunk."""
     packing: str
     """The layout's name, and by what pages are packed, if they are: instruction set, backend."""
+    no_moves: str = ""
+    """Why this worker cannot move tokens to other positions; empty: it can."""
 
     def digest(self) -> str:
         """Part of the namespace."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from lmkv_ray.anywhere.rope import NO_ROPE
 from lmkv_ray.arena.processor import check_processor
 from lmkv_ray.errors import UnsupportedError
 from lmkv_ray.host import host_id
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from vllm.config import VllmConfig
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+    from lmkv_ray.vllm.engine.groups import Group
     from lmkv_ray.vllm.engine.metadata import LayoutReport
 
 IN_PLACE_SPECS = frozenset({"FullAttentionSpec", "MLAAttentionSpec"})
@@ -77,6 +79,35 @@ def check_engine(config: VllmConfig, kv_cache_config: KVCacheConfig) -> None:
                 f"{model}: lmkv_ray does not support {feature} yet.",
                 next_step="Turn it off, or remove --kv-transfer-config to serve without lmkv_ray.",
             )
+
+
+def why_not_anywhere(config: VllmConfig, groups: Sequence[Group]) -> str:
+    """Why text is reused as a prefix only by this engine; empty: nothing is against it.
+
+    What stands here is known of the configuration; the workers know more (``rope_of``).
+    """
+    model, parallel = config.model_config, config.parallel_config
+    text = model.hf_config.get_text_config()
+    without = next((name for name in NO_ROPE if getattr(text, name, None)), None)
+    refused = {
+        "several KV groups": len(groups) > 1,
+        "a sliding window": not all(group.full for group in groups),
+        "latent attention (MLA)": bool(getattr(model, "use_mla", False)),
+        "speculative decoding": config.speculative_config is not None,
+        "micro-batches": bool(getattr(parallel, "enable_dbo", False))
+        or getattr(parallel, "num_ubatches", 0) > 1,
+        "images": bool(getattr(model, "is_multimodal_model", False)),
+        f"layers without positions ({without})": without is not None,
+        f"a KV cache of type {config.cache_config.cache_dtype}": (
+            config.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32")
+        ),
+        f"the device {config.device_config.device_type}": (
+            config.device_config.device_type != "cpu"
+        ),
+        "max_num_seqs 1": config.scheduler_config.max_num_seqs < 2,
+    }
+    reason = next((name for name, used in refused.items() if used), None)
+    return f"{reason} is not supported with it" if reason else ""
 
 
 def check_workers(config: VllmConfig, reports: Sequence[LayoutReport]) -> None:

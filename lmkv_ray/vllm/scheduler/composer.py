@@ -10,7 +10,7 @@ blocks are in that cache though their holes are empty: ``unfinished`` says which
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -52,10 +52,14 @@ class Composer:
     Args:
         block: tokens between two of vLLM's block hashes.
         limits: of one step.
+        given_up: called for each request that no step has had room for.
     """
 
-    def __init__(self, block: int, limits: Limits) -> None:
+    def __init__(
+        self, block: int, limits: Limits, given_up: Callable[[], None] = lambda: None
+    ) -> None:
         self.limits = limits
+        self.given_up = given_up
         self._block = block
         self._composed: dict[str, Composed] = {}
 

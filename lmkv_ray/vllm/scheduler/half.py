@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lmkv_ray.config import Settings
@@ -22,6 +22,7 @@ from lmkv_ray.vllm.engine.versions import BlockTables
 from lmkv_ray.vllm.identity.adapters import Adapters
 from lmkv_ray.vllm.identity.generation import Generation
 from lmkv_ray.vllm.link.device_watch import DeviceWatch
+from lmkv_ray.vllm.scheduler.anywhere import Anywhere
 from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
 from lmkv_ray.vllm.scheduler.hits import NOTHING_TO_LOAD, Loader
 from lmkv_ray.vllm.scheduler.own_cache import OwnCache
@@ -49,6 +50,7 @@ class SchedulerHalf:
         places: the nodes of its workers, its own first.
         device: follows what the engine's own cache holds.
         events: is told of chunks in the arena; None: nothing is.
+        anywhere: makes, of the counters of this half, what puts requests together, if anything.
     """
 
     def __init__(
@@ -58,12 +60,15 @@ class SchedulerHalf:
         places: Sequence[Place],
         device: DeviceWatch,
         events: ArenaEvents | None = None,
+        anywhere: Callable[[LmkvStats], Anywhere | None] = lambda _: None,
     ) -> None:
         self._groups = groups
         self._places = places
         self._identity = places[0].identity
         self._link = places[0].link
         self._stats = LmkvStats()
+        self.anywhere = anywhere(self._stats)
+        """Puts requests together from stored text, if this engine does."""
         self._pace = Pace()
         self._device = device
         self._own = OwnCache()
@@ -95,7 +100,9 @@ class SchedulerHalf:
     def on_new_request(self, request: Request) -> None:
         """Begin to stage what is neither here nor on the device."""
         self._adopt()
-        self._loader.prefetch(self._track(request), self._savers[0].pool)
+        tracked = self._track(request)
+        self._loader.prefetch(tracked, self._savers[0].pool)
+        self._compose(tracked)
 
     @never_raises(NOTHING_TO_LOAD)
     def match(self, request: Request, computed: int) -> tuple[int | None, bool]:
@@ -105,9 +112,13 @@ class SchedulerHalf:
         if reads and not self._identity.known and self._generation.wanted():
             return None, False
         tracked = self._track(request)
+        if self._compose(tracked):
+            return None, False  # its blocks have other names now: let vLLM look them up
         tracked.mixed = computed > 0 and self._own.stale(_adapter_name(request))
         tracked.forget_noted()
         answer = self._loader.match(tracked, computed)
+        if self.anywhere is not None:
+            answer = self.anywhere.claim(tracked, computed, answer)
         if answer[0] is not None:
             self._asking.add(request.request_id)
         return answer
@@ -117,6 +128,8 @@ class SchedulerHalf:
         self._asking.discard(request.request_id)
         if (tracked := self._tracked.get(request.request_id)) is not None:  # else nothing is loaded
             self._loader.admitted(tracked, tables, tokens)
+            if self.anywhere is not None and tokens:
+                self.anywhere.admitted(tracked)
 
     @never_raises(None)
     def on_finished(self, request: Request, tables: Sequence[Sequence[int]]) -> None:
@@ -125,6 +138,8 @@ class SchedulerHalf:
         self._tables.forget(request.request_id)
         if tracked is not None:
             in_flight = getattr(request, "num_in_flight_tokens", 0)
+            if self.anywhere is not None and (pool := self._savers[0].pool) is not None:
+                pool.evict_blocks(self.anywhere.finished(tracked, tables))
             for saver in self._savers:
                 saver.finish(tracked, request.num_computed_tokens - in_flight, tables)
 
@@ -141,6 +156,7 @@ class SchedulerHalf:
         return StepMetadata(
             arenas=tuple(place.arena() for place in self._places),
             loads=self._loader.take_orders(),
+            moves=self._loader.take_moves(),
             saves=[order for saver in self._savers for order in saver.take_orders()],
             idle=output.total_num_scheduled_tokens == 0,
             check=self._generation.order(),
@@ -162,6 +178,8 @@ class SchedulerHalf:
         for request_id, token in report.failed_loads.items():
             if tracked := self._tracked.get(request_id):
                 lost = tracked.load_failed(token)
+                if self.anywhere is not None:
+                    self.anywhere.failed(tracked)
                 self._stats.add_missed(MissReason.LOAD_FAILED, lost)
             self._stats.add("failed_loads", 1)
         for saver in self._savers:
@@ -195,6 +213,15 @@ class SchedulerHalf:
             )
         ]
 
+    @never_raises(None)
+    def reused_by(self, request: Request) -> dict[str, int] | None:
+        """For its answer: what was reused of a request that was put together, and recomputed."""
+        tracked = self._tracked.get(request.request_id)
+        composed = tracked.composed if tracked is not None else None
+        if composed is None or composed.plan is None or composed.over:
+            return None
+        return {"reused": composed.plan.reused, "recomputed": composed.plan.recomputed}
+
     def take_stats(self) -> LmkvStats | None:
         """Counts since the last call."""
         return self._stats.take()
@@ -208,6 +235,16 @@ class SchedulerHalf:
     def saving(self) -> bool:
         """Whether saves are under way whose report is worth stepping, and waiting, for."""
         return any(saver.busy for saver in self._savers)
+
+    def _compose(self, tracked: TrackedRequest) -> bool:
+        """Put a request together, once its engine is known; whether it just was."""
+        if self.anywhere is None or tracked.considered or not tracked.known:
+            return False
+        tracked.considered = True
+        if self.anywhere.wants(tracked):
+            exact = self._loader.exact(tracked, self._savers[0].pool)
+            self.anywhere.compose(tracked, exact)
+        return tracked.composed is not None
 
     @never_raises(None)
     def _plan_saves(self, output: SchedulerOutput) -> None:

@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from lmkv_ray.anywhere.plan import Plan
 from lmkv_ray.arena import ArenaReader
 from lmkv_ray.config import Settings
 from lmkv_ray.keys import key_list
 from lmkv_ray.vllm.engine.groups import Bools, Group, hit_alignment, longest_hit
 from lmkv_ray.vllm.engine.guard import never_raises
-from lmkv_ray.vllm.engine.metadata import LoadJob
+from lmkv_ray.vllm.engine.metadata import LoadJob, MoveJob
 from lmkv_ray.vllm.engine.stats import LmkvStats
 from lmkv_ray.vllm.scheduler.arena_events import ArenaEvents
 from lmkv_ray.vllm.scheduler.far_places import FarPlaces
@@ -29,6 +30,8 @@ from lmkv_ray.vllm.scheduler.requests import Claim, FoundChunks, TrackedRequest
 
 if TYPE_CHECKING:
     from vllm.v1.core.block_pool import BlockPool
+
+    from lmkv_ray.vllm.link.shard_link import ShardLink
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +85,7 @@ class Loader:
         self._events = events
         self._align = hit_alignment(groups)
         self._orders: list[LoadJob] = []
+        self._moves: list[MoveJob] = []
 
     def prefetch(self, tracked: TrackedRequest, pool: BlockPool | None) -> None:
         """Begin to stage what a new request needs and neither the arena nor the device has."""
@@ -97,6 +101,15 @@ class Loader:
             self._stage(tracked, look)
             if self._far and (look.end > computed or tracked.tickets):
                 self._far.ask(tracked, computed, limit)
+
+    def exact(self, tracked: TrackedRequest, pool: BlockPool | None) -> int:
+        """Tokens of a request that the device or the arena has as a prefix, as far as is known."""
+        reader, limit = self._link.readable, self._limit(tracked)
+        if reader is None or limit <= 0:
+            return 0
+        hashes = tracked.request.block_hashes
+        computed = device_prefix(pool, self._groups, hashes, limit=limit, align=self._align)
+        return self._look(tracked, reader, computed, limit).end if computed < limit else computed
 
     def match(self, tracked: TrackedRequest, computed: int) -> tuple[int | None, bool]:
         """How many tokens after ``computed`` can be loaded, as vLLM asks it.
@@ -143,9 +156,10 @@ class Loader:
             return
         # vLLM now waits for a load to end, whatever happens here: there must be one.
         try:
-            if claim is None or claim.end - claim.computed != tokens:
+            if claim is None or claim.tokens != tokens:
                 raise ValueError(f"{tokens} tokens are to be loaded, {claim} was answered")
             orders = [_order(tracked, claim, found, tables) for found in claim.found]
+            moves = [_move(tracked, claim.plan, tables, self._link)] if claim.plan else []
         except Exception:
             logger.exception("lmkv_ray: a load was not ordered; its tokens are recomputed")
             begin, size = claim.computed if claim else 0, self._groups[0].block_tokens
@@ -153,12 +167,20 @@ class Loader:
             self._orders.append(LoadJob.lost(request.request_id, list(blocks)))
             return
         self._orders += orders
+        self._moves += moves
+        if tracked.composed is not None and claim.plan is not None:
+            tracked.composed.loading = True
         self._ordered(tracked, claim)
 
     def take_orders(self) -> list[LoadJob]:
         """Loads to begin in this step."""
         orders, self._orders = self._orders, []
         return orders
+
+    def take_moves(self) -> list[MoveJob]:
+        """Text to be copied to other positions, to begin in this step."""
+        moves, self._moves = self._moves, []
+        return moves
 
     @never_raises(None)
     def _ordered(self, tracked: TrackedRequest, claim: Claim) -> None:
@@ -259,6 +281,17 @@ class Loader:
             return []
         begin = first * group.tokens
         return self._pace.remaining(tracked.request.num_tokens, begin, group.tokens, chunks)
+
+
+def _move(
+    tracked: TrackedRequest, plan: Plan, tables: Sequence[Sequence[int]], link: ShardLink
+) -> MoveJob:
+    if link.attachment is None:
+        raise ValueError("the arena is gone")
+    blocks = list(tables[0])
+    return MoveJob(
+        tracked.request.request_id, link.attachment.arena_id, plan.exact, plan.pieces, blocks
+    )
 
 
 def _order(

@@ -47,10 +47,17 @@ class MissCounter:
         if tracked.counted or claim is None:
             return
         tracked.counted = True
+        if claim.plan is not None:
+            tokens = claim.end - claim.computed
         if tokens:
             self._stats.add("hit_tokens", tokens)
         size = self._groups[0].tokens
         prompt = tracked.request.num_prompt_tokens
+        if tracked.composed is not None and tracked.composed.exact is not None:
+            reused = claim.plan.reused if claim.plan is not None else 0
+            missed = prompt - claim.computed - tokens - reused
+            self._stats.add_missed(MissReason.COMPOSED, missed)
+            return
         begin, chunks = (claim.computed + tokens) // size, prompt // size
         tail = prompt - max(chunks * size, claim.computed + tokens)
         if tail > 0:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec import structs
 
+from lmkv_ray.anywhere.plan import Plan
 from lmkv_ray.hints import Hints
 from lmkv_ray.keys import KEY_BYTES, KeyArray, chunk_key, key_array, within
 from lmkv_ray.tenants import tenant_of
@@ -18,6 +19,7 @@ from lmkv_ray.vllm.identity.ages import Identity
 from lmkv_ray.vllm.identity.unnamed_request import UnnamedRequest
 from lmkv_ray.vllm.link.device_watch import BlockRun
 from lmkv_ray.vllm.link.ticket import StageTicket
+from lmkv_ray.vllm.scheduler.composer import Composed
 from lmkv_ray.vllm.scheduler.wishes import NO_WISHES, Wishes
 
 if TYPE_CHECKING:
@@ -56,6 +58,13 @@ class Claim:
     end: int
     found: Sequence[FoundChunks] = ()
     """One a place and group."""
+    plan: Plan | None = None
+    """What is put together behind ``end``."""
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that vLLM need not compute after ``computed``, holes of the plan among them."""
+        return (self.plan.resume if self.plan is not None else self.end) - self.computed
 
 
 @dataclass(slots=True)
@@ -124,6 +133,10 @@ class TrackedRequest:
     asked: Asked | None = None
     """Of other nodes of the engine."""
     claim: Claim | None = None
+    composed: Composed | None = None
+    """It is, or was to be, put together from stored text."""
+    considered: bool = False
+    """Whether it may be put together was decided."""
     counted: bool = False
     adapter: bytes | None = b""
     """Digest of its LoRA adapter; empty: it has none; None: not known."""
@@ -179,7 +192,8 @@ class TrackedRequest:
         return self.identity.known and self.adapter is not None
 
     def keys(self, group: Group, place: int = 0) -> KeyArray:
-        """Keys of all whole chunks of known tokens, made as they become known.
+        """Keys of all whole chunks of known tokens, made as they become known. What is put together
+        has none: nothing saves it, looks it up or tells of it.
 
         There are none before the engine's identity and the request's adapter are known. A streaming
         session drops its last token when more is said: keys of a block with that token are made
@@ -190,6 +204,8 @@ class TrackedRequest:
         hashes = self._unnamed.hashes() if self.adapter else self.request.block_hashes
         known = len(self._keys[place][group.number]) // KEY_BYTES
         now = len(hashes) * group.hash_tokens // group.tokens
+        if self.composed is not None and self.composed.exact is not None:
+            now = min(now, self.composed.exact // group.tokens)
         end = self._ends[place][group.number]
         if known and (now < known or hashes[group.hash_index(known - 1)] != end):
             self._keys[place][group.number], known = b"", 0

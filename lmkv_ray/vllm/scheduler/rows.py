@@ -159,6 +159,7 @@ def _give_up(scheduler: Any, composer: Composer, its: Composed) -> None:
     tables = scheduler.kv_cache_manager.get_block_ids(its.request_id)
     scheduler.kv_cache_manager.evict_blocks(set(composer.unfilled(its, tables)))
     composer.drop(its, 0)
+    composer.given_up()
     its.request.num_computed_tokens = 0
     its.request.status = type(its.request.status).WAITING_FOR_REMOTE_KVS
     scheduler.failed_recving_kv_req_ids.add(its.request_id)

@@ -13,6 +13,7 @@ field ``kv_transfer_params`` of the request's body. With ``"keys": true`` the an
 | ``priority`` | an integer from -16 to 16 |
 | ``session``, ``category`` | up to 128 bytes of printable text (UTF-8) |
 | ``keys`` | true or false |
+| ``anywhere`` | true or false: reuse stored text wherever it stands; or an ``AnywhereWish`` |
 
 A stranger may write anything here. One rule: if a field is unknown, or its value is none of these,
 all hints of this request are ignored, and the counter ``refused_hints`` rises. The request itself
@@ -24,7 +25,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -35,6 +36,38 @@ logger = logging.getLogger(__name__)
 
 NAME = "lmkv"
 """Our part of ``kv_transfer_params``."""
+
+
+MAX_SPANS = 1024
+MAX_FIRST = 4096
+MAX_TOKENS = 1 << 31
+
+
+class AnywhereWish(msgspec.Struct, frozen=True, kw_only=True):
+    """What a request says about text that is reused anywhere in its prompt."""
+
+    on: bool = True
+    """Whether it is, whatever the engine's setting ``anywhere`` says (unless it is off)."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """(begin, end) of documents in tokens of the prompt, ascending, at most ``MAX_SPANS``: what is
+    reused ends at their borders. None are given: what is found decides."""
+    first: int = 0
+    """Of each reused text so many tokens are computed again, at most ``MAX_FIRST``."""
+    whole: Literal["best"] | tuple[int, ...] | None = None
+    """Documents that are computed again as a whole: numbers of spans (or of what is found), or
+    ``best``: the one that shares most with the end of the prompt. None: the engine's choice."""
+
+    @classmethod
+    def of(cls, given: Any) -> AnywhereWish:
+        """From what ``_is_anywhere`` has let pass."""
+        if type(given) is bool:
+            return cls(on=given)
+        whole = given.get("whole")
+        return cls(
+            spans=tuple((begin, end) for begin, end in given.get("spans", ())),
+            first=given.get("first", 0),
+            whole=tuple(whole) if type(whole) is list else whole,
+        )
 
 
 class Wishes(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +85,8 @@ class Wishes(msgspec.Struct, frozen=True, kw_only=True):
     """See ``Hints.category``."""
     keys: bool = False
     """Return the keys of the prompt's chunks."""
+    anywhere: AnywhereWish | None = None
+    """None: nothing was said."""
 
     def hints(self) -> Hints:
         """As hints about chunks that are saved now."""
@@ -82,6 +117,31 @@ def _is_priority(value: Any) -> bool:
     return type(value) is int and -MAX_PRIORITY <= value <= MAX_PRIORITY
 
 
+def _is_count(value: Any, most: int) -> bool:
+    return type(value) is int and 0 <= value <= most
+
+
+def _is_anywhere(value: Any) -> bool:
+    if type(value) is not dict:
+        return type(value) is bool
+    if not value.keys() <= {"spans", "first", "whole"}:
+        return False
+    spans, whole = value.get("spans", []), value.get("whole", [])
+    at = 0
+    if type(spans) is not list or len(spans) > MAX_SPANS:
+        return False
+    for span in spans:
+        if type(span) is not list or len(span) != 2:
+            return False
+        if not (all(_is_count(its, MAX_TOKENS) for its in span) and at <= span[0] < span[1]):
+            return False
+        at = span[1]
+    documents = type(whole) is list and len(whole) <= MAX_SPANS
+    return _is_count(value.get("first", 0), MAX_FIRST) and (
+        whole == "best" or (documents and all(_is_count(its, MAX_SPANS) for its in whole))
+    )
+
+
 FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "pin": _is_flag,
     "ttl": _is_ttl,
@@ -89,6 +149,7 @@ FIELDS: Mapping[str, Callable[[Any], bool]] = {
     "session": is_name,
     "category": is_name,
     "keys": _is_flag,
+    "anywhere": _is_anywhere,
 }
 """Of each field, what may stand there."""
 
@@ -111,6 +172,8 @@ class WishReader:
             return NO_WISHES
         given = params[NAME]
         if (wrong := _wrong(given)) is None:
+            if "anywhere" in given:
+                given = given | {"anywhere": AnywhereWish.of(given["anywhere"])}
             return Wishes(**given)
         self._refused()
         self._complaints.say(

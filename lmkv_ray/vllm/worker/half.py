@@ -22,6 +22,7 @@ from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.host import host_id
 from lmkv_ray.transfer import Ended, Load, Save
+from lmkv_ray.transfer.moves import HostMoves, Move, Moved, MovedPiece
 from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.metadata import (
@@ -30,12 +31,14 @@ from lmkv_ray.vllm.engine.metadata import (
     ArenaRef,
     LayoutReport,
     LoadJob,
+    MoveJob,
     SaveJob,
     Share,
     StepMetadata,
     WorkerReport,
 )
 from lmkv_ray.vllm.engine.stats import LmkvStats
+from lmkv_ray.vllm.engine.support import why_not_anywhere
 from lmkv_ray.vllm.worker.adapters_watch import AdapterWatch
 from lmkv_ray.vllm.worker.page_format import packing_of, this_platform
 from lmkv_ray.vllm.worker.pages import Pages, open_pages
@@ -102,6 +105,9 @@ class WorkerHalf:
         self._looked_at = 0.0
         self._suspicious = False
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
+        self._moves: HostMoves | None = None
+        self._moving: dict[Move, MoveJob] = {}
+        self._caches: Mapping[str, torch.Tensor] = {}
         self._loading: dict[str, _Loading] = {}
         self._report = WorkerReport()
         self._invalid_blocks: set[int] = set()
@@ -118,6 +124,7 @@ class WorkerHalf:
         self._pages = open_pages(
             kv_caches, self._cache, self._groups, settings=self._settings, model=model
         )
+        self._caches = kv_caches
         self._expect_arena()
         self._watch_weights()
 
@@ -136,7 +143,30 @@ class WorkerHalf:
         own = packing_of(layers, this_platform())
         packing = " ".join(filter(None, [device, str(name), *isas, own]))
         layouts = self._pages.layouts if self._pages else ()
-        return LayoutReport(self._rank, host_id(), this_process(), layouts, packing)
+        no_moves = self._open_moves()
+        return LayoutReport(self._rank, host_id(), this_process(), layouts, packing, no_moves)
+
+    @never_raises("an error, which the log shows, has prevented it")
+    def _open_moves(self) -> str:
+        """Learn how tokens lie in pages, if text is to be reused anywhere; why it cannot be."""
+        if self._settings.anywhere == "off":
+            return ""
+        if why := why_not_anywhere(self._config, self._groups):
+            return why
+        from lmkv_ray.vllm.worker.token_pages import open_token_pages
+
+        assert self._pages is not None
+        known = self._config.compilation_config.static_forward_context
+        pages = open_token_pages(
+            known,
+            self._caches,
+            self._pages.layouts[0],
+            self._config.model_config.hf_config.architectures or (),
+        )
+        if isinstance(pages, str):
+            return pages
+        self._moves = HostMoves(pages)
+        return ""
 
     @never_raises(None)
     def _expect_arena(self) -> None:
@@ -186,6 +216,7 @@ class WorkerHalf:
             loads.append(load)
             self._jobs[load] = job
             loading.pending += 1
+        self._move(step)
         self._pages.engine.begin_loads(loads, idle=step.idle)
         if step.idle:
             self._save(self._pages, step)
@@ -210,6 +241,8 @@ class WorkerHalf:
                 (self._report.saved if ended.ok else self._report.unsaved)[job.job_id] = 1
             else:
                 self._end_load(job, ended)
+        for moved in self._moves.ended() if self._moves else ():
+            self._end_move(self._moving.pop(moved.move), moved)
         finished = {name for name, loading in self._loading.items() if not loading.pending}
         failed = set()
         for request_id in finished:
@@ -235,6 +268,9 @@ class WorkerHalf:
 
     def shutdown(self) -> None:
         """Copies under way finish first."""
+        if self._moves:
+            self._moves.close()
+            self._moves = None
         if self._pages:
             self._pages.engine.close()
             self._pages = None
@@ -242,6 +278,28 @@ class WorkerHalf:
             self._arena[1].close()
             self._arena = None
         self._expected = None
+
+    def _move(self, step: StepMetadata) -> None:
+        for job in step.moves:
+            self._loading.setdefault(job.request_id, _Loading()).pending += 1
+            arena_id = NO_ARENA if self._suspicious else job.arena_id
+            pieces = tuple(
+                MovedPiece(
+                    np.array([chunk.slot for chunk in piece.chunks], np.int64),
+                    np.array([chunk.generation for chunk in piece.chunks], np.uint64),
+                    piece.lead,
+                    piece.n,
+                    piece.delta,
+                    piece.dst,
+                )
+                for piece in job.pieces
+            )
+            move = Move(arena_id, pieces, np.array(job.blocks, np.int64))
+            if self._moves is None:
+                self._end_move(job, Moved(move, False))
+            else:
+                self._moving[move] = job
+                self._moves.begin([move], idle=step.idle)
 
     def _save(self, pages: Pages, step: StepMetadata) -> None:
         saves = []
@@ -330,6 +388,8 @@ class WorkerHalf:
         self._arena = (ref, reader)
         offsets = [self._share.offsets[group] for group in self._pages.numbers]
         self._pages.engine.attach(reader, offsets)
+        if self._moves is not None:
+            self._moves.attach(reader, offsets[0])
 
     def _end_load(self, job: LoadJob, ended: Ended) -> None:
         self._count("load", ended)
@@ -344,7 +404,18 @@ class WorkerHalf:
             keep = ended.good * group.blocks - job.skip
             self._invalid_blocks.update(job.blocks[max(0, keep) :])
 
-    def _count(self, direction: str, ended: Ended) -> None:
+    def _end_move(self, job: MoveJob, moved: Moved) -> None:
+        """Holes are not computed after a failure, so that nothing behind the exact part is good."""
+        self._count("load", moved)
+        loading = self._loading[job.request_id]
+        loading.pending -= 1
+        if moved.ok:
+            return
+        if loading.failed_from is None or job.exact < loading.failed_from:
+            loading.failed_from = job.exact
+        self._invalid_blocks.update(job.blocks[job.exact // self._groups[0].block_tokens :])
+
+    def _count(self, direction: str, ended: Ended | Moved) -> None:
         if ended.nbytes:
             self._stats.add(f"{direction}_seconds", ended.seconds)
             self._stats.add(f"{direction}_bytes", ended.nbytes)
