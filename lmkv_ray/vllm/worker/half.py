@@ -108,6 +108,7 @@ class WorkerHalf:
         self._moves: HostMoves | None = None
         self._moving: dict[Move, MoveJob] = {}
         self._caches: Mapping[str, torch.Tensor] = {}
+        self._models: Sequence[torch.nn.Module] = ()
         self._loading: dict[str, _Loading] = {}
         self._report = WorkerReport()
         self._invalid_blocks: set[int] = set()
@@ -158,6 +159,7 @@ class WorkerHalf:
         assert self._pages is not None
         known = self._config.compilation_config.static_forward_context
         pages = open_token_pages(
+            self._models,
             known,
             self._caches,
             self._pages.layouts[0],
@@ -189,6 +191,7 @@ class WorkerHalf:
                 "lmkv_ray: the model was not found in vLLM's worker: whenever vLLM's prefix cache "
                 "is reset, this engine starts with an empty cache."
             )
+        self._models = models
         self._watch = WeightsWatch(models)
 
     # -- every step -----------------------------------------------------------------------------

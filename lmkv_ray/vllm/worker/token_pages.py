@@ -190,6 +190,7 @@ def check_rope(rope: Rope, module: Any) -> str | None:
 
 
 def open_token_pages(
+    models: Sequence[torch.nn.Module],
     layers: Mapping[str, Any],
     caches: Mapping[str, torch.Tensor],
     layout: ChunkLayout,
@@ -198,14 +199,16 @@ def open_token_pages(
     """Tokens in a worker's pages, or why they cannot be moved: part of a sentence.
 
     Args:
+        models: that are loaded; not all of this process, which may have several engines.
         layers: vLLM's attention layers, by name.
         caches: the pages of each.
         layout: of a chunk.
         architectures: of the model.
     """
-    from vllm.model_executor.layers import rotary_embedding
+    from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
-    modules = list(rotary_embedding._ROPE_DICT.values())
+    every = (module for model in models for module in model.modules())
+    modules = list(dict.fromkeys(its for its in every if isinstance(its, RotaryEmbeddingBase)))
     rope = rope_of(modules, architectures)
     if isinstance(rope, str):
         return rope
