@@ -131,7 +131,11 @@ WAYS: dict[MissReason, Callable[[World], None]] = {
 """For each reason, what makes a prompt's chunks be missed because of it."""
 
 
-@pytest.mark.parametrize("reason", MissReason)
+def test_each_reason_is_tried() -> None:
+    assert WAYS.keys() == set(MissReason) - {MissReason.COMPOSED}, "that one: test_anywhere"
+
+
+@pytest.mark.parametrize("reason", WAYS)
 def test_every_miss_has_its_reason(world: World, reason: MissReason) -> None:
     WAYS[reason](world)
     before = world.engine.counted()
