@@ -62,6 +62,8 @@ def main() -> int:
             print(f"seed {result.seed}: {result.violation}", flush=True)
             if arguments.mutation:
                 break
+        if ended % 500 == 0:
+            print(f"{ended} seeds have ended, {failed} of them failed", flush=True)
     print(
         f"{failed} of {ended} seeds failed in {time.perf_counter() - began:.1f} s; {hours:.2f} "
         f"simulated node-hours, {hours / core_seconds * 3600:.0f} for one hour of one core"

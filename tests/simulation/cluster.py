@@ -213,12 +213,21 @@ class Cluster:
         if name not in self.shards:
             self.start_shard(name)
 
-    def start_engine(self, name: str) -> SimulatedEngine:
+    def start_engine(self, name: str) -> None:
+        """Start an engine on a node; one of four has workers on a second node too."""
+        engine = self._new_engine(name, self.random.choice(SPACES))
+        if self.random.random() < 0.25:
+            other = self.random.choice([other for other in self.machines if other != name])
+            engine.join(self._new_engine(other, engine.space))
+        for part in filter(None, (engine, engine.far)):
+            part.start()
+
+    def _new_engine(self, name: str, space: int) -> SimulatedEngine:
         self._engine_number += 1
         engine = SimulatedEngine(
             f"e{self._engine_number}",
             self.machines[name],
-            self.random.choice(SPACES),
+            space,
             self.loop,
             self.network,
             self.contents,
@@ -228,11 +237,16 @@ class Cluster:
         )
         self.engines[engine.name] = engine
         self.story.tell(f"engine {engine.name} starts on {name}")
-        engine.start()
         return engine
 
     def kill_engine(self, engine: SimulatedEngine) -> None:
-        """Its worker may outlive it for some time; then a new engine starts."""
+        """Its workers may outlive it for some time; then a new engine starts."""
+        engine = engine.near or engine
+        for part in filter(None, (engine, engine.far)):
+            self._kill_engine(part)
+        self.loop.call_later(self.random.uniform(0, 5), self.start_engine, engine.machine.name)
+
+    def _kill_engine(self, engine: SimulatedEngine) -> None:
         if self.engines.pop(engine.name, None) is None:
             return
         self.story.tell(f"engine {engine.name} is killed")
@@ -246,7 +260,6 @@ class Cluster:
             self.loop.call_later(wakes + self.random.uniform(0, 3), self._end_worker, engine)
         else:
             self._end_worker(engine)
-        self.loop.call_later(self.random.uniform(0, 5), self.start_engine, engine.machine.name)
 
     def _end_worker(self, engine: SimulatedEngine) -> None:
         self.story.tell(f"worker of {engine.name} has ended")

@@ -31,6 +31,11 @@ def key_of(space: int, family: int, position: int, branch: int = 0) -> bytes:
     return blake2b(f"{space}/{family}/{branch}/{position}".encode(), digest_size=16).digest()
 
 
+def slice_of(key: bytes) -> bytes:
+    """The key of the slice of a chunk that an engine's workers on its second node have."""
+    return blake2b(key, digest_size=16).digest()
+
+
 class Contents:
     """Every chunk that was ever filled, and every clear."""
 

@@ -16,7 +16,7 @@ from lmkv_ray.keys import key_array
 from lmkv_ray.messages import Hello, Stage, StageReply, decode, encode
 from lmkv_ray.vllm.link.conversation import Conversation
 from lmkv_ray.vllm.link.slots import GrantedSlot, Slots
-from tests.simulation.content import CHUNK_BYTES, SLOT_BYTES, Contents, key_of
+from tests.simulation.content import CHUNK_BYTES, SLOT_BYTES, Contents, key_of, slice_of
 from tests.simulation.loop import Incarnation, VirtualLoop
 from tests.simulation.machine import SimulatedMachine
 from tests.simulation.network import Network, UnreachableError
@@ -84,6 +84,10 @@ class SimulatedEngine:
         self.worker = Incarnation(f"worker {name}")
         self.hits = self.misses = self.saved = self.unsaved = 0
         self.reader: ArenaReader | None = None
+        self.far: SimulatedEngine | None = None
+        """The part of this engine on another node, for the slices of its workers there."""
+        self.near: SimulatedEngine | None = None
+        """The engine that this is a part of."""
         self._courier_lost = False
         self._asked: set[asyncio.Future[bytes]] = set()
         """Answers that the link or a prompt waits for."""
@@ -148,7 +152,8 @@ class SimulatedEngine:
         """What the courier does; a message that has left arrives though its courier is lost."""
         name = f"shard {self.machine.name}"
         try:
-            result = await self._network.call(self.machine.name, name, method, (message,))
+            caller = self.machine if self.near is None else self.near.machine
+            result = await self._network.call(caller.name, name, method, (message,))
         except Exception as error:
             if not answer.done():
                 answer.set_exception(error)
@@ -221,8 +226,12 @@ class SimulatedEngine:
     async def _work(self) -> None:
         while True:
             await asyncio.sleep(self._random.expovariate(2.0))
-            if self.busy and self.reader is not None:
+            if self.busy and self.reader is not None and self.near is None:
                 await self.prompt(self._prompt())
+
+    def join(self, far: SimulatedEngine) -> None:
+        """Run on two nodes: a chunk is a hit only if both have their slice of it."""
+        self.far, far.near = far, self
 
     def _prompt(self) -> list[bytes]:
         family = int(self._random.paretovariate(1.2)) % 12
@@ -239,18 +248,55 @@ class SimulatedEngine:
         if hits < len(keys):
             await self.stage(keys[hits:], within)
             hits += await self.load(keys[hits:])
+        if self.far is not None:
+            hits = await self.far.slices(keys[:hits], within)
         self.hits += hits
         self.misses += len(keys) - hits
         self.slots.touch([*reversed(keys[:hits])])
         await asyncio.sleep(self._random.uniform(0, 0.05))  # the forward pass
         for key in keys[hits:]:
             self._save(key)
+            if self.far is not None:
+                self.far._save(slice_of(key))
         return hits
 
-    async def stage(self, keys: Sequence[bytes], within: float) -> StageReply | None:
-        """Ask the shard for chunks from elsewhere; None if it did not answer in time."""
+    async def slices(self, keys: Sequence[bytes], within: float) -> int:
+        """Load the slices that this node has of leading chunks, where its shard says that they are;
+        how many arrived. The engine asks from the other node.
+        """
+        mine = [slice_of(key) for key in keys]
+        reply = await self.stage(mine, within, locate=True)
+        reader = self.reader
+        if reply is None or reader is None or reply.arena_id != reader.arena_id:
+            return 0
+        await asyncio.sleep(self._random.expovariate(1 / 0.01))  # until a worker copies
+        for i, key in enumerate(mine):
+            slot = np.array(reply.slots[i : i + 1], np.int64)
+            if self.reader is not reader or not len(slot) or slot[0] < 0:
+                return i
+            at = int(reader.offsets(slot, CHUNK_BYTES)[0])
+            copy = reader.data[at : at + CHUNK_BYTES].copy()
+            if not reader.unchanged(slot, np.array(reply.generations[i : i + 1], np.uint64))[0]:
+                return i
+            self._contents.version(copy, key, self.name)
+        return len(mine)
+
+    async def stage(
+        self, keys: Sequence[bytes], within: float, *, locate: bool = False
+    ) -> StageReply | None:
+        """Ask the shard for chunks from elsewhere; None if it did not answer in time.
+
+        Args:
+            keys: of the chunks.
+            within: seconds.
+            locate: whether the answer says where they are.
+        """
         stage = Stage(
-            engine_id=self.name, keys=b"".join(keys), slot_bytes=CHUNK_BYTES, within=within
+            engine_id=self.name,
+            keys=b"".join(keys),
+            slot_bytes=CHUNK_BYTES,
+            within=within,
+            locate=locate,
         )
         try:
             return decode(await self._call("stage", encode(stage), within), StageReply)

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from rich.console import Console
@@ -42,9 +42,11 @@ def search(mutation: Mutation) -> Row:
 
 def main() -> int:
     """Search for every mutation, one on each core; the number of those that were not found."""
+    rows: list[Row] = []
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        rows = list(pool.map(search, MUTATIONS))
-    RESULTS.write_text(json.dumps({"seeds": SEEDS, "rows": rows}, indent=1) + "\n")
+        for search_ended in as_completed([pool.submit(search, one) for one in MUTATIONS]):
+            rows.append(search_ended.result())
+            RESULTS.write_text(json.dumps({"seeds": SEEDS, "rows": rows}, indent=1) + "\n")
     table = Table("mutation", "seeds", "seconds", "found by")
     for row in rows:
         table.add_row(*(str(row[name]) for name in ("mutation", "seeds", "seconds", "violation")))
