@@ -15,7 +15,7 @@ from lmkv_ray.directory.clears import KeptClears
 from lmkv_ray.directory.holdings import Holding, merge
 from lmkv_ray.directory.parts import positions_by_part
 from lmkv_ray.directory.state import DirectoryState
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ConfigError
 from lmkv_ray.keys import key_array
 from lmkv_ray.messages import ClearDone, Clears, Delta, ShardCleared, decode, encode
 from lmkv_ray.neighbours import ClusterMemory, Neighbours
@@ -25,6 +25,7 @@ from lmkv_ray.story import lines_of
 
 logger = logging.getLogger(__name__)
 
+SPACE_BYTES = 8
 ATTEMPTS = 8
 """To give a clear a number that is news to every shard."""
 AHEAD_SECONDS = 86400.0
@@ -138,9 +139,15 @@ class DirectoryService:
         speak again; no reader is sent to them before.
 
         Raises:
+            ConfigError: the space has neither 0 nor 8 bytes.
             ArenaError: the cluster's memory did not take it on, so it may be forgotten; or a shard
                 says again and again that it has carried out a later one.
         """
+        if len(space) not in (0, SPACE_BYTES):  # every node and tier would try it for ever
+            raise ConfigError(
+                f"A space has {SPACE_BYTES} bytes, not {len(space)}.",
+                next_step="use lmkv clear, or Cache.clear(namespace, salt).",
+            )
         clears = self.state.clears
         if number and clears.knows(number, old=old):
             return encode(ClearDone(number=number))

@@ -10,7 +10,7 @@ from lmkv_ray.clock import SYSTEM_CLOCK
 from lmkv_ray.config import load_settings
 from lmkv_ray.directory.clears import KeptClears
 from lmkv_ray.directory.service import DirectoryService
-from lmkv_ray.errors import ArenaError
+from lmkv_ray.errors import ArenaError, ConfigError
 from lmkv_ray.messages import ClearDone, ShardCleared, decode, encode
 from tests.node.fakes import Silence
 
@@ -76,6 +76,14 @@ async def test_caches_that_share_a_store_give_different_numbers() -> None:
         assert decode(await directory.clear(A, ahead), ClearDone).number == ahead
         numbers.add(decode(await directory.clear(B), ClearDone).number)
     assert len(numbers) == 4
+
+
+@pytest.mark.parametrize("space", [b"a", b"a" * 7, b"a" * 9, b"a" * 2000])
+async def test_a_clear_of_no_space_is_not_taken_on(space: bytes) -> None:
+    directory = service(Memory())
+    with pytest.raises(ConfigError, match="8 bytes"):
+        await directory.clear(space)
+    assert directory.state.clears.highest == 0
 
 
 class Liar(Silence):
