@@ -318,12 +318,17 @@ class ShardState:
     def _lease(
         self, holder: Holder, want: int, deadline: float, out: list[Instruction]
     ) -> tuple[int, ...]:
-        """Up to ``want`` more slots, within the holder's share and half of the arena for all."""
+        """Up to ``want`` more slots, within the holder's share and half of the arena for all.
+
+        A quarter of that half is the shard's own: else the grants of many idle engines would leave
+        no slot to stage into.
+        """
         capacity = self._extents.capacity(holder.slot_bytes)
+        most = capacity // 2 if holder.owner == self.owner else capacity * 3 // 8
         n = min(
             want,
             self.limit(holder.slot_bytes) - len(holder.leases),
-            max(1, capacity // 2) - self._extents.reserved_slots(holder.slot_bytes),
+            max(1, most) - self._extents.reserved_slots(holder.slot_bytes),
         )
         taken = self._allocator.take(holder.slot_bytes, n)
         for step in taken.steps:

@@ -123,6 +123,16 @@ def test_grants_are_bounded(state: ShardState, hello: HelloFactory) -> None:
     assert grant(state, 1) == []
 
 
+def test_grants_of_many_engines_leave_slots_to_stage_into(
+    state: ShardState, hello: HelloFactory
+) -> None:
+    for number in range(9):
+        state.hello(hello(f"e{number}", Owner(pid=100 + number, start=1)), 0)
+        grant(state, 6, 0, f"e{number}")
+    assert grant(state, 1, 0, "e8") == []
+    assert state.reserve(7, 8, 1)[0]
+
+
 def test_hello_returns_what_a_lost_answer_granted(state: ShardState, hello: HelloFactory) -> None:
     state.hello(hello(), 0)
     kept, lost = grant(state, 1), grant(state, 2)

@@ -89,7 +89,7 @@ class ShardMachine(RuleBasedStateMachine):
             room = min(
                 exchange.want,
                 self.state.limit(size) - len(holder.leases),
-                max(1, capacity // 2) - pins,
+                max(1, capacity * 3 // 8) - pins,
                 self.arena.available(size, self.state._extents.draining),
             )
         reply, out = self.state.exchange(

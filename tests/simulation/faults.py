@@ -38,6 +38,7 @@ class Faults:
             self._evict,
             self._pin,
             self._move,
+            self._leave,
             self._break_disk,
             self._break_bucket,
             self._fill_memory,
@@ -192,8 +193,11 @@ class Faults:
         move = encode(Move(keys=keys, to=to, within=5.0))
         self._task(self._cluster.operate(name, "move", move))
 
-    def _drain(self) -> None:
-        self._task(self._cluster.operate(self._machine(), "drain", encode(Drain(within=5.0))))
+    def _leave(self) -> None:
+        """A node hands over what only it holds, and ends, maybe before it is done."""
+        name = self._machine()
+        self._task(self._cluster.operate(name, "drain", encode(Drain(within=5.0))))
+        self._later(self._random.uniform(0, 6), lambda: self._cluster.kill_shard(name))
 
     def _break_disk(self) -> None:
         name = self._machine()
