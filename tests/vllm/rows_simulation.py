@@ -253,7 +253,7 @@ class Simulation:
         self.connector.sim = self
         assert self.connector.rows
         limits = Limits(rows=min(64, seats - 1), tokens=budget // 2)
-        self.composer = self.connector.composer = Composer(BLOCK, limits)
+        self.composer = self.connector.composer = Composer(BLOCK, limits, self._given_up)
         self.composed: dict[str, Composed] = {}
         self.runner = Runner(v2, seats)
         self.loading: list[tuple[Load, int]] = []
@@ -272,7 +272,7 @@ class Simulation:
         self.in_arena: dict[str, int] = {}
         self.mixed: set[str] = set()
         self.counts: dict[str, int] = dict.fromkeys(
-            ("rows", "composed", "checked", "aborted", "preempted", "failed", "dropped"), 0
+            ("rows", "composed", "checked", "aborted", "preempted", "failed", "given_up"), 0
         )
 
     # -- what the connector asks ------------------------------------------------------------------
@@ -326,6 +326,9 @@ class Simulation:
             idle = 0 if output.total_num_scheduled_tokens or self.loading else idle + 1
             assert idle < 500, "nothing happens any more"
         self._nothing_is_left()
+
+    def _given_up(self) -> None:
+        self.counts["given_up"] += 1
 
     def _add(self, request_id: str) -> None:
         if self.recipes and self.random.random() < self.again:
@@ -439,7 +442,6 @@ class Simulation:
                 self.runner.cells[block, inside] = b"torn"
         if its is not None and load.plan is not None:
             self.composer.drop(its, load.plan.exact)
-            self.counts["dropped"] += 1
         return set(load.blocks[first // BLOCK :])
 
     # -- checks -----------------------------------------------------------------------------------
