@@ -7,7 +7,7 @@ import contextlib
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -255,12 +255,13 @@ class Staging:
             window, wanted = wanted[: len(slots)], wanted[len(slots) :]
             began, nbytes = self._shard.clock.monotonic(), len(slots) * job.slot_bytes
             expected = float(model.seconds(nbytes))
+            unused = dict.fromkeys(slots)
             try:
-                if not await self._fill(job, source, window, slots):
+                if not await self._fill(job, source, window, slots, unused):
                     self._failed(job, None, wanted, "an earlier chunk did not arrive")
                     return
             finally:
-                self._release(job, slots)
+                self._release(job, unused)
             taken = self._shard.clock.monotonic() - began
             model.observe(nbytes, taken)
             self.counters.expected_seconds += expected
@@ -286,14 +287,25 @@ class Staging:
             pass
         return None
 
-    def _release(self, job: _Job, slots: list[int]) -> None:
+    def _release(self, job: _Job, slots: Iterable[int]) -> None:
         room = self._rooms[job.namespace, job.slot_bytes]
         room.windows -= 1
         room.released.set()
         self._shard.release(job.namespace, job.slot_bytes, slots)
 
-    async def _fill(self, job: _Job, source: Source, keys: list[bytes], slots: list[int]) -> bool:
-        """Fetch into reserved slots, publishing each chunk as it arrives; whether all did."""
+    async def _fill(
+        self,
+        job: _Job,
+        source: Source,
+        keys: list[bytes],
+        slots: list[int],
+        unused: dict[int, None],
+    ) -> bool:
+        """Fetch into reserved slots, publishing each chunk as it arrives; whether all did.
+
+        A slot that was committed leaves ``unused``: another stage may have reserved the slot by the
+        time this one ends, and this one must not release it then.
+        """
         views = [self._shard.writer.payload(slot) for slot in slots]
         fetch = Fetch(key_array(keys), views, job.left)
         before = dict(zip(job.keys[1:], job.keys, strict=False))
@@ -312,6 +324,7 @@ class Staging:
                     hints = Hints(after=before.get(key, b""), space=job.space)
                     commit = Commit(slot=slot, key=key, nbytes=outcome.nbytes, hints=hints)
                     self._shard.commit(job.namespace, job.slot_bytes, [commit], [outcome.checksum])
+                    unused.pop(slot, None)
                     self.counters.staged += 1
                     self.counters.staged_bytes += outcome.nbytes
                     self._land(key)

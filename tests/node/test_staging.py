@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -311,6 +311,26 @@ async def test_slots_that_engines_keep_are_not_waited_for(
     async with asyncio.timeout(5):
         reply = await staging.stage(request(here, KEYS, within=60))
     assert reply == StageReply(ready=0, reason=MissReason.FETCH_FAILED)
+
+
+async def test_a_slot_that_was_committed_is_not_released(
+    monkeypatch: pytest.MonkeyPatch, staging: Staging, here: Node, nodes: dict[str, Node]
+) -> None:
+    """Another stage may have it by then: what that one writes would be another chunk's bytes."""
+    nodes["a"].engine.save(KEYS[:3])
+    nodes["a"].claims = KEYS[3:4]
+    released: list[int] = []
+    release = here.shard.release
+
+    def note(space: int, slot_bytes: int, slots: Iterable[int]) -> None:
+        released.extend(given := [*slots])
+        release(space, slot_bytes, given)
+
+    monkeypatch.setattr(here.shard, "release", note)
+    assert (await staging.stage(request(here, KEYS[:4]))).ready == 3
+    ready = {here.shard.state.chunks.slot(key) for key in KEYS[:3]}
+    assert released
+    assert not ready & {*released}
 
 
 async def test_what_is_staged_belongs_to_the_tenant_who_asked(
