@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig
 from ray.serve.llm import LLMConfig, build_openai_app
 
 from lmkv_ray.config import load_settings
@@ -33,6 +34,11 @@ class AppArgs(BaseModel):
         description="Name in requests; default: end of `model`.",
     )
     num_replicas: int = Field(default=1, ge=1, description="vLLM engines; all share the cache.")
+    autoscaling_config: dict[str, Any] | None = Field(
+        default=None,
+        description="Ray Serve's, for instance {min_replicas: 0, max_replicas: 4}, instead of "
+        "`num_replicas`: replicas come and go with the load, the cache stays.",
+    )
     max_model_len: int | None = Field(
         default=None, ge=1, description="Longest request in tokens; default: what the model allows."
     )
@@ -42,7 +48,7 @@ class AppArgs(BaseModel):
     cpu_threads: int | None = Field(
         default=None,
         ge=1,
-        description="Threads of a replica on CPU; default: cores / replicas.",
+        description="Threads of a replica on CPU; default: cores / most replicas.",
     )
     stream_interval_ms: float = Field(
         default=0,
@@ -56,6 +62,38 @@ class AppArgs(BaseModel):
     engine_kwargs: dict[str, Any] = Field(default={}, description="More for vLLM's engine.")
     deployment: dict[str, Any] = Field(default={}, description="More for the Serve deployment.")
     env: dict[str, str] = Field(default={}, description="Environment variables of the replicas.")
+
+    @field_validator("autoscaling_config")
+    @classmethod
+    def _understood_by_serve(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            unknown = sorted(value.keys() - AutoscalingConfig.model_fields.keys())
+            if unknown:
+                raise ValueError(f"Ray Serve knows no {', '.join(unknown)}")
+            AutoscalingConfig.model_validate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _one_number_of_replicas(self) -> AppArgs:
+        if self.autoscaling_config is not None and "num_replicas" in self.model_fields_set:
+            raise ValueError("give num_replicas or autoscaling_config, not both")
+        return self
+
+    @property
+    def scaling(self) -> dict[str, Any]:
+        """How many replicas there are, as a deployment of Serve is told."""
+        given = self.autoscaling_config or self.deployment.get("autoscaling_config")
+        if given is not None:
+            return {"autoscaling_config": given}
+        return {"num_replicas": self.num_replicas}
+
+    @property
+    def most_replicas(self) -> int:
+        """Replicas that may run at once."""
+        autoscaling = self.scaling.get("autoscaling_config")
+        if autoscaling is None:
+            return self.num_replicas
+        return int(AutoscalingConfig.model_validate(autoscaling).max_replicas)
 
     @property
     def served_name(self) -> str:
@@ -93,13 +131,13 @@ def llm_config(args: AppArgs, *, on_cpu: bool, ray_address: str) -> LLMConfig:
     """Ray Serve's description of the replicas."""
     engine: dict[str, Any] = {"enable_prefix_caching": True}
     env: dict[str, str] = {}
-    deployment: dict[str, Any] = {"num_replicas": args.num_replicas}
+    deployment = args.scaling
     placement: dict[str, Any] = {}
     model = Path(args.model).expanduser()
     if model.is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     if on_cpu:
-        threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // args.num_replicas)
+        threads = args.cpu_threads or max(1, (os.cpu_count() or 1) // args.most_replicas)
         # vLLM's own binding keeps cores back, and binds every replica to the same ones.
         env |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         engine |= {

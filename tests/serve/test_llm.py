@@ -126,3 +126,25 @@ def test_the_demo_is_an_app(smollm2: Path) -> None:
     assert all(n % made.engine_kwargs["block_size"] for n in measure.LENGTHS)
     assert max(measure.LENGTHS) + measure.ANSWER_TOKENS <= 32 * measure.ENGINE_BLOCKS
     assert 2 * sum(measure.LENGTHS) - max(measure.LENGTHS) > 32 * measure.ENGINE_BLOCKS
+
+
+def test_replicas_come_and_go_by_the_load() -> None:
+    scaling = {"min_replicas": 0, "max_replicas": 4}
+    made = config(on_cpu=True, autoscaling_config=scaling)
+    assert made.deployment_config["autoscaling_config"] == scaling
+    assert "num_replicas" not in made.deployment_config
+    given = config(deployment={"autoscaling_config": scaling})
+    assert "num_replicas" not in given.deployment_config
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ({"autoscaling_config": {"max": 3}}, "Ray Serve knows no max"),
+        ({"autoscaling_config": {"min_replicas": 3, "max_replicas": 2}}, "max_replicas"),
+        ({"autoscaling_config": {}, "num_replicas": 2}, "not both"),
+    ],
+)
+def test_wrong_autoscaling_is_refused(args: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        AppArgs(model="m", **args)
