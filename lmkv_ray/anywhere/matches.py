@@ -36,7 +36,7 @@ class Match:
     """The stored text had nothing, or only a system prompt, in front of it when it was computed."""
 
 
-class Finder(Protocol):
+class SegmentFinder(Protocol):
     """Finds matches. Answers at once, from memory of this node."""
 
     def find(

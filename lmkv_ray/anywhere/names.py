@@ -23,7 +23,7 @@ def first_named(plan: Plan, block: int) -> int:
     """Number of the first block that has a name of ours: those before it are exact.
 
     Args:
-        plan: of the request.
+        plan: what is reused and recomputed of the request.
         block: tokens between two hashes of the engine.
     """
     return plan.pieces[0].dst // block
@@ -35,9 +35,9 @@ def names(
     """Names of the whole blocks from ``first_named`` to that of the last copied token.
 
     Args:
-        plan: of the request.
+        plan: what is reused and recomputed of the request.
         hashes: of the engine, of the exact blocks before (and maybe more).
-        tokens: of the prompt.
+        tokens: the token ids of the prompt.
         block: tokens between two hashes.
         tenant: names of adapter and salt, which the engine puts into its own hashes.
 
@@ -49,8 +49,8 @@ def names(
     for number in range(first, end):
         begin = number * block
         laid = list(_laid(plan, begin, begin + block))
-        its = (_KIND, parent, list(tokens[begin : begin + block]), list(tenant), laid)
-        parent = sha256(msgspec.msgpack.encode(its)).digest()
+        content = (_KIND, parent, list(tokens[begin : begin + block]), list(tenant), laid)
+        parent = sha256(msgspec.msgpack.encode(content)).digest()
         made.append(parent)
     return made
 

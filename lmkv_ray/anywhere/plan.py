@@ -21,7 +21,7 @@ MAX_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class PlanLimits:
     """What one step can take."""
 
     rows: int = MAX_ROWS
@@ -104,7 +104,7 @@ class Plan:
         ]
         return Plan(exact, tuple(pieces), self.chunk_tokens) if pieces else None
 
-    def within(self, limits: Limits) -> Plan | None:
+    def within(self, limits: PlanLimits) -> Plan | None:
         """As many of its first pieces as a step can take; None: not even one.
 
         What follows them is computed as usual, in as many steps as it takes.
@@ -134,7 +134,7 @@ def plan(
     chunk_tokens: int,
     first: int = 0,
     whole: Collection[int] = (),
-    limits: Limits = Limits(),
+    limits: PlanLimits = PlanLimits(),
 ) -> Plan | None:
     """Put a prompt together.
 
@@ -145,7 +145,7 @@ def plan(
         chunk_tokens: tokens of a stored chunk.
         first: of each match so many tokens are computed again.
         whole: numbers of matches that are computed again as a whole.
-        limits: of a step.
+        limits: what one step of the engine can compute.
 
     Returns:
         None: nothing is worth copying.
@@ -156,7 +156,7 @@ def plan(
         begin, end = max(match.dst, at), min(match.dst + match.n, n - 1)
         if number in whole or end - begin - first < max(1, limits.piece):
             continue
-        its = Piece(match.dst, match.n, match.chunks, match.lead, match.delta)
-        pieces.append(its.part(begin + first, end, chunk_tokens))
+        piece = Piece(match.dst, match.n, match.chunks, match.lead, match.delta)
+        pieces.append(piece.part(begin + first, end, chunk_tokens))
         at = end
     return Plan(exact, tuple(pieces), chunk_tokens).within(limits) if pieces else None

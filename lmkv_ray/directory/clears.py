@@ -56,7 +56,7 @@ class ClearLog:
         """Whether every shard is told of this clear, or was.
 
         Args:
-            number: of the clear.
+            number: the number of the clear.
             old: it may have come before all that the log has: then it counts as one of those that
                 are not remembered one by one.
         """

@@ -40,7 +40,7 @@ class MovedPiece:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Move:
+class TokenMove:
     """All pieces of one request. Compared by identity."""
 
     arena_id: int
@@ -54,7 +54,7 @@ class Move:
 class Moved:
     """How a move ended."""
 
-    move: Move
+    move: TokenMove
     ok: bool
     nbytes: int = 0
     seconds: float = 0.0
@@ -92,7 +92,7 @@ class HostMoves:
         self._pages = pages
         self._crew = Crew(1, "lmkv-move")
         self._arena: tuple[Arena, int] | None = None
-        self._moves: list[tuple[Move, Future[Moved]]] = []
+        self._moves: list[tuple[TokenMove, Future[Moved]]] = []
 
     def attach(self, arena: Arena, offset: int) -> None:
         """Use this arena from now on.
@@ -103,7 +103,7 @@ class HostMoves:
         """
         self._arena = (arena, offset)
 
-    def begin(self, moves: Sequence[Move], *, idle: bool) -> None:
+    def begin(self, moves: Sequence[TokenMove], *, idle: bool) -> None:
         """Start moves; ``idle``: nothing is computed in this step, so that it may wait a little."""
         self._moves += [(move, self._crew.submit(self._move, move)) for move in moves]
         if idle:
@@ -112,7 +112,7 @@ class HostMoves:
     def ended(self) -> list[Moved]:
         """Moves that ended since the last call; each once."""
         done = [(move, future) for move, future in self._moves if future.done()]
-        self._moves = [its for its in self._moves if its not in done]
+        self._moves = [move for move in self._moves if move not in done]
         return [
             Moved(move, False) if future.cancelled() else future.result() for move, future in done
         ]
@@ -122,7 +122,7 @@ class HostMoves:
         self._crew.close()
         self._arena = None
 
-    def _move(self, move: Move) -> Moved:
+    def _move(self, move: TokenMove) -> Moved:
         attached = self._arena  # once: the engine's thread may exchange it
         if attached is None or attached[0].arena_id != move.arena_id:
             return Moved(move, False)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from lmkv_ray.anywhere.matches import Match, StoredChunk
 from lmkv_ray.anywhere.names import first_named, names
-from lmkv_ray.anywhere.plan import Limits, Plan, plan
+from lmkv_ray.anywhere.plan import Plan, PlanLimits, plan
 
 CHUNK = 32
 
@@ -36,7 +36,7 @@ def prompts(draw: st.DrawFn) -> tuple[int, list[Match]]:
     return at + draw(st.integers(1, 50)), found
 
 
-LIMITS = st.builds(Limits, st.integers(0, 5), st.integers(0, 300), st.integers(1, 40))
+LIMITS = st.builds(PlanLimits, st.integers(0, 5), st.integers(0, 300), st.integers(1, 40))
 
 
 def sources(made: Plan, found: list[Match]) -> None:
@@ -67,7 +67,7 @@ def tiles(made: Plan) -> None:
 
 @given(prompts(), st.integers(0, 8), st.integers(0, 40), st.sets(st.integers(0, 5)), LIMITS)
 def test_pieces_and_holes_tile_what_is_not_computed_as_usual(
-    prompt: tuple[int, list[Match]], blocks: int, first: int, whole: set[int], limits: Limits
+    prompt: tuple[int, list[Match]], blocks: int, first: int, whole: set[int], limits: PlanLimits
 ) -> None:
     n, found = prompt
     exact = min(blocks * 32, n - 1)
@@ -106,14 +106,14 @@ def test_with_more_or_less_in_front_it_is_the_same_plan_from_there_on(
 
 def test_what_a_step_cannot_take_is_cut_off_at_the_end() -> None:
     found = [match(10, 50, 0, 1), match(70, 50, 0, 2), match(130, 50, 0, 3)]
-    made = plan(0, found, n=300, chunk_tokens=CHUNK, limits=Limits(rows=2))
+    made = plan(0, found, n=300, chunk_tokens=CHUNK, limits=PlanLimits(rows=2))
     assert made is not None
     assert made.holes == ((0, 10), (60, 70))
     assert made.resume == 120
-    made = plan(0, found, n=300, chunk_tokens=CHUNK, limits=Limits(tokens=19))
+    made = plan(0, found, n=300, chunk_tokens=CHUNK, limits=PlanLimits(tokens=19))
     assert made is not None
     assert made.resume == 60
-    assert plan(0, found, n=300, chunk_tokens=CHUNK, limits=Limits(tokens=9)) is None
+    assert plan(0, found, n=300, chunk_tokens=CHUNK, limits=PlanLimits(tokens=9)) is None
 
 
 def test_a_short_match_joins_the_hole_around_it() -> None:

@@ -36,7 +36,7 @@ from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from lmkv_ray.anywhere.matches import Match, StoredChunk
-from lmkv_ray.anywhere.plan import Limits, Plan, plan
+from lmkv_ray.anywhere.plan import Plan, PlanLimits, plan
 from lmkv_ray.vllm.scheduler.composer import Composed, Composer
 from lmkv_ray.vllm.scheduler.rows import scheduler as make_scheduler
 
@@ -252,7 +252,7 @@ class Simulation:
         self.connector = self.scheduler.connector
         self.connector.sim = self
         assert self.connector.rows
-        limits = Limits(rows=min(64, seats - 1), tokens=budget // 2)
+        limits = PlanLimits(rows=min(64, seats - 1), tokens=budget // 2)
         self.composer = self.connector.composer = Composer(BLOCK, limits, self._given_up)
         self.composed: dict[str, Composed] = {}
         self.runner = Runner(v2, seats)

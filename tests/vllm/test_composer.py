@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from lmkv_ray.anywhere.plan import Limits, plan
+from lmkv_ray.anywhere.plan import PlanLimits, plan
 from lmkv_ray.vllm.scheduler.composer import Composed, Composer, ready
 from tests.anywhere.test_plan import match
 
@@ -34,7 +34,7 @@ class Request:
 
 @pytest.fixture
 def composer() -> Composer:
-    return Composer(BLOCK, Limits(rows=4, tokens=200))
+    return Composer(BLOCK, PlanLimits(rows=4, tokens=200))
 
 
 def compose(composer: Composer, request: Any) -> Composed:

@@ -139,7 +139,8 @@ class LocalTree:
         os.close(self._fd)
 
     def _open(self, path: str, flags: int, *, direct: bool) -> OpenFile:
-        # What is no file must not make a thread wait for ever: nobody may write into a pipe.
+        # What is no file must not make a thread wait for ever: it may be that no process writes
+        # into a pipe.
         flags |= os.O_CLOEXEC | os.O_NONBLOCK | (os.O_DIRECT if direct else 0)
         return LocalFile(os.open(path, flags, 0o600, dir_fd=self._fd), direct=direct)
 

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from lmkv_ray.anywhere.matches import Finder
-from lmkv_ray.anywhere.plan import MAX_ROWS, Limits, plan
+from lmkv_ray.anywhere.matches import SegmentFinder
+from lmkv_ray.anywhere.plan import MAX_ROWS, PlanLimits, plan
 from lmkv_ray.anywhere.selection import best_match, within_spans
 from lmkv_ray.config import Settings
 from lmkv_ray.vllm.engine.groups import Group
@@ -37,13 +37,15 @@ class Anywhere:
     Args:
         settings: of this engine.
         group: the engine's only one.
-        limits: of a step.
+        limits: what one step of the engine can compute.
         stats: where to count.
     """
 
-    def __init__(self, settings: Settings, group: Group, limits: Limits, stats: LmkvStats) -> None:
+    def __init__(
+        self, settings: Settings, group: Group, limits: PlanLimits, stats: LmkvStats
+    ) -> None:
         self.composer = Composer(group.hash_tokens, limits, lambda: stats.add("rows_given_up", 1))
-        self.finder: Finder | None = None
+        self.finder: SegmentFinder | None = None
         """Finds stored text in prompts; without it nothing is put together."""
         self._all = settings.anywhere == "all"
         self._group = group
@@ -171,7 +173,7 @@ def open_anywhere(
     Args:
         config: vLLM's.
         settings: of this engine.
-        groups: of the engine.
+        groups: the engine's KV groups, in its order.
         reports: of all workers.
         stats: where to count.
         rows: vLLM's scheduler is ours (see ``rows``).
@@ -193,6 +195,6 @@ def open_anywhere(
         return None
     scheduler = config.scheduler_config
     rows_at_once = min(MAX_ROWS, scheduler.max_num_seqs - 1)
-    limits = Limits(rows=rows_at_once, tokens=scheduler.max_num_batched_tokens // 2)
+    limits = PlanLimits(rows=rows_at_once, tokens=scheduler.max_num_batched_tokens // 2)
     logger.info("lmkv_ray: text is reused anywhere in a prompt (%s).", settings.anywhere)
     return Anywhere(settings, groups[0], limits, stats)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from lmkv_ray.anywhere.names import first_named, names
-from lmkv_ray.anywhere.plan import Limits, Plan
+from lmkv_ray.anywhere.plan import Plan, PlanLimits
 
 if TYPE_CHECKING:
     from vllm.v1.request import Request
@@ -56,7 +56,7 @@ class Composer:
     """
 
     def __init__(
-        self, block: int, limits: Limits, given_up: Callable[[], None] = lambda: None
+        self, block: int, limits: PlanLimits, given_up: Callable[[], None] = lambda: None
     ) -> None:
         self.limits = limits
         self.given_up = given_up
@@ -66,20 +66,20 @@ class Composer:
     @property
     def loading(self) -> list[Composed]:
         """Those that have blocks and have not begun."""
-        return [its for its in self._composed.values() if its.loading]
+        return [entry for entry in self._composed.values() if entry.loading]
 
     def compose(self, request: Request, plan: Plan) -> Composed:
         """A new request is to be put together: rename its blocks."""
-        its = Composed(request, plan, first_named(plan, self._block) * self._block)
-        self._rename(its)
-        self._composed[its.request_id] = its
-        return its
+        entry = Composed(request, plan, first_named(plan, self._block) * self._block)
+        self._rename(entry)
+        self._composed[entry.request_id] = entry
+        return entry
 
-    def claim(self, its: Composed, computed: int, exact: int) -> Plan | None:
+    def claim(self, entry: Composed, computed: int, exact: int) -> Plan | None:
         """What of its plan is still to be done.
 
         Args:
-            its: not loading yet.
+            entry: a composed request that is not loading yet.
             computed: tokens that the device has, under its present names.
             exact: tokens that it or the arena has; at least ``computed``.
 
@@ -87,17 +87,17 @@ class Composer:
             None: nothing; the request goes on as an ordinary one.
         """
         plan = None
-        if not (its.over or its.request.num_preemptions):
-            plan = its.whole.begin_at(max(computed, exact))
+        if not (entry.over or entry.request.num_preemptions):
+            plan = entry.whole.begin_at(max(computed, exact))
             plan = plan and plan.within(self.limits)
         if plan is None:
-            self.drop(its, computed)
+            self.drop(entry, computed)
             return None
-        if plan.resume < its.whole.resume:
-            pieces = tuple(p for p in its.whole.pieces if p.end <= plan.resume)
-            its.whole = replace(its.whole, pieces=pieces)
-            self._rename(its)
-        its.plan = plan
+        if plan.resume < entry.whole.resume:
+            pieces = tuple(p for p in entry.whole.pieces if p.end <= plan.resume)
+            entry.whole = replace(entry.whole, pieces=pieces)
+            self._rename(entry)
+        entry.plan = plan
         return plan
 
     def unfinished(self, request: Request, computed: int) -> bool:
@@ -106,45 +106,45 @@ class Composer:
             return False
         last = request.block_hashes[computed // self._block - 1]
         return any(
-            last in its.names and its.request is not request
-            for its in self._composed.values()
-            if its.loading
+            last in entry.names and entry.request is not request
+            for entry in self._composed.values()
+            if entry.loading
         )
 
-    def begun(self, its: Composed) -> None:
+    def begun(self, entry: Composed) -> None:
         """The step that computes its holes was scheduled."""
-        its.loading = False
+        entry.loading = False
 
-    def drop(self, its: Composed, computed: int) -> None:
+    def drop(self, entry: Composed, computed: int) -> None:
         """It goes on as an ordinary request from ``computed`` tokens on: restore later names."""
-        its.loading, its.over = False, True
-        if its.exact is None:
+        entry.loading, entry.over = False, True
+        if entry.exact is None:
             return
-        first = its.exact // self._block
+        first = entry.exact // self._block
         keep = max(first, computed // self._block)
-        del its.request.block_hashes[keep:]
-        its.request.update_block_hashes()  # of generated tokens too, if it was preempted
+        del entry.request.block_hashes[keep:]
+        entry.request.update_block_hashes()  # of generated tokens too, if it was preempted
         if keep == first:
-            its.exact = None
-            self._composed.pop(its.request_id, None)
+            entry.exact = None
+            self._composed.pop(entry.request_id, None)
 
-    def finished(self, its: Composed, tables: Sequence[Sequence[int]]) -> Collection[int]:
+    def finished(self, entry: Composed, tables: Sequence[Sequence[int]]) -> Collection[int]:
         """It ended.
 
         Returns:
             blocks that must leave vLLM's prefix cache: they may have holes that nothing computes.
         """
-        self._composed.pop(its.request_id, None)
-        return self.unfilled(its, tables)
+        self._composed.pop(entry.request_id, None)
+        return self.unfilled(entry, tables)
 
-    def unfilled(self, its: Composed, tables: Sequence[Sequence[int]]) -> Collection[int]:
+    def unfilled(self, entry: Composed, tables: Sequence[Sequence[int]]) -> Collection[int]:
         """Its blocks that may have holes."""
-        if not its.loading or its.plan is None:
+        if not entry.loading or entry.plan is None:
             return ()
-        return set(tables[0][its.plan.exact // self._block :])
+        return set(tables[0][entry.plan.exact // self._block :])
 
-    def _rename(self, its: Composed) -> None:
-        request, whole = its.request, its.whole
+    def _rename(self, entry: Composed) -> None:
+        request, whole = entry.request, entry.whole
         first = first_named(whole, self._block)
         lora = request.lora_request
         tenant = (lora.lora_name if lora else "", str(request.cache_salt or ""))
@@ -152,7 +152,7 @@ class Composer:
         made = names(whole, request.block_hashes, request.all_token_ids, self._block, tenant)
         request.block_hashes.extend(made)
         request.update_block_hashes()
-        its.names = frozenset(request.block_hashes[first:])
+        entry.names = frozenset(request.block_hashes[first:])
 
 
 def ready(
@@ -165,13 +165,13 @@ def ready(
         finished: ids of requests whose load has ended.
         failed: ids of those whose load failed.
     """
-    for its in composer.loading:
-        request, plan = its.request, its.plan
-        if plan is None or its.request_id in failed:
+    for entry in composer.loading:
+        request, plan = entry.request, entry.plan
+        if plan is None or entry.request_id in failed:
             continue
         status = request.status.name
         if status == "WAITING_FOR_REMOTE_KVS":
-            if its.request_id in finished:
-                yield its
+            if entry.request_id in finished:
+                yield entry
         elif status == "WAITING" and request.num_computed_tokens == plan.resume:
-            yield its
+            yield entry

@@ -76,9 +76,9 @@ def with_rows(base: type[Any]) -> type[Any]:
                 return super().schedule(*args, **kwargs)
             with _room(self, composer):
                 output = super().schedule(*args, **kwargs)
-            for its, data in _begun(composer, output):
-                composer.begun(its)
-                _append(self, output, its, data)
+            for entry, data in _begun(composer, output):
+                composer.begun(entry)
+                _append(self, output, entry, data)
             return output
 
     return Rows
@@ -97,9 +97,9 @@ def missing_names(scheduler: Any) -> list[str]:
 
 def _ours(connector: Any) -> Any:
     """Our connector, if it is one of several too."""
-    for its in (connector, *getattr(connector, "_connectors", ())):
-        if hasattr(type(its), "composer"):
-            return its
+    for entry in (connector, *getattr(connector, "_connectors", ())):
+        if hasattr(type(entry), "composer"):
+            return entry
     return None
 
 
@@ -122,22 +122,22 @@ def _room(scheduler: Any, composer: Composer) -> Iterator[None]:
     rows = tokens = 0
     hidden: list[Composed] = []
     flipped: list[Composed] = []
-    for its in list(ready(composer, finished, failed)):
-        assert its.plan is not None
-        more, its_tokens = len(its.plan.holes), its.plan.recomputed
+    for entry in list(ready(composer, finished, failed)):
+        assert entry.plan is not None
+        more, its_tokens = len(entry.plan.holes), entry.plan.recomputed
         if more + 1 <= seats and tokens + its_tokens <= half:
             seats, rows, tokens = seats - more - 1, rows + more, tokens + its_tokens
-        elif its.held >= HOLD_STEPS:
-            _give_up(scheduler, composer, its)
+        elif entry.held >= HOLD_STEPS:
+            _give_up(scheduler, composer, entry)
         else:
-            its.held += 1
-            hidden.append(its)
-    for its in hidden:
-        if its.request_id in finished:
-            finished.discard(its.request_id)
+            entry.held += 1
+            hidden.append(entry)
+    for entry in hidden:
+        if entry.request_id in finished:
+            finished.discard(entry.request_id)
         else:
-            its.request.status = type(its.request.status).WAITING_FOR_REMOTE_KVS
-            flipped.append(its)
+            entry.request.status = type(entry.request.status).WAITING_FOR_REMOTE_KVS
+            flipped.append(entry)
     for name in limits.keys() - {"max_num_scheduled_tokens"}:
         lowered = min(limits[name], limits["max_num_running_reqs"] - rows)
         setattr(scheduler, name, lowered)
@@ -147,40 +147,40 @@ def _room(scheduler: Any, composer: Composer) -> Iterator[None]:
     finally:
         for name, value in limits.items():
             setattr(scheduler, name, value)
-        for its in hidden:
-            if its in flipped:
-                its.request.status = type(its.request.status).WAITING
+        for entry in hidden:
+            if entry in flipped:
+                entry.request.status = type(entry.request.status).WAITING
             else:
-                scheduler.finished_recving_kv_req_ids.add(its.request_id)
+                scheduler.finished_recving_kv_req_ids.add(entry.request_id)
 
 
-def _give_up(scheduler: Any, composer: Composer, its: Composed) -> None:
+def _give_up(scheduler: Any, composer: Composer, entry: Composed) -> None:
     """As if its whole load had failed: vLLM frees its blocks and asks again."""
-    tables = scheduler.kv_cache_manager.get_block_ids(its.request_id)
-    scheduler.kv_cache_manager.evict_blocks(set(composer.unfilled(its, tables)))
-    composer.drop(its, 0)
+    tables = scheduler.kv_cache_manager.get_block_ids(entry.request_id)
+    scheduler.kv_cache_manager.evict_blocks(set(composer.unfilled(entry, tables)))
+    composer.drop(entry, 0)
     composer.given_up()
-    its.request.num_computed_tokens = 0
-    its.request.status = type(its.request.status).WAITING_FOR_REMOTE_KVS
-    scheduler.failed_recving_kv_req_ids.add(its.request_id)
-    scheduler.finished_recving_kv_req_ids.add(its.request_id)
+    entry.request.num_computed_tokens = 0
+    entry.request.status = type(entry.request.status).WAITING_FOR_REMOTE_KVS
+    scheduler.failed_recving_kv_req_ids.add(entry.request_id)
+    scheduler.finished_recving_kv_req_ids.add(entry.request_id)
 
 
 def _begun(composer: Composer, output: Any) -> list[tuple[Composed, Any]]:
     """Of the requests that this step begins, those that are put together."""
-    loading = {its.request_id: its for its in composer.loading}
+    loading = {entry.request_id: entry for entry in composer.loading}
     return [(loading[d.req_id], d) for d in output.scheduled_new_reqs if d.req_id in loading]
 
 
-def _append(scheduler: Any, output: Any, its: Composed, data: Any) -> None:
+def _append(scheduler: Any, output: Any, entry: Composed, data: Any) -> None:
     """The rows of a request to the step that begins it."""
     from vllm import SamplingParams
 
-    plan = its.plan
+    plan = entry.plan
     if plan is None or data.num_computed_tokens != plan.resume:
         return  # it begins elsewhere, for instance since a load failed
     for number, (begin, end) in enumerate(plan.holes):
-        row = f"{its.request_id}-lmkv-row-{number}"
+        row = f"{entry.request_id}-lmkv-row-{number}"
         output.scheduled_new_reqs.append(
             replace(
                 data,

@@ -133,12 +133,12 @@ def _is_anywhere(value: Any) -> bool:
     for span in spans:
         if type(span) is not list or len(span) != 2:
             return False
-        if not (all(_is_count(its, MAX_TOKENS) for its in span) and at <= span[0] < span[1]):
+        if not (all(_is_count(number, MAX_TOKENS) for number in span) and at <= span[0] < span[1]):
             return False
         at = span[1]
     documents = type(whole) is list and len(whole) <= MAX_SPANS
     return _is_count(value.get("first", 0), MAX_FIRST) and (
-        whole == "best" or (documents and all(_is_count(its, MAX_SPANS) for its in whole))
+        whole == "best" or (documents and all(_is_count(number, MAX_SPANS) for number in whole))
     )
 
 

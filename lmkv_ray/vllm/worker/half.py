@@ -22,7 +22,7 @@ from lmkv_ray.config import Settings
 from lmkv_ray.errors import LmkvError
 from lmkv_ray.host import host_id
 from lmkv_ray.transfer import Ended, Load, Save
-from lmkv_ray.transfer.moves import HostMoves, Move, Moved, MovedPiece
+from lmkv_ray.transfer.moves import HostMoves, Moved, MovedPiece, TokenMove
 from lmkv_ray.vllm.engine.groups import Group
 from lmkv_ray.vllm.engine.guard import never_raises
 from lmkv_ray.vllm.engine.metadata import (
@@ -106,7 +106,7 @@ class WorkerHalf:
         self._suspicious = False
         self._jobs: dict[Load | Save, LoadJob | SaveJob] = {}
         self._moves: HostMoves | None = None
-        self._moving: dict[Move, MoveJob] = {}
+        self._moving: dict[TokenMove, MoveJob] = {}
         self._caches: Mapping[str, torch.Tensor] = {}
         self._models: Sequence[torch.nn.Module] = ()
         self._loading: dict[str, _Loading] = {}
@@ -297,7 +297,7 @@ class WorkerHalf:
                 )
                 for piece in job.pieces
             )
-            move = Move(arena_id, pieces, np.array(job.blocks, np.int64))
+            move = TokenMove(arena_id, pieces, np.array(job.blocks, np.int64))
             if self._moves is None:
                 self._end_move(job, Moved(move, False))
             else:

@@ -29,7 +29,7 @@ class CpuTokenPages:
     Args:
         layers: vLLM's attention layers, in the order of the layout's runs.
         caches: the pages of each, [blocks, heads, tokens, 2 * head size].
-        layout: of a chunk.
+        layout: how a chunk's bytes map to pages.
         rope: how keys are rotated.
 
     Raises:
@@ -181,7 +181,7 @@ def check_rope(rope: Rope, module: Any) -> str | None:
         for position in (first, second):
             _, key = module.forward_native(torch.tensor([position]), plain.clone(), plain.clone())
             keys.append(key.view(1, heads, size).float())
-        cos, sin = (torch.from_numpy(its) for its in rope.turn(second - first))
+        cos, sin = (torch.from_numpy(item) for item in rope.turn(second - first))
         ours = turned(keys[0], cos, sin, dim=rope.dim, halves=rope.halves)
         # The module's own table has the rounding of its type, and of float32 angles.
         if not torch.allclose(ours, keys[1], atol=0.06, rtol=0.06):
@@ -202,13 +202,13 @@ def open_token_pages(
         models: that are loaded; not all of this process, which may have several engines.
         layers: vLLM's attention layers, by name.
         caches: the pages of each.
-        layout: of a chunk.
-        architectures: of the model.
+        layout: how a chunk's bytes map to pages.
+        architectures: the model's, as its configuration names them.
     """
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbeddingBase
 
     every = (module for model in models for module in model.modules())
-    modules = list(dict.fromkeys(its for its in every if isinstance(its, RotaryEmbeddingBase)))
+    modules = list(dict.fromkeys(item for item in every if isinstance(item, RotaryEmbeddingBase)))
     rope = rope_of(modules, architectures)
     if isinstance(rope, str):
         return rope
