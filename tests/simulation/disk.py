@@ -108,6 +108,18 @@ class SimulatedDisk:
         """Bytes that are taken."""
         return sum(inode.blocks for root in self._roots.values() for inode in root.names.values())
 
+    def files(self, path: Path) -> list[str]:
+        """The files below a path that was opened."""
+        return [*self._roots[path].names]
+
+    def content(self, path: Path, file: str) -> bytearray:
+        """What is in a file now; to damage it, change it."""
+        return self._roots[path].names[file].content
+
+    def lose(self, path: Path, file: str) -> None:
+        """A file is not there any more, and no process was told."""
+        del self._roots[path].names[file]
+
     def unstick(self) -> None:
         """Go on with what has begun."""
         self.stuck = False

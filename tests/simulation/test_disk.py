@@ -227,7 +227,7 @@ def test_a_damaged_number_of_a_clear_is_no_number() -> None:
         await well(tier)
         assert tier.cleared == 1234
         await tier.close()
-        content = disk._roots[FOLDER].names["CLEARED"].content
+        content = disk.content(FOLDER, "CLEARED")
         for position in range(len(content)):
             content[position] ^= 1
             tier = await open_tier(disk)

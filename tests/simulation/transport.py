@@ -120,6 +120,8 @@ class SimulatedTransport:
         if nbytes > len(destination):
             return Outcome(position, failure=Failure.TOO_LARGE)
         expected = int(memory.summed(hits)[0][0])
+        if not memory.unchanged(hits.slots, hits.generations)[0]:
+            return Outcome(position, failure=Failure.CHANGED)  # it may be another chunk's checksum
         for part in (slice(0, nbytes // 2), slice(nbytes // 2, nbytes)):
             await self._clock.sleep(self._random.expovariate(1 / self._wire.pace))
             sent = self._memory(peer).data[start:][part].copy()

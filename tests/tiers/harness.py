@@ -23,7 +23,7 @@ from lmkv_ray.tiers.cipher import load_cipher
 from lmkv_ray.tiers.disk import DiskTier
 from lmkv_ray.tiers.disk.files import ChunkFiles
 from lmkv_ray.tiers.remote import RemoteTier
-from lmkv_ray.tiers.remote.objects import Objects, open_objects
+from lmkv_ray.tiers.remote.objects import Objects, ObjectStore, open_objects
 
 SLOT = 64 << 10
 NBYTES = SLOT - 1000
@@ -238,8 +238,8 @@ class TestObjects(Objects):
     seconds = 0.0
     """That getting an object takes."""
 
-    def __init__(self, directory: Path) -> None:
-        super().__init__(open_objects(f"file://{directory}", {})._store)
+    def __init__(self, store: ObjectStore) -> None:
+        super().__init__(store)
         self.writable = asyncio.Event()
         self.writable.set()
 
@@ -260,7 +260,7 @@ class RemoteHarness:
 
     def __init__(self, path: Path) -> None:
         self.path = path / "store"
-        self.objects = TestObjects(self.path)
+        self.objects = TestObjects(open_objects(f"file://{self.path}", {})._store)
 
     async def open(self) -> RemoteTier:
         return RemoteTier(self.objects, load_cipher(self.key_file), SYSTEM_CLOCK)

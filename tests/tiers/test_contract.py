@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from lmkv_ray.tiers.disk import writes
 from lmkv_ray.tiers.remote import tier as remote
+from tests.simulation.harness import SimulatedBucketHarness, SimulatedDiskHarness
 from tests.tiers.contract import TierContract
 from tests.tiers.harness import (
     DiskHarness,
@@ -43,3 +44,17 @@ class TestEncryptedRemote(TierContract):
 
     def make(self, directory: Path) -> Harness:
         return EncryptedRemoteHarness(directory)
+
+
+class TestSimulatedDisk(TierContract):
+    module: ClassVar = writes
+
+    def make(self, directory: Path) -> Harness:
+        return SimulatedDiskHarness(directory)
+
+
+class TestSimulatedBucket(TierContract):
+    module: ClassVar = remote
+
+    def make(self, directory: Path) -> Harness:
+        return SimulatedBucketHarness(directory)
