@@ -102,7 +102,8 @@ class Settings(BaseSettings):
         json_schema_extra=ENGINE,
         description="Reuse stored text wherever it stands in a prompt, not only as a prefix: "
         "never, for requests that ask for it, or for all. Answers are then approximate. vLLM needs "
-        "--scheduler-cls lmkv_ray.vllm.scheduler.rows.scheduler.",
+        "--scheduler-cls lmkv_ray.vllm.scheduler.rows.scheduler. Not finished: nothing finds such "
+        "text yet (docs/anywhere.md).",
     )
     copy_threads: int = Field(
         2,

@@ -130,8 +130,9 @@ class DirectoryService:
 
         A ``number`` is that of a clear which a node found in a store that several share: it is
         ordered here once, under this number if that is a new one. So caches that share a store
-        do not answer each other's clears for ever. Who may write the store could name any number:
-        one that no clock says for long is replaced by one of ours, for there must be higher ones.
+        do not answer each other's clears for ever. A program that may write the store could name
+        any
+        number: one far ahead of this clock is replaced, for there must be higher ones.
 
         An ``old`` one was in the store before the node began to look.
 

@@ -28,7 +28,8 @@ def doctor(
         bool,
         typer.Option(
             help="Write a chunk of 64 KiB and move it to every tier and node. In a full arena "
-            "other chunks make room for it, a 64th of the arena at most."
+            "other chunks make room for it, a 64th of the arena at most. The tiers keep their copy "
+            "as long as any other chunk."
         ),
     ] = True,
     as_json: Annotated[

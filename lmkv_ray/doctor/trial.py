@@ -60,7 +60,7 @@ class Trial:
         self._slots = list(welcome.grant.slots)
 
     def run(self, status: CacheStatus) -> Iterator[Finding]:
-        """Every way once. The chunk is removed from memory at the end."""
+        """Every way once. At the end the chunk is removed from memory; tiers keep their copies."""
         try:
             yield self._memory()
             here = self._cache.node_id

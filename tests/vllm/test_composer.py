@@ -117,3 +117,17 @@ def test_a_request_is_ready_when_vllm_would_begin_it(composer: Composer) -> None
     assert list(ready(composer, set(), set())) == []
     request.num_computed_tokens = 260
     assert list(ready(composer, set(), set())) == [its]
+
+
+def test_an_error_leaves_the_names_of_a_request(
+    composer: Composer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: object) -> list[bytes]:
+        raise ValueError("no names")
+
+    request = Request()
+    before = [*request.block_hashes]
+    monkeypatch.setattr("lmkv_ray.vllm.scheduler.composer.names", fail)
+    with pytest.raises(ValueError, match="no names"):
+        compose(composer, request)
+    assert request.block_hashes == before

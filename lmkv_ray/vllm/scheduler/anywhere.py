@@ -196,5 +196,10 @@ def open_anywhere(
     scheduler = config.scheduler_config
     rows_at_once = min(MAX_ROWS, scheduler.max_num_seqs - 1)
     limits = PlanLimits(rows=rows_at_once, tokens=scheduler.max_num_batched_tokens // 2)
-    logger.info("lmkv_ray: text is reused anywhere in a prompt (%s).", settings.anywhere)
+    logger.warning(
+        "lmkv_ray: anywhere is %s and this engine is ready for it, but this version has nothing "
+        "that finds stored text: text is reused as a prefix only, until a program hands in a "
+        "finder (docs/anywhere.md).",
+        settings.anywhere,
+    )
     return Anywhere(settings, groups[0], limits, stats)

@@ -148,9 +148,9 @@ class Composer:
         first = first_named(whole, self._block)
         lora = request.lora_request
         tenant = (lora.lora_name if lora else "", str(request.cache_salt or ""))
-        del request.block_hashes[first:]
+        # An error must leave the request as it was: vLLM reads one hash for each whole block.
         made = names(whole, request.block_hashes, request.all_token_ids, self._block, tenant)
-        request.block_hashes.extend(made)
+        request.block_hashes[first:] = made
         request.update_block_hashes()
         entry.names = frozenset(request.block_hashes[first:])
 

@@ -129,9 +129,9 @@ class _Table:
             found += scratch.view(-1).to(torch.int64) * DIGIT**power
         if not torch.equal(found.sort().values, numbers):
             raise _refused("an attention kernel does not keep each element of a block once")
-        places = torch.empty_like(found)
-        places[found] = numbers
-        self._keys, self._values = places[:half], places[half:]
+        positions = torch.empty_like(found)
+        positions[found] = numbers
+        self._keys, self._values = positions[:half], positions[half:]
 
     def is_of(self, layer: Any, cache: torch.Tensor) -> bool:
         """Whether another layer's pages are packed alike."""
